@@ -1,0 +1,48 @@
+# The two commands are `make demo` and `make test`; each sets up all that it needs in .venv and says what it does.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup demo test lint types check-tests bench clean
+
+help:
+	@echo "make demo    run the whole story on this machine: live migration over TCP, save and restore"
+	@echo "make test    lint, types, tests"
+	@echo "make bench   the figures, each beside its limit measured in the same run"
+	@echo "make clean   remove everything that make has made"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@echo "== setting up $(VENV) with $$($(PYTHON) --version) (once; takes about half a minute)"
+	@$(PYTHON) -c 'import sys; sys.exit("kvmmig needs Python 3.11 or newer; say make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+demo: setup
+	@echo "== kvmmig demo"
+	@$(BIN)/kvmmig demo
+
+lint: setup
+	@echo "== ruff"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: setup
+	@echo "== mypy --strict"
+	@$(BIN)/mypy
+
+check-tests: setup
+	@echo "== pytest"
+	@$(BIN)/python -m pytest
+
+test: lint types check-tests
+
+bench: setup
+	@$(BIN)/python tests/bench.py
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,235 @@
+"""The transport contract: what a transport must promise, and nothing about how.
+
+A *transport* is a cheap value made from a URI. It connects (the source's side) or listens (the
+destination's side) and yields *channels*; a channel moves bytes. Everything here is about bytes: no
+transport knows what a page, a round or a machine is.
+
+The contract is small on purpose, and each sentence of it is tested by ``kvmmig.testing``.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import ClassVar, Self
+from urllib.parse import parse_qsl
+
+from ..errors import BadURI, ChannelBusy
+
+_SCHEME = re.compile(r"[a-z][a-z0-9.-]*")
+_OPTIONS = re.compile(r"[a-z][a-z0-9_-]*=[^&]*(&[a-z][a-z0-9_-]*=[^&]*)*")
+
+
+@dataclass(frozen=True, slots=True)
+class TransportURI:
+    """``[wrapper+...]scheme:target[?option=value&...]``, taken apart.
+
+    The target's own grammar belongs to the transport. A ``?`` starts the options only where options follow
+    it, so that a file name or a shell command may hold one.
+    """
+
+    scheme: str
+    target: str
+    options: Mapping[str, str] = field(default_factory=dict)
+    wrappers: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Take ``text`` apart; `BadURI` says what a URI looks like when it can't."""
+        head, colon, target = text.partition(":")
+        *wrappers, scheme = head.split("+")
+        if not colon or not all(_SCHEME.fullmatch(name) for name in (*wrappers, scheme)):
+            raise BadURI(
+                f"{text!r} is not a transport URI: write scheme:target, such as tcp:127.0.0.1:4444 or "
+                "file:/var/tmp/guest.img"
+            )
+        options: dict[str, str] = {}
+        before, mark, after = target.rpartition("?")
+        if mark and _OPTIONS.fullmatch(after):
+            target = before
+            for name, value in parse_qsl(after, keep_blank_values=True, strict_parsing=True):
+                if name in options:
+                    raise BadURI(f"{text!r} gives the option {name!r} twice; give it once")
+                options[name] = value
+        return cls(scheme, target, options, tuple(wrappers))
+
+    def __str__(self) -> str:
+        head = "+".join((*self.wrappers, self.scheme))
+        tail = "&".join(f"{name}={value}" for name, value in self.options.items())
+        return f"{head}:{self.target}" + (f"?{tail}" if tail else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option that a transport understands after the ``?`` of its URI."""
+
+    name: str
+    help: str
+    default: str = ""
+    choices: tuple[str, ...] = ()  # any text where it is empty
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelFeatures:
+    """What a channel can do, so that the engine can choose how it commits."""
+
+    two_way: bool = False  # the other side can answer: the hand-over is "ready" / "go"
+    durable: bool = False  # `aclose` returns only when all of it would survive a power cut
+
+
+class Channel(ABC):
+    """A stream of bytes to, or from, one other side.
+
+    At most one task may send and at most one may receive at a time; a second one gets `ChannelBusy`. Every
+    error of the operating system, of the peer or of a helper becomes a `TransportError` whose cause is kept.
+
+    A channel belongs to whoever connected or accepted it: they end it by `aclose` (orderly) or by `abort`.
+    Either may follow the other, and either may be called twice.
+    """
+
+    #: What this channel can do.
+    features: ChannelFeatures = ChannelFeatures()
+
+    #: Who or what is at the other end, for people: ``127.0.0.1:4444``, ``/var/tmp/a.img``.
+    peer: str = ""
+
+    #: Sentences that the user should see and that are no errors, such as a fall-back that was taken.
+    notices: tuple[str, ...] = ()
+
+    @abstractmethod
+    async def send_some(self, buffers: Sequence[memoryview]) -> int:
+        """Accept a prefix of ``buffers`` (one-dimensional, of bytes, none of them empty, at least one).
+
+        Returns how many bytes were accepted: at least 1, at most all of them. **Cancelled means that
+        nothing was accepted.** This always is a checkpoint, even when the sink is always ready, and it
+        never holds the event loop for longer than one bounded non-blocking call or memory copy.
+
+        A buffer may be live guest memory, and it may still be read after this call has returned, until
+        `flush` has.
+
+        Raises `ChannelBroken`, `ChannelClosed`, `ChannelBusy`.
+        """
+
+    @abstractmethod
+    async def receive_some(self, buffer: memoryview) -> int:
+        """Fill a prefix of ``buffer`` (not empty) and say how much; 0 is the end of the stream.
+
+        **Cancelled means that nothing was taken.** Always a checkpoint. Raises as `send_some` does.
+        """
+
+    @abstractmethod
+    async def flush(self) -> None:
+        """Return when no accepted buffer will be read any more and all accepted bytes have left this side.
+
+        "Left" means that the peer's kernel has them, or the helper, or the disk, as the transport says. A
+        cancel leaves the channel usable; what has been accepted still goes its way.
+        """
+
+    @abstractmethod
+    def abort(self) -> None:
+        """End the channel at once, whatever is clogged or hung. Synchronous, idempotent, never raises.
+
+        Leaves no process, no file descriptor and no partial file behind. What was accepted may be lost. A
+        task that is inside a call on this channel gets `ChannelClosed` (or is woken by its own cancel).
+        """
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """End the channel in order: flush, close, and report what went wrong, a helper's own words included.
+
+        For a durable channel this is the commit: the file gets its name here, and only when all of it is on
+        the disk. After an error or a cancel it is as after `abort`. Idempotent.
+        """
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # A block that fails must not commit half a file.
+        if kind is None:
+            await self.aclose()
+        else:
+            self.abort()
+
+
+class Listener(ABC):
+    """A place where a channel can be accepted. Owned by whoever called `Transport.listen`."""
+
+    #: Where it listens in fact, for people and for the other side: with the port that the kernel chose.
+    uri: str
+
+    @abstractmethod
+    async def accept(self) -> Channel:
+        """Wait for a source and return the channel from it; a cancel accepts nobody. Raises `ConnectFailed`."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Stop listening. Idempotent; a channel that was accepted lives on."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+class Transport(ABC):
+    """One way of moving bytes, named by a URI scheme. Making one opens nothing and is cheap."""
+
+    #: One line for ``kvmmig transports``.
+    summary: ClassVar[str] = ""
+    #: How its URI is written: ``tcp:HOST:PORT``.
+    syntax: ClassVar[str] = ""
+    #: The options it understands. Any other one is an error before the transport sees it.
+    options: ClassVar[tuple[Option, ...]] = ()
+
+    def __init__(self, uri: TransportURI) -> None:
+        """Check the URI. Raises `BadURI` with the right form in its text."""
+        known = {option.name: option for option in self.options}
+        for name, value in uri.options.items():
+            if name not in known:
+                right = f"it knows {', '.join(known)}" if known else "it has none"
+                raise BadURI(f"{str(uri)!r}: {uri.scheme} has no option {name!r}; {right}")
+            if known[name].choices and value not in known[name].choices:
+                right = " or ".join(f"{name}={choice}" for choice in known[name].choices)
+                raise BadURI(f"{str(uri)!r}: {name}={value} is not understood; write {right}")
+        self.uri = uri
+
+    def option(self, name: str) -> str:
+        """The option's value: as the URI has it, or its default."""
+        default = next(option.default for option in self.options if option.name == name)
+        return self.uri.options.get(name, default)
+
+    @abstractmethod
+    async def connect(self) -> Channel:
+        """The source's side: a channel to write the guest to. Raises `ConnectFailed`; a cancel leaves nothing."""
+
+    @abstractmethod
+    async def listen(self) -> Listener:
+        """The destination's side: a place to read a guest from. Raises `ConnectFailed`; a cancel leaves nothing."""
+
+
+class OneAtATime:
+    """Raises `ChannelBusy` when a second task enters; for the authors of transports.
+
+    ``with self._sending: ...`` around the whole of `Channel.send_some`.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._held = False
+
+    def __enter__(self) -> None:
+        if self._held:
+            raise ChannelBusy(f"another task is {self._what} on this channel; let one task do it at a time")
+        self._held = True
+
+    def __exit__(self, *_: object) -> None:
+        self._held = False
