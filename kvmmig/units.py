@@ -1,7 +1,7 @@
 """Quantities the way people write them: ``1GiB``, ``64MiB``, ``500MB``, ``50ms``, ``1.5GB/s``.
 
-Our own, because what PyPI has either parses only one of the two families, prints only, or costs more to import
-than the rest of the command line together.
+Our own, because what PyPI has either parses only one of the two families, prints only, or costs more to
+import than the rest of the command line together.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import ClassVar, Self
 from urllib.parse import parse_qsl
 
-from ..errors import BadURI, ChannelBusy
+from kvmmig.errors import BadURI, ChannelBusy
 
 _SCHEME = re.compile(r"[a-z][a-z0-9.-]*")
 _OPTIONS = re.compile(r"[a-z][a-z0-9_-]*=[^&]*(&[a-z][a-z0-9_-]*=[^&]*)*")
@@ -165,7 +165,7 @@ class Listener(ABC):
 
     @abstractmethod
     async def accept(self) -> Channel:
-        """Wait for a source and return the channel from it; a cancel accepts nobody. Raises `ConnectFailed`."""
+        """Wait for a source and return its channel; a cancel accepts nobody. Raises `ConnectFailed`."""
 
     @abstractmethod
     async def aclose(self) -> None:
@@ -209,11 +209,11 @@ class Transport(ABC):
 
     @abstractmethod
     async def connect(self) -> Channel:
-        """The source's side: a channel to write the guest to. Raises `ConnectFailed`; a cancel leaves nothing."""
+        """The source's side: a channel to write to. Raises `ConnectFailed`; a cancel leaves nothing."""
 
     @abstractmethod
     async def listen(self) -> Listener:
-        """The destination's side: a place to read a guest from. Raises `ConnectFailed`; a cancel leaves nothing."""
+        """The destination's side: a place to read from. Raises `ConnectFailed`; a cancel leaves nothing."""
 
 
 class OneAtATime:

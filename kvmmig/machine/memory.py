@@ -1,0 +1,189 @@
+"""Guest memory: one host mapping, seen by the guest as the RAM of a PC.
+
+RAM reaches from 0 to 3 GiB; the rest of it starts at 4 GiB, above the hole where a PC has its interrupt
+controllers and devices. On the host the regions lie one behind the other without a gap, so a page has one
+number (its place in RAM order) and one place in the mapping, whatever its physical address is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import mmap
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import trio
+
+from kvmmig.errors import BadConfig
+from kvmmig.machine.pageset import PageSet, Runs, pages_of
+
+PAGE_SIZE = 4096
+#: Where the hole of a PC begins and ends: RAM goes on behind it.
+HOLE = (3 << 30, 4 << 30)
+#: RAM comes in these units: 64 pages are one word of a dirty bitmap, so no word spans two regions.
+MEMORY_UNIT = 64 * PAGE_SIZE
+
+_MADV_HUGEPAGE = 14
+_MADV_POPULATE_WRITE = 23  # Linux 5.14, madvise(2)
+_POPULATE_CHUNK = 64 << 20
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A stretch of RAM that is contiguous for the guest: one KVM memory slot."""
+
+    slot: int
+    gpa: int  # guest-physical address of its first byte
+    size: int  # bytes
+    first_page: int  # number of its first page in RAM order
+
+
+def pc_regions(size: int) -> tuple[Region, ...]:
+    """The regions of a PC with ``size`` bytes of RAM."""
+    low = min(size, HOLE[0])
+    regions = [Region(0, 0, low, 0)]
+    if size > low:
+        regions.append(Region(1, HOLE[1], size - low, low // PAGE_SIZE))
+    return tuple(regions)
+
+
+class GuestMemory:
+    """The RAM of one guest: private anonymous memory, huge pages advised.
+
+    Whoever creates it closes it, after the VM that uses it. Views that are still held then keep the mapping
+    alive until they go.
+    """
+
+    def __init__(self, size: int) -> None:
+        if size <= 0 or size % MEMORY_UNIT:
+            raise BadConfig(
+                f"a guest can't have {size} bytes of memory; use a multiple of {MEMORY_UNIT // 1024} KiB"
+            )
+        self.size = size
+        self.n_pages = size // PAGE_SIZE
+        self.regions = pc_regions(size)
+        try:
+            self._map = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError as error:
+            raise BadConfig(
+                f"this host has no room for {size} bytes of guest memory: {error.strerror}"
+            ) from error
+        self._view = memoryview(self._map)
+        #: All of RAM as 64-bit words, shape ``(n_pages, 512)``: a row is a page.
+        self.words: npt.NDArray[np.uint64] = np.frombuffer(self._map, np.uint64).reshape(self.n_pages, 512)
+        self._base = self.words.ctypes.data
+        _libc.madvise(self._base, size, _MADV_HUGEPAGE)  # only advice: no matter if the kernel has none
+        self._host_writes: PageSet | None = None
+        self._lock = threading.Lock()
+
+    async def populate(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Touch every page now, in a thread, so that neither the guest nor a receiver pays for it later.
+
+        ``progress`` is called on the loop with bytes done and bytes in all. A cancel leaves memory usable,
+        partly populated. Raises `BadConfig` where the host has not got the memory.
+        """
+        for start in range(0, self.size, _POPULATE_CHUNK):
+            length = min(_POPULATE_CHUNK, self.size - start)
+            await trio.to_thread.run_sync(self._populate, start, length)
+            if progress is not None:
+                progress(start + length, self.size)
+
+    def _populate(self, start: int, length: int) -> None:
+        if _libc.madvise(self._base + start, length, _MADV_POPULATE_WRITE) == 0:
+            return
+        code = ctypes.get_errno()
+        if code == errno.EINVAL:  # before Linux 5.14: write one word to each page
+            first, count = start // PAGE_SIZE, length // PAGE_SIZE
+            self.words[first : first + count, 0] |= np.uint64(0)
+            return
+        raise BadConfig(
+            f"this host has no room for {self.size} bytes of guest memory ({os.strerror(code)}); "
+            "use a smaller --memory"
+        )
+
+    def address(self, region: Region) -> int:
+        """The host's address of a region's first byte, for KVM_SET_USER_MEMORY_REGION."""
+        return self._base + region.first_page * PAGE_SIZE
+
+    def offset(self, gpa: int, length: int) -> int:
+        """Where ``length`` bytes at ``gpa`` lie in the mapping; `ValueError` if not all are in one region."""
+        for region in self.regions:
+            if region.gpa <= gpa and gpa + length <= region.gpa + region.size:
+                return region.first_page * PAGE_SIZE + gpa - region.gpa
+        raise ValueError(f"{length} bytes at {gpa:#x} are not all inside the guest's memory")
+
+    def view(self, gpa: int, length: int) -> memoryview:
+        """``length`` bytes at ``gpa``, live and writable. No migration sees what is written here."""
+        start = self.offset(gpa, length)
+        return self._view[start : start + length]
+
+    def read(self, gpa: int, length: int) -> bytes:
+        """A copy of ``length`` bytes at ``gpa``."""
+        return bytes(self.view(gpa, length))
+
+    def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
+        """Write as a device does: a running migration knows of it (KVM's dirty log does not). Thread-safe."""
+        if not len(data):
+            return
+        self.view(gpa, len(data))[:] = data
+        first = self.offset(gpa, len(data)) // PAGE_SIZE
+        last = (self.offset(gpa, len(data)) + len(data) - 1) // PAGE_SIZE
+        with self._lock:
+            if self._host_writes is not None:
+                self._host_writes.add(first, last - first + 1)
+
+    def pages(self, first: int, count: int = 1) -> memoryview:
+        """``count`` pages from page number ``first`` on, live, as bytes."""
+        return self._view[first * PAGE_SIZE : (first + count) * PAGE_SIZE]
+
+    def zero(self, runs: Runs) -> None:
+        """Make pages zero. One memset a run: keep the sum small when on an event loop."""
+        for first, count in runs.tolist():
+            self.words[first : first + count] = 0
+
+    def gather(self, pages: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+        """A stable copy of scattered pages, shape ``(n, 512)``."""
+        copy: npt.NDArray[np.uint64] = self.words[pages]
+        return copy
+
+    def scatter(self, runs: Runs, data: npt.NDArray[np.uint64]) -> None:
+        """Put the pages of ``data``, shape ``(n, 512)``, into the places of ``runs``, in order."""
+        self.words[pages_of(runs)] = data
+
+    def are_zero(self, pages: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Which of these pages hold nothing but zeros. The guest may write one right afterwards."""
+        zero: npt.NDArray[np.bool_] = self.words[pages, 0] == 0
+        candidates = np.flatnonzero(zero)
+        if len(candidates):  # the first word has already ruled out nearly all pages that hold data
+            maybe = pages[candidates]
+            first, last = int(maybe[0]), int(maybe[-1])
+            block = self.words[first : last + 1] if last - first + 1 == len(maybe) else self.words[maybe]
+            zero[candidates] = np.bitwise_or.reduce(block, axis=1) == 0
+        return zero
+
+    def track_host_writes(self, on: bool) -> None:
+        """Start or stop remembering what `write` touched. Thread-safe."""
+        with self._lock:
+            self._host_writes = PageSet(self.n_pages) if on else None
+
+    def take_host_writes(self, into: PageSet) -> None:
+        """Move what was remembered into a set. Thread-safe."""
+        with self._lock:
+            if self._host_writes is not None:
+                into.update(self._host_writes)
+                self._host_writes.clear()
+
+    def close(self) -> None:
+        """Give the memory back. Idempotent."""
+        self._view.release()
+        self.words = np.empty((0, 512), np.uint64)
+        with contextlib.suppress(BufferError):  # somebody still reads it: it goes when they do
+            self._map.close()

@@ -1,0 +1,471 @@
+"""The migration task: a running guest leaves through a channel, in bounded steps.
+
+The phases are drawn in `docs/architecture.md` and named in `Phase`. What holds throughout:
+
+- **A step** is a trio cancel scope around "send from the cursor until the round or the time is up". It ends
+  by itself, whether the sink is always ready or never: it needs no EAGAIN and no bandwidth limit.
+- **Nothing is lost.** Reading the dirty log clears it, so what was read is owed: it stays in ``pending``
+  until the channel has accepted the last byte of its frame.
+- **One side runs.** Until the commit any error or cancel leaves the source as it was, running if it ran.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from time import perf_counter
+from typing import Protocol
+
+import trio
+
+from kvmmig.errors import (
+    ChannelBroken,
+    ConnectFailed,
+    GuestEnded,
+    KvmmigError,
+    MigrationCancelled,
+    MigrationError,
+    MigrationRefused,
+    OutcomeUnknown,
+    WrongState,
+)
+from kvmmig.machine.cpu import Ending
+from kvmmig.machine.dirty import DirtyTracker
+from kvmmig.machine.machine import State
+from kvmmig.machine.memory import GuestMemory
+from kvmmig.machine.pageset import Batch, PageSet, runs_of
+from kvmmig.machine.state import StateSection
+from kvmmig.migration import wire
+from kvmmig.migration.cursor import Cursor
+from kvmmig.migration.policy import Continue, GiveUp, Limits, Policy, RoundFigures, Stop, default_policy
+from kvmmig.migration.registry import transport_for
+from kvmmig.migration.report import MigrationStatistics, Phase, StepStatistics, TimelineEvent
+from kvmmig.migration.stall import Histogram, StallMeter
+from kvmmig.migration.transport import Channel, Transport
+
+#: Runs shorter than this on average are gathered into one copy: a memcpy costs less than so many buffers.
+_GATHER_BELOW = 16
+_KEPT_EVENTS = 1000
+
+
+class Described(Protocol):
+    """What a machine says of itself for the hello."""
+
+    def encode(self) -> bytes: ...
+
+
+class MigratableMachine(Protocol):
+    """What the migration task needs of a machine; `kvmmig.machine.Machine` is one."""
+
+    @property
+    def memory(self) -> GuestMemory: ...
+    @property
+    def state(self) -> State: ...
+    @property
+    def description(self) -> Described: ...
+    def dirty_tracker(self) -> DirtyTracker: ...
+    async def pause(self) -> None: ...
+    async def resume(self) -> None: ...
+    async def capture(self) -> Sequence[StateSection]: ...
+    async def wait(self) -> Ending: ...
+    def mark_moved(self) -> None: ...
+
+
+class OutgoingMigration:
+    """One migration of one machine to one place. `run` it once; watch it by `statistics` meanwhile."""
+
+    def __init__(
+        self,
+        machine: MigratableMachine,
+        transport: Transport | str,
+        *,
+        policy: Policy | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        """``transport`` may be a URI, which raises `BadURI` here where it is not understood."""
+        self._machine = machine
+        self._memory = machine.memory
+        self._transport = transport_for(transport) if isinstance(transport, str) else transport
+        self._policy = policy if policy is not None else default_policy()
+        self._limits = limits if limits is not None else Limits()
+        self._pending = PageSet(machine.memory.n_pages)
+        self._tracker = machine.dirty_tracker()
+        self._encoder = wire.Encoder(wire.Direction.FORWARDS)
+        self._cursor = Cursor()
+        self._scope = trio.CancelScope()
+        self._cancelled_by = ""
+        self._moved = False
+        self._paused_by_us = False
+        self._said = {kind: trio.Event() for kind in (wire.Kind.ACCEPT, wire.Kind.READY, wire.Kind.RUNNING)}
+        self._peer_silent = trio.Event()
+        # figures
+        self._phase = Phase.SETUP
+        self._meter = StallMeter()
+        self._steps = Histogram()
+        self._rounds: list[RoundFigures] = []
+        self._events: deque[TimelineEvent] = deque(maxlen=_KEPT_EVENTS)
+        self._started = perf_counter()
+        self._ended: float | None = None
+        self._setup_time: float | None = None
+        self._stopped_at: float | None = None
+        self._downtime: float | None = None
+        self._round_started = self._started
+        self._round_base = 0
+        self._round = 0
+        self._peer = str(self._transport.uri)
+        self._notices: tuple[str, ...] = ()
+        self._error = ""
+
+    # -- what others may ask ------------------------------------------------------------------------
+
+    def statistics(self) -> MigrationStatistics:
+        """The figures as they are at this moment."""
+        now = self._ended if self._ended is not None else perf_counter()
+        last = self._rounds[-1] if self._rounds else None
+        return MigrationStatistics(
+            phase=self._phase,
+            peer=self._peer,
+            round=self._round,
+            total_pages=self._memory.n_pages,
+            remaining_pages=len(self._pending),
+            sent_pages=self._encoder.pages,
+            zero_pages=self._encoder.zero_pages,
+            sent_bytes=self._cursor.accepted,
+            rate=last.rate if last is not None else self._rate(now),
+            dirty_rate=last.dirty_rate if last is not None else 0.0,
+            expected_downtime=last.expected_downtime if last is not None else None,
+            downtime=self._downtime,
+            setup_time=self._setup_time,
+            total_time=now - self._started,
+            steps=StepStatistics(
+                bound=self._limits.step,
+                count=self._steps.count,
+                worst=self._steps.worst,
+                p99=self._steps.quantile(0.99),
+            ),
+            worst_stall=self._meter.turns.worst,
+            rounds=tuple(self._rounds),
+            events=tuple(self._events),
+            notices=self._notices,
+            error=self._error,
+        )
+
+    def cancel(self, why: str = "it was cancelled") -> None:
+        """End the migration: `run` raises `MigrationCancelled`, and the guest goes on here.
+
+        Raises `MigrationError` once "go" has been sent: from there on the guest belongs to the other side.
+        """
+        if self._moved:
+            raise MigrationError("the guest has been handed over; it is too late to cancel the migration")
+        self._cancelled_by = why
+        self._scope.cancel()
+
+    async def run(self) -> MigrationStatistics:
+        """Migrate. Returns the final figures once the guest has moved.
+
+        Raises a `TransportError`, `StreamError` or `MigrationError` when it has not: then dirty logging is
+        off, the channel is aborted, and the guest runs if it ran before. A cancel leaves the same. The one
+        exception is `OutcomeUnknown`, whose text says what an operator must find out.
+        """
+        self._started = self._round_started = perf_counter()
+        if self._machine.state not in (State.RUNNING, State.PAUSED):
+            raise WrongState(
+                f"the guest {self._machine.state}, so it can't be migrated; only a running or paused one can"
+            )
+        with self._meter:
+            try:
+                with self._scope:
+                    await self._migrate()
+                if self._cancelled_by and not self._moved:
+                    raise MigrationCancelled(f"the migration to {self._peer} ended: {self._cancelled_by}")
+            except BaseException as problem:
+                self._ended = perf_counter()
+                cancelled = isinstance(problem, MigrationCancelled) or _only_cancelled(problem)
+                self._error = str(problem) or type(problem).__name__
+                self._enter(Phase.UNKNOWN if self._moved else Phase.CANCELLED if cancelled else Phase.FAILED)
+                raise
+            self._ended = perf_counter()
+            self._enter(Phase.DONE)
+        return self.statistics()
+
+    # -- the task -----------------------------------------------------------------------------------
+
+    async def _migrate(self) -> None:
+        self._enter(Phase.SETUP)
+        try:
+            channel = await self._connect()
+            self._peer = channel.peer or self._peer
+            self._notices = channel.notices
+            try:
+                await self._with_watchers(channel)
+            except BaseException:
+                channel.abort()
+                raise
+        finally:
+            with trio.CancelScope(shield=True):  # short, and bounded: two ioctls a region and a resume
+                await trio.to_thread.run_sync(self._tracker.stop)
+                if self._paused_by_us and not self._moved:
+                    await self._resume_source()
+
+    async def _connect(self) -> Channel:
+        with trio.move_on_after(self._limits.connect):
+            return await self._transport.connect()
+        raise ConnectFailed(f"{self._transport.uri} gave no connection in {self._limits.connect:g} s")
+
+    async def _resume_source(self) -> None:
+        try:
+            await self._machine.resume()
+        except WrongState:  # it was stopped meanwhile, by somebody who may
+            return
+
+    async def _with_watchers(self, channel: Channel) -> None:
+        """Run the hand-over beside those who may end it: the guest, and the other side."""
+        failures: list[KvmmigError] = []
+
+        async with trio.open_nursery() as nursery:
+
+            async def guard(work: Callable[[], Awaitable[None]]) -> None:
+                try:
+                    await work()
+                except KvmmigError as error:
+                    failures.append(error)
+                    nursery.cancel_scope.cancel()
+
+            async def hand_over() -> None:
+                try:
+                    await self._hand_over(channel)
+                except ChannelBroken:
+                    if channel.features.two_way:  # its last words explain more than a broken pipe does
+                        with trio.move_on_after(0.5):
+                            await self._peer_silent.wait()
+                    raise
+                nursery.cancel_scope.cancel()
+
+            if channel.features.two_way:
+                nursery.start_soon(guard, lambda: self._watch_peer(channel))
+            nursery.start_soon(guard, self._watch_guest)
+            nursery.start_soon(guard, hand_over)
+
+        if failures:
+            refusals = [failure for failure in failures if isinstance(failure, MigrationRefused)]
+            raise (refusals or failures)[0]
+
+    async def _hand_over(self, channel: Channel) -> None:
+        send = _Sender(channel, self._cursor, self._steps, self._limits)
+        await self._introduce(channel, send)
+        self._setup_time = perf_counter() - self._started
+
+        self._enter(Phase.ROUNDS)
+        await trio.to_thread.run_sync(self._tracker.start)
+        await self._collect()
+        while True:
+            figures = await self._send_round(send)
+            match self._policy.decide(figures):
+                case Continue():
+                    continue
+                case Stop():
+                    break
+                case GiveUp(reason):
+                    raise MigrationError(f"the migration to {self._peer} was given up: {reason}")
+
+        self._enter(Phase.STOP)
+        running = self._machine.state is State.RUNNING
+        self._stopped_at = perf_counter()
+        if running:
+            self._paused_by_us = True
+            await self._machine.pause()
+        # Reading state can write guest memory, so the last dirty log comes after it.
+        sections = await self._machine.capture()
+        await self._collect()
+
+        self._enter(Phase.FINAL)
+        await send(self._owed_pages())
+        for section in sections:
+            self._cursor.put(self._encoder.section(wire.Section(section.name, section.version, section.data)))
+        self._cursor.put(self._encoder.end(running=running))
+        await send()
+
+        self._enter(Phase.COMMIT)
+        if channel.features.two_way:
+            await self._commit_two_way(channel, send)
+        else:
+            await self._commit_one_way(channel)
+        self._downtime = perf_counter() - self._stopped_at
+
+    async def _introduce(self, channel: Channel, send: _Sender) -> None:
+        self._cursor.put(self._encoder.preamble())
+        self._cursor.put(self._encoder.hello(self._memory.n_pages, self._machine.description.encode()))
+        await send()
+        if channel.features.two_way:
+            await self._hear(wire.Kind.ACCEPT, self._limits.setup)
+
+    async def _send_round(self, send: _Sender) -> RoundFigures:
+        """Send what is pending; then see what was written meanwhile."""
+        self._round = len(self._rounds)
+        self._round_started = perf_counter()
+        self._round_base = self._cursor.accepted
+        pages, zeros = self._encoder.pages, self._encoder.zero_pages
+        await send(self._owed_pages())
+        now = perf_counter()
+        rate = self._rate(now)
+        dirty = await self._collect()
+        duration = perf_counter() - self._round_started
+        figures = RoundFigures(
+            round=self._round,
+            sent_pages=self._encoder.pages - pages,
+            zero_pages=self._encoder.zero_pages - zeros,
+            sent_bytes=self._cursor.accepted - self._round_base,
+            duration=duration,
+            dirty_pages=dirty,
+            rate=rate if rate or not self._rounds else self._rounds[-1].rate,
+            dirty_rate=dirty * wire.PAGE_SIZE / duration,
+        )
+        self._rounds.append(figures)
+        self._note(f"round {figures.round}: {figures.sent_pages} pages sent, {dirty} written meanwhile")
+        return figures
+
+    async def _collect(self) -> int:
+        return await trio.to_thread.run_sync(self._tracker.collect, self._pending)
+
+    def _owed_pages(self) -> Callable[[], bool]:
+        """Something that puts the next batch of pending pages into the cursor, and says whether it did."""
+        batches = self._pending.batches(wire.MAX_FRAME_PAGES)
+
+        def more() -> bool:
+            batch = next(batches, None)
+            if batch is None:
+                return False
+            self._put_batch(batch)
+            return True
+
+        return more
+
+    def _put_batch(self, batch: Batch) -> None:
+        zero = self._memory.are_zero(batch.pages)
+        if zero.any():
+            self._cursor.put(self._encoder.zero_runs(runs_of(batch.pages[zero])))
+        pages = batch.pages[~zero]
+        if len(pages):
+            runs = runs_of(pages)
+            if len(pages) < len(runs) * _GATHER_BELOW:
+                data = [self._memory.gather(pages).data.cast("B")]
+            else:
+                data = [self._memory.pages(first, count) for first, count in runs.tolist()]
+            self._cursor.put(*self._encoder.page_runs(runs, data))
+        self._cursor.put(accepted=lambda: self._pending.discard(batch.first, batch.stop - batch.first))
+
+    async def _commit_one_way(self, channel: Channel) -> None:
+        with trio.move_on_after(self._limits.handover) as scope:
+            await channel.flush()
+            await channel.aclose()
+        if scope.cancelled_caught:
+            raise MigrationError(f"{self._peer} was not on the disk within {self._limits.handover:g} s")
+        self._hand_off()
+
+    async def _commit_two_way(self, channel: Channel, send: _Sender) -> None:
+        await channel.flush()
+        await self._hear(wire.Kind.READY, self._limits.handover)
+        self._cursor.put(self._encoder.signal(wire.Kind.GO), accepted=self._hand_off)
+        await send()
+        # The guest belongs to the other side now. All that can still be had is the good news.
+        try:
+            await self._hear(wire.Kind.RUNNING, self._limits.handover)
+        except MigrationError as error:
+            raise self._unknown(str(error)) from error
+        channel.abort()
+
+    def _hand_off(self) -> None:
+        """The point of no return: called the moment that the last byte of "go" was accepted."""
+        self._moved = True
+        self._machine.mark_moved()
+        self._note("the guest belongs to the other side")
+
+    def _unknown(self, why: str) -> OutcomeUnknown:
+        return OutcomeUnknown(
+            f'the guest was handed over ("go" was sent to {self._peer}), but the other side never said that '
+            f"it runs: {why}. Look there first; it is stopped here and does not start again by itself"
+        )
+
+    # -- those who may end it -----------------------------------------------------------------------
+
+    async def _watch_guest(self) -> None:
+        ending = await self._machine.wait()
+        if not self._moved:
+            raise GuestEnded(f"the guest ended before it had moved: {ending}")
+
+    async def _watch_peer(self, channel: Channel) -> None:
+        decoder = wire.Decoder(wire.Direction.BACKWARDS)
+        try:
+            while not decoder.finished:
+                count = await channel.receive_some(decoder.buffer())
+                if count == 0:
+                    raise ChannelBroken(
+                        f"{self._peer} closed the connection while this side was in {self._phase}"
+                    )
+                match decoder.advance(count):
+                    case wire.Signal(kind):
+                        self._said[kind].set()
+                    case wire.Fail(text):
+                        raise MigrationRefused(f"{self._peer} can't take the guest: {text}")
+        except KvmmigError as error:
+            if self._moved:
+                raise self._unknown(str(error)) from error
+            raise
+        finally:
+            self._peer_silent.set()
+
+    async def _hear(self, kind: wire.Kind, seconds: float) -> None:
+        with trio.move_on_after(seconds) as scope:
+            await self._said[kind].wait()
+        if scope.cancelled_caught:
+            raise MigrationError(f'{self._peer} did not say "{kind.name.lower()}" within {seconds:g} s')
+
+    # -- figures ------------------------------------------------------------------------------------
+
+    def _rate(self, now: float) -> float:
+        return (self._cursor.accepted - self._round_base) / max(now - self._round_started, 1e-9)
+
+    def _enter(self, phase: Phase) -> None:
+        self._phase = phase
+        self._note(str(phase))
+
+    def _note(self, what: str) -> None:
+        self._events.append(TimelineEvent(perf_counter() - self._started, what))
+
+
+def _only_cancelled(problem: BaseException) -> bool:
+    if isinstance(problem, BaseExceptionGroup):
+        return all(_only_cancelled(part) for part in problem.exceptions)
+    return isinstance(problem, trio.Cancelled)
+
+
+class _Sender:
+    """Sends the cursor in bounded steps, until it is empty and ``more()`` puts nothing in any more."""
+
+    def __init__(self, channel: Channel, cursor: Cursor, steps: Histogram, limits: Limits) -> None:
+        self._channel = channel
+        self._cursor = cursor
+        self._steps = steps
+        self._limits = limits
+
+    async def __call__(self, more: Callable[[], bool] = lambda: False) -> None:
+        moved_at = perf_counter()
+        done = False
+        while not done:
+            begin, before = perf_counter(), self._cursor.accepted
+            with trio.move_on_after(self._limits.step):
+                done = await self._step(more)
+            now = perf_counter()
+            self._steps.add(now - begin)
+            if self._cursor.accepted != before:
+                moved_at = now
+            elif now - moved_at > self._limits.stall:
+                raise MigrationError(
+                    f"{self._channel.peer} accepted nothing for {self._limits.stall:g} s; the migration ended"
+                )
+
+    async def _step(self, more: Callable[[], bool]) -> bool:
+        while True:
+            if self._cursor.empty and not more():
+                return True
+            self._cursor.advance(await self._channel.send_some(self._cursor.head()))

@@ -1,0 +1,66 @@
+"""What a migration says of itself: frozen figures, and a timeline of what happened when."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from kvmmig.migration.policy import RoundFigures
+
+
+class Phase(enum.StrEnum):
+    """Where a migration is. The last four are its ends."""
+
+    SETUP = "setup"  # connect, hello, does the other side fit?    the guest runs
+    ROUNDS = "rounds"  # memory, while it is being written          the guest runs
+    STOP = "stop"  # vCPUs parked, state captured, last dirty log   the guest is stopped
+    FINAL = "final"  # the last pages, the state, the end           the guest is stopped
+    COMMIT = "commit"  # ready / go, or the disk                    the guest is stopped, then gone
+    DONE = "done"
+    FAILED = "failed"  # the guest is where it was
+    CANCELLED = "cancelled"  # likewise
+    UNKNOWN = "unknown"  # "go" was sent, and nothing more was heard: see `OutcomeUnknown`
+
+
+@dataclass(frozen=True, slots=True)
+class TimelineEvent:
+    """Something that happened ``at`` so many seconds after the migration's start."""
+
+    at: float
+    what: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepStatistics:
+    """The steps of sending. Seconds."""
+
+    bound: float
+    count: int
+    worst: float
+    p99: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigrationStatistics:
+    """The figures of one migration, at one moment; times in seconds, rates in bytes a second."""
+
+    phase: Phase
+    peer: str  # who is at the other end
+    round: int  # 0 is the first; the final pass counts on
+    total_pages: int  # of the guest
+    remaining_pages: int  # owed and not yet accepted
+    sent_pages: int
+    zero_pages: int  # found to be zero: only said, not sent
+    sent_bytes: int  # accepted by the channel
+    rate: float  # of the last round, or of this one
+    dirty_rate: float  # of the last round
+    expected_downtime: float | None  # when the policy decided to stop; before that, as of the last round
+    downtime: float | None  # from the guest's stop to its start there (one-way: to the commit)
+    setup_time: float | None
+    total_time: float
+    steps: StepStatistics
+    worst_stall: float  # the longest turn of the event loop so far
+    rounds: tuple[RoundFigures, ...]
+    events: tuple[TimelineEvent, ...]  # the newest 1000
+    notices: tuple[str, ...]  # what the user should know although it is no error
+    error: str  # why it failed, one sentence; empty otherwise

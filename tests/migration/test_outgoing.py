@@ -1,0 +1,459 @@
+"""The migration task against a fake machine and fake channels: nothing is lost, and one side runs."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+import pytest
+import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvmmig.errors import (
+    ChannelBroken,
+    ConnectFailed,
+    GuestEnded,
+    KvmmigError,
+    MigrationCancelled,
+    MigrationError,
+    MigrationRefused,
+    OutcomeUnknown,
+    WrongState,
+)
+from kvmmig.machine.cpu import Ending
+from kvmmig.machine.machine import State
+from kvmmig.machine.memory import MEMORY_UNIT, PAGE_SIZE
+from kvmmig.machine.state import StateSection
+from kvmmig.migration import wire
+from kvmmig.migration.outgoing import OutgoingMigration
+from kvmmig.migration.policy import Decision, GiveUp, Limits, MaxRounds, RoundFigures
+from kvmmig.migration.report import Phase
+from kvmmig.migration.transport import Channel, ChannelFeatures, Listener, Transport, TransportURI
+from kvmmig.testing.machine import FakeMachine
+
+
+class Sink(Channel):
+    """Takes bytes as its owner likes: ``on_send(room)`` says how many, 0 blocks until cancelled."""
+
+    peer = "a test's sink"
+
+    def __init__(self, on_send: Callable[[int], int] = lambda room: room) -> None:
+        self.data = bytearray()
+        self.flushed = self.closed = self.aborted = False
+        self._on_send = on_send
+
+    async def send_some(self, buffers: Sequence[memoryview]) -> int:
+        await trio.lowlevel.checkpoint()
+        joined = b"".join(buffers)
+        count = self._on_send(len(joined))
+        if count == 0:
+            await trio.sleep_forever()
+        self.data += joined[:count]
+        return count
+
+    async def receive_some(self, buffer: memoryview) -> int:
+        raise NotImplementedError
+
+    async def flush(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self.flushed = True
+
+    def abort(self) -> None:
+        self.aborted = not self.closed
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+        assert self.flushed, "flush is the fence that comes before the commit"
+        self.closed = True
+
+
+class Given(Transport):
+    """Gives the channel that the test made."""
+
+    def __init__(self, channel: Channel | None = None) -> None:
+        super().__init__(TransportURI("given", "x"))
+        self.channel = channel
+
+    async def connect(self) -> Channel:
+        if self.channel is None:
+            raise ConnectFailed("nobody listens there")
+        return self.channel
+
+    async def listen(self) -> Listener:
+        raise NotImplementedError
+
+
+def received(data: bytes) -> tuple[bytes, list[wire.Event]]:
+    """What a destination has after this stream: its memory, and what it was told besides pages."""
+    decoder = wire.Decoder(wire.Direction.FORWARDS)
+    memory = memoryview(bytearray(MEMORY_UNIT))
+    told: list[wire.Event] = []
+    rest = memoryview(data)
+    while rest:
+        room = decoder.buffer()
+        size = min(len(room), len(rest))
+        room[:size], rest = rest[:size], rest[size:]
+        match decoder.advance(size):
+            case wire.Pages(runs, _):
+                decoder.place([memory[f * PAGE_SIZE : (f + c) * PAGE_SIZE] for f, c in runs.tolist()])
+            case wire.Zeros(runs, _):
+                for first, count in runs.tolist():
+                    memory[first * PAGE_SIZE : (first + count) * PAGE_SIZE] = bytes(count * PAGE_SIZE)
+            case wire.PagesDone() | None:
+                pass
+            case event:
+                told.append(event)
+    return bytes(memory), told
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 6))
+def test_the_destinations_memory_is_the_sources_whatever_is_written_when(seed: int, rounds: int) -> None:
+    """Random prefixes, blocked steps, frames cut anywhere, pages written and zeroed all the while."""
+
+    async def main() -> None:
+        random_ = random.Random(seed)
+        machine = FakeMachine()
+
+        def on_send(room: int) -> int:
+            if machine.state is State.RUNNING:
+                for _ in range(random_.randrange(4)):
+                    machine.write(random_.randrange(64), random_.choice([0, 0, 1, 7, 255]))
+            return random_.choice([0, 1, random_.randint(1, room), random_.randint(1, room), room, room])
+
+        for page in range(0, 64, random_.randint(1, 9)):
+            machine.write(page, page + 1)
+        sink = Sink(on_send)
+        limits = Limits(step=0.0005)
+        migration = OutgoingMigration(machine, Given(sink), policy=MaxRounds(rounds), limits=limits)
+        statistics = await migration.run()
+        memory, told = received(bytes(sink.data))
+        assert memory == bytes(machine.memory.pages(0, 64))
+        assert [type(event).__name__ for event in told] == ["Hello", "Section", "End"]
+        assert machine.state is State.MOVED
+        assert not machine.tracker.on
+        assert sink.closed
+        assert statistics.remaining_pages == 0
+        assert len(statistics.rounds) == rounds
+        machine.memory.close()
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 40])
+async def test_scattered_and_contiguous_pages_arrive_alike(stride: int) -> None:
+    machine = FakeMachine()
+    for page in range(0, 64, stride):
+        machine.write(page, page + 1)
+    sink = Sink()
+    statistics = await OutgoingMigration(machine, Given(sink), policy=MaxRounds(1)).run()
+    assert received(bytes(sink.data))[0] == bytes(machine.memory.pages(0, 64))
+    sent = len(range(0, 64, stride))
+    assert (statistics.sent_pages, statistics.zero_pages) == (sent, 64 - sent)
+
+
+async def test_a_sink_that_is_always_ready_does_not_make_a_step_longer() -> None:
+    """The story of the design: no EAGAIN, no bandwidth limit, and the loop gets its turns all the same."""
+    machine = FakeMachine(64 * MEMORY_UNIT)
+    for page in range(0, 64 * 64, 2):
+        machine.write(page, 1)
+    with_bound = await OutgoingMigration(
+        machine, Given(Sink(lambda room: min(room, 1000))), policy=MaxRounds(1), limits=Limits(step=0.001)
+    ).run()
+    assert with_bound.steps.count > 5
+    machine.memory.close()
+
+
+def restored(machine: FakeMachine, state: State = State.RUNNING) -> bool:
+    return machine.state is state and not machine.tracker.on
+
+
+async def run_to_failure(migration: OutgoingMigration) -> KvmmigError:
+    with trio.fail_after(10), pytest.raises(KvmmigError) as caught:
+        await migration.run()
+    return caught.value
+
+
+async def test_a_connection_that_fails_leaves_the_guest_as_it_was() -> None:
+    machine = FakeMachine()
+    migration = OutgoingMigration(machine, Given(None))
+    assert isinstance(await run_to_failure(migration), ConnectFailed)
+    assert restored(machine)
+    assert migration.statistics().phase is Phase.FAILED
+    assert migration.statistics().error == "nobody listens there"
+
+
+async def total_sends() -> int:
+    """How many calls an undisturbed migration of `machine_with_pages` makes with 3,000 bytes a call."""
+    calls = 0
+
+    def on_send(room: int) -> int:
+        nonlocal calls
+        calls += 1
+        return min(room, 3000)
+
+    await OutgoingMigration(machine_with_pages(), Given(Sink(on_send)), policy=MaxRounds(2)).run()
+    return calls
+
+
+def machine_with_pages() -> FakeMachine:
+    machine = FakeMachine()
+    for page in range(0, 20, 3):
+        machine.write(page, 5)
+    return machine
+
+
+async def test_whichever_call_breaks_the_source_runs_on() -> None:
+    for call in range(await total_sends()):
+        machine = machine_with_pages()
+        left = call
+
+        def on_send(room: int) -> int:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise ChannelBroken("the disk is full")
+            return min(room, 3000)
+
+        sink = Sink(on_send)
+        error = await run_to_failure(OutgoingMigration(machine, Given(sink), policy=MaxRounds(2)))
+        assert str(error) == "the disk is full"
+        assert restored(machine)
+        assert sink.aborted
+
+
+@pytest.mark.parametrize("how", ["command", "scope"])
+async def test_whichever_call_is_stuck_a_cancel_gives_the_guest_back(how: str) -> None:
+    for call in range(await total_sends()):
+        machine = machine_with_pages()
+        left = call
+        stuck = trio.Event()
+
+        def on_send(room: int) -> int:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                stuck.set()  # noqa: B023  # called only while this iteration lasts
+                return 0
+            return min(room, 3000)
+
+        sink = Sink(on_send)
+        migration = OutgoingMigration(machine, Given(sink), policy=MaxRounds(2))
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                if how == "command":
+                    nursery.start_soon(run_to_failure, migration)
+                    await stuck.wait()
+                    migration.cancel()
+                else:
+                    nursery.start_soon(migration.run)
+                    await stuck.wait()
+                    nursery.cancel_scope.cancel()
+        assert restored(machine)
+        assert sink.aborted
+        assert migration.statistics().phase is Phase.CANCELLED
+
+
+async def test_a_cancel_by_command_says_who_asked() -> None:
+    machine = machine_with_pages()
+    migration = OutgoingMigration(machine, Given(Sink(lambda room: 0)))
+    async with trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def ask() -> None:
+            await trio.sleep(0.01)
+            migration.cancel("you pressed Ctrl-C")
+
+        error = await run_to_failure(migration)
+    assert isinstance(error, MigrationCancelled)
+    assert "you pressed Ctrl-C" in str(error)
+
+
+async def test_a_sink_that_accepts_nothing_is_given_up() -> None:
+    machine = machine_with_pages()
+    error = await run_to_failure(
+        OutgoingMigration(machine, Given(Sink(lambda room: 0)), limits=Limits(step=0.001, stall=0.05))
+    )
+    assert "accepted nothing for 0.05 s" in str(error)
+    assert restored(machine)
+
+
+async def test_a_policy_may_give_up() -> None:
+    class Never:
+        def decide(self, figures: RoundFigures) -> Decision:
+            return GiveUp("this guest writes too fast")
+
+    machine = machine_with_pages()
+    sink = Sink()
+    error = await run_to_failure(OutgoingMigration(machine, Given(sink), policy=Never()))
+    assert "given up: this guest writes too fast" in str(error)
+    assert restored(machine)
+    assert sink.aborted
+
+
+async def test_a_guest_that_ends_meanwhile_is_not_moved() -> None:
+    machine = machine_with_pages()
+    sink = Sink(lambda room: 0)
+    async with trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def end() -> None:
+            await trio.sleep(0.01)
+            machine.end(Ending("exit", 3))
+
+        error = await run_to_failure(OutgoingMigration(machine, Given(sink)))
+    assert isinstance(error, GuestEnded)
+    assert "exited with status 3" in str(error)
+    assert sink.aborted
+
+
+async def test_a_paused_guest_moves_paused_and_stays_so_after_a_failure() -> None:
+    machine = machine_with_pages()
+    await machine.pause()
+    await run_to_failure(OutgoingMigration(machine, Given(None)))
+    assert restored(machine, State.PAUSED)
+    sink = Sink()
+    await OutgoingMigration(machine, Given(sink)).run()
+    end = received(bytes(sink.data))[1][-1]
+    assert isinstance(end, wire.End)
+    assert not end.running
+
+
+async def test_a_guest_that_was_never_started_is_refused() -> None:
+    machine = FakeMachine()
+    machine.state = State.CREATED
+    with pytest.raises(WrongState, match="has not been started, so it can't be migrated"):
+        await OutgoingMigration(machine, Given(Sink())).run()
+
+
+async def test_a_page_written_while_state_is_captured_still_moves() -> None:
+    class Scribbler(FakeMachine):
+        async def capture(self) -> Sequence[StateSection]:
+            self.memory.pages(9)[:] = b"\x99" * PAGE_SIZE
+            self.tracker.record(9)
+            return [StateSection("cpu0/regs", 1, b"")]
+
+    sink = Sink()
+    machine = Scribbler()
+    await OutgoingMigration(machine, Given(sink), policy=MaxRounds(1)).run()
+    assert received(bytes(sink.data))[0][9 * PAGE_SIZE] == 0x99
+
+
+# -- two-way: the other side has a say ------------------------------------------------------------------
+
+
+class Conversation(Sink):
+    """A destination that follows a script: what it says when it has seen the hello, the end, and the go."""
+
+    features = ChannelFeatures(two_way=True)
+
+    def __init__(self, script: dict[str, str]) -> None:
+        super().__init__()
+        self._script = script
+        self._encoder = wire.Encoder(wire.Direction.BACKWARDS)
+        self._answers = bytearray(self._encoder.preamble())
+        self._news = trio.Event()
+        self._eof = False
+        self.heard: list[str] = []
+
+    async def send_some(self, buffers: Sequence[memoryview]) -> int:
+        count = await super().send_some(buffers)
+        told = [
+            type(event).__name__ for event in received(bytes(self.data))[1] if type(event) is not wire.Section
+        ]
+        for name in told[len(self.heard) :]:
+            self.heard.append(name)
+            self._answer(self._script.get(name, ""))
+        return count
+
+    def _answer(self, what: str) -> None:
+        if what == "close":
+            self._eof = True
+        elif what.startswith("fail "):
+            self._answers += self._encoder.fail(what[5:])
+        elif what == "garbage":
+            self._answers += b"\xff" * 64
+        elif what:
+            kind = wire.Kind[what]
+            # Whatever the script says is said, in its place or not.
+            self._encoder.phase = next(phase for phase, kinds in wire._NEXT.items() if kind in kinds)
+            self._answers += self._encoder.signal(kind)
+        self._news.set()
+
+    async def receive_some(self, buffer: memoryview) -> int:
+        while not self._answers and not self._eof:
+            self._news = trio.Event()
+            await self._news.wait()
+        count = min(len(buffer), len(self._answers))
+        buffer[:count] = self._answers[:count]
+        del self._answers[:count]
+        await trio.lowlevel.checkpoint()
+        return count
+
+
+POLITE = {"Hello": "ACCEPT", "End": "READY", "Signal": "RUNNING"}
+
+
+async def test_the_hand_over_is_ready_go_running() -> None:
+    machine = machine_with_pages()
+    peer = Conversation(POLITE)
+    statistics = await OutgoingMigration(machine, Given(peer)).run()
+    assert peer.heard == ["Hello", "End", "Signal"]
+    assert machine.state is State.MOVED
+    assert statistics.phase is Phase.DONE
+    assert statistics.downtime is not None
+
+
+@pytest.mark.parametrize("at", ["Hello", "End"])
+@pytest.mark.parametrize(
+    ("answer", "kind", "sentence"),
+    [
+        ("fail no room here", MigrationRefused, "can't take the guest: no room here"),
+        ("close", ChannelBroken, "closed the connection"),
+        ("garbage", KvmmigError, ""),
+        ("", MigrationError, "did not say"),
+        ("RUNNING", KvmmigError, "out of place"),
+    ],
+)
+async def test_before_go_whatever_the_other_side_says_the_source_keeps_the_guest(
+    at: str, answer: str, kind: type[KvmmigError], sentence: str
+) -> None:
+    machine = machine_with_pages()
+    peer = Conversation({**POLITE, at: answer})
+    error = await run_to_failure(
+        OutgoingMigration(machine, Given(peer), limits=Limits(setup=0.1, handover=0.1))
+    )
+    assert isinstance(error, kind)
+    assert sentence in str(error)
+    assert "Signal" not in peer.heard, "go was never said"
+    assert restored(machine)
+    assert peer.aborted
+
+
+@pytest.mark.parametrize("answer", ["close", "", "fail it would not start", "garbage"])
+async def test_after_go_the_source_never_runs_again_by_itself(answer: str) -> None:
+    machine = machine_with_pages()
+    peer = Conversation({**POLITE, "Signal": answer})
+    migration = OutgoingMigration(machine, Given(peer), limits=Limits(handover=0.1))
+    error = await run_to_failure(migration)
+    assert isinstance(error, OutcomeUnknown)
+    assert "Look there first" in str(error)
+    assert machine.state is State.MOVED
+    assert migration.statistics().phase is Phase.UNKNOWN
+    with pytest.raises(MigrationError, match="too late"):
+        migration.cancel()
+
+
+async def test_the_other_sides_last_words_explain_more_than_a_broken_pipe() -> None:
+    class Hasty(Conversation):
+        async def send_some(self, buffers: Sequence[memoryview]) -> int:
+            if self.heard:
+                self._answer("fail my disk is full")
+                raise ChannelBroken("reset")
+            return await super().send_some(buffers)
+
+    machine = machine_with_pages()
+    error = await run_to_failure(OutgoingMigration(machine, Given(Hasty(POLITE))))
+    assert isinstance(error, MigrationRefused)
+    assert "my disk is full" in str(error)
