@@ -1,0 +1,63 @@
+"""Tests marked ``kvm`` are skipped, with the reason, where KVM can't be used; the last lines count them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Generator
+
+import pytest
+
+from kvmmig.errors import KvmUnavailable
+from kvmmig.kvm import System
+
+_marked = pytest.StashKey[set[str]]()
+_outcomes = pytest.StashKey[Counter[str]]()
+_RAN = "ran on /dev/kvm"
+
+
+def _why_not() -> str | None:
+    try:
+        with System.open() as system, system.create_vm():
+            return None
+    except KvmUnavailable as error:
+        return str(error)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_marked] = set()
+    config.stash[_outcomes] = Counter()
+    config.pluginmanager.register(_Counting(config))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    marked = [item for item in items if item.get_closest_marker("kvm")]
+    config.stash[_marked].update(item.nodeid for item in marked)
+    reason = _why_not() if marked else None
+    if reason:
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+class _Counting:
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.nodeid not in self._config.stash[_marked]:
+            return
+        if report.skipped and isinstance(report.longrepr, tuple):
+            self._config.stash[_outcomes]["skipped: " + report.longrepr[2].removeprefix("Skipped: ")] += 1
+        elif report.when == "call":
+            self._config.stash[_outcomes][_RAN] += 1
+
+
+# Around everybody else's, so that the line comes after pytest's own last one.
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None, object, object]:
+    result = yield
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None:
+        for outcome, count in session.config.stash[_outcomes].most_common():
+            reporter.write_line(f"kvm: {count} test{'s' if count > 1 else ''} {outcome}")
+    return result
