@@ -1,0 +1,38 @@
+"""The examples run, print what they promise, and stay short."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def run(name: str) -> str:
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / name], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.stderr, done.returncode) == ("", 0)
+    return done.stdout
+
+
+@pytest.mark.kvm
+def test_live_migration_moves_a_guest_and_proves_it() -> None:
+    printed = run("live_migration.py")
+    assert re.search(r"source: round 0: \d+ pages sent, \d+ written meanwhile\n", printed)
+    assert re.search(r"source: moved; the guest was stopped for [\d.]+ \w+\n", printed)
+    assert re.search(r"destination: dirtier: all \d+ pages are right after \d+ passes\n", printed)
+
+
+@pytest.mark.kvm
+def test_own_transport_carries_a_guest() -> None:
+    assert run("own_transport.py") == "the guest is running at the other end\n"
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+def test_every_example_is_under_100_lines(path: Path) -> None:
+    assert len(path.read_text().splitlines()) < 100
