@@ -1,0 +1,68 @@
+"""What the documents say of the code is true."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from kvmmig import errors
+from kvmmig.migration.policy import Limits
+
+ROOT = Path(__file__).parents[1]
+_LINE = re.compile(r"^(?P<indent>[│ ├└─]*)(?P<name>[A-Z]\w+)(?: {2,}.*)?$")
+
+
+def drawn_tree(text: str) -> dict[str, str]:
+    """A drawn tree as {class: its parent}."""
+    parents: dict[str, str] = {}
+    stack: list[tuple[int, str]] = []
+    lines = text[text.index("KvmmigError\n") :].splitlines()
+    for line in lines:
+        match = _LINE.match(line.removeprefix("    ") if stack and line.startswith("    ├") else line)
+        if match is None:
+            break
+        depth = len(match["indent"])
+        while stack and stack[-1][0] >= depth:
+            stack.pop()
+        if stack:
+            parents[match["name"]] = stack[-1][1]
+        stack.append((depth, match["name"]))
+    return parents
+
+
+def real_tree() -> dict[str, str]:
+    classes = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, errors.KvmmigError)]
+    return {c.__name__: c.__bases__[0].__name__ for c in classes if c is not errors.KvmmigError}
+
+
+def test_the_error_tree_is_drawn_as_it_is() -> None:
+    import textwrap
+
+    doc = ast.get_docstring(ast.parse(Path(errors.__file__).read_text()))
+    assert doc is not None
+    drawn = textwrap.dedent(doc[doc.index("    KvmmigError") :])
+    assert drawn_tree(drawn) == real_tree()
+    assert drawn_tree((ROOT / "docs/architecture.md").read_text()) == real_tree()
+
+
+def test_the_limits_are_written_down_as_they_are() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    for words, seconds in [
+        ("one step", Limits().step),
+        ("connecting", Limits().connect),
+        ("the other side's answer to the hello", Limits().setup),
+        ("not one byte accepted", Limits().stall),
+        ("the other side's `ready`; the disk's word", Limits().handover),
+    ]:
+        written = f"{seconds * 1000:g} ms" if seconds < 1 else f"{seconds:g} s"
+        assert f"| {words} | {written} |" in text
+
+
+@pytest.mark.parametrize("target", ["demo", "test", "bench", "clean"])
+def test_make_knows_what_the_readme_tells_to_type(target: str) -> None:
+    assert f"make {target}" in (ROOT / "README.md").read_text()
+    subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
