@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ def drawn_tree(text: str) -> dict[str, str]:
     stack: list[tuple[int, str]] = []
     lines = text[text.index("KvmmigError\n") :].splitlines()
     for line in lines:
-        match = _LINE.match(line.removeprefix("    ") if stack and line.startswith("    ├") else line)
+        match = _LINE.match(line)
         if match is None:
             break
         depth = len(match["indent"])
@@ -40,8 +41,6 @@ def real_tree() -> dict[str, str]:
 
 
 def test_the_error_tree_is_drawn_as_it_is() -> None:
-    import textwrap
-
     doc = ast.get_docstring(ast.parse(Path(errors.__file__).read_text()))
     assert doc is not None
     drawn = textwrap.dedent(doc[doc.index("    KvmmigError") :])

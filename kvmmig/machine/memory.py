@@ -160,14 +160,21 @@ class GuestMemory:
 
     def are_zero(self, pages: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Which of these pages hold nothing but zeros. The guest may write one right afterwards."""
-        zero: npt.NDArray[np.bool_] = self.words[pages, 0] == 0
+        block = self._contiguous(pages)
+        heads = self.words[pages, 0] if block is None else block[:, 0]
+        zero: npt.NDArray[np.bool_] = heads == 0
         candidates = np.flatnonzero(zero)
         if len(candidates):  # the first word has already ruled out nearly all pages that hold data
             maybe = pages[candidates]
-            first, last = int(maybe[0]), int(maybe[-1])
-            block = self.words[first : last + 1] if last - first + 1 == len(maybe) else self.words[maybe]
+            block = self._contiguous(maybe)
+            block = self.words[maybe] if block is None else block
             zero[candidates] = np.bitwise_or.reduce(block, axis=1) == 0
         return zero
+
+    def _contiguous(self, pages: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64] | None:
+        """These pages without a copy, or None where they do not lie side by side."""
+        first, last = int(pages[0]), int(pages[-1])
+        return self.words[first : last + 1] if last - first + 1 == len(pages) else None
 
     def track_host_writes(self, on: bool) -> None:
         """Start or stop remembering what `write` touched. Thread-safe."""

@@ -135,6 +135,8 @@ def runs_of(pages: npt.NDArray[np.int64]) -> Runs:
     """Ascending page numbers as runs."""
     if not len(pages):
         return np.empty((0, 2), np.int64)
+    if pages[-1] - pages[0] + 1 == len(pages):  # the common case by far
+        return np.array([[pages[0], len(pages)]], np.int64)
     breaks = np.flatnonzero(np.diff(pages) != 1)
     firsts = pages[np.concatenate(([0], breaks + 1))]
     lasts = pages[np.concatenate((breaks, [len(pages) - 1]))]
