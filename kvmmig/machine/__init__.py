@@ -1,0 +1,23 @@
+"""The tiny virtual machine monitor: a machine's memory, vCPUs, devices and life."""
+
+from __future__ import annotations
+
+from kvmmig.machine.boot import Entry, Program
+from kvmmig.machine.config import MachineConfig, MachineDescription
+from kvmmig.machine.cpu import Ending
+from kvmmig.machine.machine import Machine, State
+from kvmmig.machine.memory import PAGE_SIZE, GuestMemory
+from kvmmig.machine.state import StateSection
+
+__all__ = [
+    "PAGE_SIZE",
+    "Ending",
+    "Entry",
+    "GuestMemory",
+    "Machine",
+    "MachineConfig",
+    "MachineDescription",
+    "Program",
+    "State",
+    "StateSection",
+]

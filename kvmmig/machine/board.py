@@ -1,0 +1,201 @@
+"""The hardware of one machine, put together and taken apart: memory, VM, vCPUs with their threads, devices.
+
+It knows nothing of trio and nothing of a machine's states. Its calls block, if only for ioctls, so a
+`Machine` makes them in worker threads; `Board.run` and `Board.park` return at once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+
+from kvmmig.errors import KvmError, StateMismatch
+from kvmmig.kvm import CpuidEntry, System, Vcpu, Vm
+from kvmmig.machine import crash
+from kvmmig.machine.config import MachineConfig, MachineDescription, describe
+from kvmmig.machine.cpu import Cpu, Ending
+from kvmmig.machine.cpuid import for_vcpu
+from kvmmig.machine.devices import DebugConsole, ExitPort, KeyboardReset, PortBus, Serial, SystemControlA
+from kvmmig.machine.memory import GuestMemory
+from kvmmig.machine.serial import IRQ
+from kvmmig.machine.state import Parts
+
+# Intel hosts without "unrestricted guest" keep these pages in guest-physical space: put them into the hole.
+_IDENTITY_MAP = 0xFEFFC000
+_TSS = 0xFEFFD000
+
+
+class Board:
+    """``output`` gets what the guest sends; ``on_end`` is told when the guest has come to its end, and
+    ``on_room`` when the serial port takes input again. All three are called in vCPU threads.
+
+    Built in two steps, with the memory populated between them: `open`, then `build`. `close` undoes both,
+    and whatever part of them was done.
+    """
+
+    memory: GuestMemory
+    vm: Vm
+    vcpus: Sequence[Vcpu]
+    #: How the guest ended by itself. Only the first vCPU to say so is heard.
+    ending: Ending | None
+
+    def __init__(
+        self,
+        config: MachineConfig,
+        *,
+        output: Callable[[bytes], None],
+        on_end: Callable[[], None],
+        on_room: Callable[[], None],
+    ) -> None:
+        self.config = config
+        self.vcpus = ()
+        self.ending = None
+        self._cpus: list[Cpu] = []
+        self._on_end = on_end
+        self._running_or_ending = threading.Lock()
+        self._owned = ExitStack()
+        self._system: System
+        self.serial = Serial(output, irq=self._serial_irq, on_room=on_room)
+        reset = partial(self._end, Ending("reset"))
+        self._system_control = SystemControlA(reset)
+        self._bus = PortBus(
+            (
+                self.serial,
+                DebugConsole(output),
+                ExitPort(lambda status: self._end(Ending("exit", status))),
+                self._system_control,
+                KeyboardReset(reset),
+            )
+        )
+
+    def open(self, description: MachineDescription | None) -> None:
+        """Check that this host can have such a machine, and map its memory.
+
+        Raises `BadConfig`, `StateMismatch`, `KvmUnavailable`.
+        """
+        self._system = self._owned.enter_context(System.open())
+        if description is None:
+            self.config.check_host(self._system)
+        else:
+            self._check_same(description)
+            description.check_fits(self._system)
+        self.memory = GuestMemory(self.config.memory)
+        self._owned.callback(self.memory.close)
+
+    def build(self, description: MachineDescription | None) -> MachineDescription:
+        """Create the VM and its vCPUs, each with a parked thread; as described, or of all that this host has.
+
+        Returns what a stream's hello is to say of this machine.
+        """
+        self.vm = self._owned.enter_context(self._system.create_vm())
+        self.vm.set_identity_map_addr(_IDENTITY_MAP)
+        self.vm.set_tss_addr(_TSS)
+        if self.config.irqchip:
+            self.vm.create_irqchip()
+            self.vm.create_pit2()
+        for region in self.memory.regions:
+            address = self.memory.address(region)
+            self.vm.set_user_memory_region(region.slot, region.gpa, region.size, address)
+
+        cpuid = description.cpuid if description else self._system.supported_cpuid()
+        vcpus: list[Vcpu] = []
+        for index in range(self.config.cpus):
+            vcpu = self._owned.enter_context(self.vm.create_vcpu(index))
+            vcpu.set_cpuid2([CpuidEntry(*entry) for entry in for_vcpu(cpuid, index)])
+            if description is not None and description.tsc_khz != vcpu.get_tsc_khz():
+                _set_tsc_khz(vcpu, description.tsc_khz)
+            vcpus.append(vcpu)
+        self.vcpus = tuple(vcpus)
+
+        # Threads come last, so that they are the first to be taken down.
+        self._owned.callback(self.end_threads)
+        for index, vcpu in enumerate(vcpus):
+            self._cpus.append(Cpu(index, vcpu, self._bus, self._end, self._report_crash))
+        return description or describe(
+            self.config, cpuid, vcpus[0].get_tsc_khz(), _readable_msrs(self._system, vcpus[0])
+        )
+
+    def run(self) -> None:
+        """Let all vCPUs run."""
+        with self._running_or_ending:  # a guest that ends at once must find all vCPUs running, to park them
+            for cpu in self._cpus:
+                cpu.run()
+
+    def park(self) -> None:
+        """Ask all vCPUs to leave the guest."""
+        for cpu in self._cpus:
+            cpu.park()
+
+    def wait_parked(self) -> None:
+        """Block until all vCPUs are out of the guest, with no port or memory access half done."""
+        for cpu in self._cpus:
+            cpu.wait_parked()
+
+    def end_threads(self) -> None:
+        """End the vCPUs' threads for good, and block until they have. Idempotent."""
+        for cpu in self._cpus:
+            cpu.quit()
+        for cpu in self._cpus:
+            cpu.join()
+
+    def close(self) -> None:
+        """Take everything down: threads, vCPUs, VM, memory, in this order. Idempotent."""
+        self._owned.close()
+
+    def parts(self, description: MachineDescription) -> Parts:
+        """What has state."""
+        return Parts(
+            vm=self.vm,
+            vcpus=self.vcpus,
+            irqchip=self.config.irqchip,
+            msrs=description.msrs,
+            serial=self.serial,
+            system_control=self._system_control,
+        )
+
+    def _end(self, ending: Ending) -> None:
+        with self._running_or_ending:
+            if self.ending is None:
+                self.ending = ending
+            self.park()
+        self._on_end()
+
+    def _serial_irq(self, level: bool) -> None:
+        if self.config.irqchip:
+            self.vm.irq_line(IRQ, level)
+
+    def _report_crash(self, cpu: Cpu, what: str) -> str:
+        return crash.report(cpu.index, cpu.vcpu, self.memory, what)
+
+    def _check_same(self, description: MachineDescription) -> None:
+        described = description.config()
+        for what in ("memory", "cpus", "irqchip"):
+            if getattr(described, what) != getattr(self.config, what):
+                raise StateMismatch(
+                    f"the source's machine has {what} = {getattr(described, what)}, and this one is to have "
+                    f"{getattr(self.config, what)}; build it from the description"
+                )
+
+
+def _set_tsc_khz(vcpu: Vcpu, khz: int) -> None:
+    try:
+        vcpu.set_tsc_khz(khz)
+    except KvmError as error:
+        raise StateMismatch(
+            f"the guest's clock (TSC) runs at {khz} kHz and this host's CPU can only give it "
+            f"{vcpu.get_tsc_khz()} kHz; move it to a host of the same frequency"
+        ) from error
+
+
+def _readable_msrs(system: System, vcpu: Vcpu) -> list[int]:
+    """KVM lists some MSRs that a vCPU with this CPUID has not got; those hold no state."""
+    readable = []
+    for index in system.msr_index_list():
+        try:
+            vcpu.get_msrs([index])
+        except KvmError:
+            continue
+        readable.append(index)
+    return readable

@@ -1,0 +1,300 @@
+"""A machine: its parts, and its life as a table of states."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from enum import StrEnum
+from typing import Self, TypeVar
+
+import msgspec
+import trio
+
+from kvmmig.errors import WrongState
+from kvmmig.kvm import Vcpu, Vm
+from kvmmig.machine import boot, state
+from kvmmig.machine.board import Board
+from kvmmig.machine.config import MachineConfig, MachineDescription
+from kvmmig.machine.cpu import Ending
+from kvmmig.machine.dirty import BitmapTracker, DirtyTracker
+from kvmmig.machine.memory import GuestMemory
+from kvmmig.machine.serial import Serial
+from kvmmig.machine.state import StateSection
+
+T = TypeVar("T")
+
+
+class State(StrEnum):
+    """Where a machine is in its life; the text completes "the guest ..."."""
+
+    CREATED = "has not been started"
+    RUNNING = "is running"
+    PAUSED = "is paused"
+    MOVED = "has moved away"
+    ENDED = "has ended"
+    CLOSED = "is closed"
+
+
+# What each command does in each state; where there is no entry it is refused. What a guest does by itself is
+# the one other way to change state: RUNNING -> ENDED.
+#
+#                 start, resume             stop
+#     CREATED ---------------> RUNNING -----------> ENDED --> CLOSED    close works everywhere
+#                    pause |   ^   ^                  ^
+#                          v   | resume               |
+#                         PAUSED   | resume by force  |
+#               mark_moved |       |                  | stop, from everywhere
+#                          v       |                  |
+#                         MOVED ---+------------------+
+_COMMANDS: Mapping[str, Mapping[State, State]] = {
+    "load": {State.CREATED: State.CREATED},
+    "apply": {State.CREATED: State.CREATED},
+    "start": dict.fromkeys((State.CREATED, State.RUNNING, State.PAUSED), State.RUNNING),
+    "resume": dict.fromkeys((State.RUNNING, State.PAUSED), State.RUNNING),
+    "resume by force": dict.fromkeys((State.RUNNING, State.PAUSED, State.MOVED), State.RUNNING),
+    "pause": dict.fromkeys((State.RUNNING, State.PAUSED), State.PAUSED),
+    "feed": {state: state for state in (State.CREATED, State.RUNNING, State.PAUSED)},
+    "capture": {State.PAUSED: State.PAUSED},
+    "mark moved": dict.fromkeys((State.PAUSED, State.MOVED), State.MOVED),
+    "stop": {
+        **dict.fromkeys((State.CREATED, State.RUNNING, State.PAUSED, State.MOVED, State.ENDED), State.ENDED),
+        State.CLOSED: State.CLOSED,
+    },
+    "close": dict.fromkeys(State, State.CLOSED),
+}
+
+
+class Machine:
+    """A virtual machine with its memory, vCPUs and devices. Made by `Machine.open`.
+
+    Commands that come at the same time are carried out one after the other. One that the present state does
+    not allow raises `WrongState` and changes nothing; one that leads where the machine already is does
+    nothing. A cancel takes effect while a command waits for its turn, never half way through it.
+    """
+
+    def __init__(self, config: MachineConfig, output: Callable[[bytes], None]) -> None:
+        """Use `open`."""
+        self.config = config
+        #: What a stream's hello says of this machine.
+        self.description: MachineDescription
+        self._board = Board(
+            config,
+            output=output,
+            on_end=lambda: self._from_thread(self._note_end),
+            on_room=lambda: self._from_thread(self._wake_feeders),
+        )
+        self._token = trio.lowlevel.current_trio_token()
+        self._lock = trio.Lock()
+        # Its own: threads that others have lost to a dead disk must not keep a guest from being paused.
+        self._limiter = trio.CapacityLimiter(2)
+        self._state = State.CREATED
+        self._ending: Ending | None = None
+        self._ended = trio.Event()
+        self._room = trio.Event()
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls,
+        config: MachineConfig,
+        *,
+        output: Callable[[bytes], None] | None = None,
+        description: MachineDescription | None = None,
+        on_populate: Callable[[int, int], None] | None = None,
+    ) -> AsyncIterator[Self]:
+        """Build a machine, and close it at the end of the block, whatever happens in it.
+
+        ``output`` gets what the guest sends to the serial port and the debug console. It is called in vCPU
+        threads and must not block. ``on_populate`` is told bytes done and bytes in all while memory is being
+        populated. With a ``description`` the machine is built just as the source's, which ``config`` must
+        agree with.
+
+        Raises `BadConfig`, `StateMismatch`, `KvmError`. A cancel, or an error, leaves nothing behind.
+        """
+        machine = cls(config, output or (lambda data: None))
+        try:
+            board = machine._board
+            await machine._in_thread(board.open, description)
+            await board.memory.populate(on_populate)
+            machine.description = await machine._in_thread(board.build, description)
+            yield machine
+        finally:
+            with trio.CancelScope(shield=True):
+                await machine.aclose()
+
+    @property
+    def state(self) -> State:
+        """Where it is in its life."""
+        return self._state
+
+    @property
+    def memory(self) -> GuestMemory:
+        """The guest's RAM."""
+        return self._board.memory
+
+    @property
+    def vm(self) -> Vm:
+        """The VM's file descriptor."""
+        return self._board.vm
+
+    @property
+    def vcpus(self) -> Sequence[Vcpu]:
+        """The vCPUs' file descriptors, to be looked at while the machine is paused."""
+        return self._board.vcpus
+
+    @property
+    def serial(self) -> Serial:
+        """COM1. To type at it, use `feed`."""
+        return self._board.serial
+
+    # Commands
+
+    async def load(self, program: boot.Program) -> None:
+        """Put a program into memory, ready to start. Raises `BadImage`, `BadConfig`, `KvmError`."""
+        async with self._lock:
+            self._check("load")
+            cpuid = self.description.cpuid
+            await self._in_thread(boot.load, program, self.config, self.memory, self.vcpus, cpuid)
+            parameters = {**self.description.parameters, **program.parameters}
+            self.description = msgspec.structs.replace(self.description, parameters=parameters)
+
+    async def start(self) -> None:
+        """Let the guest run, for the first time or again."""
+        async with self._lock:
+            self._run("start")
+
+    async def resume(self, *, force: bool = False) -> None:
+        """Let a paused guest run again.
+
+        ``force`` does so even after it has moved away. Only an operator can know that it does not run there.
+        """
+        async with self._lock:
+            self._run("resume by force" if force else "resume")
+
+    async def pause(self) -> None:
+        """Stop all vCPUs; they are out of the guest when this returns, with no access half done.
+
+        `WrongState` too when the guest ends by itself at that very moment.
+        """
+        async with self._lock:
+            self._check("pause")
+            with trio.CancelScope(shield=True):
+                await self._park()
+            self._note_end()
+            self._state = self._check("pause")
+
+    async def stop(self) -> None:
+        """End the guest, and its vCPUs' threads with it. Its memory and registers can still be looked at."""
+        async with self._lock:
+            after = self._check("stop")
+            with trio.CancelScope(shield=True):
+                await self._park()
+                self._note_end()
+                await self._in_thread(self._board.end_threads)
+            self._state = after
+            self._set_ending(Ending("stopped"))
+
+    def mark_moved(self) -> None:
+        """The other side has the guest now: it never runs here by itself again. For a migration's "go"."""
+        self._state = self._check("mark moved")
+        self._set_ending(Ending("moved"))
+
+    async def wait(self) -> Ending:
+        """Wait until the guest ends, by itself or by a command, or moves. All vCPUs are parked by then."""
+        while self._ending is None:
+            await self._ended.wait()
+        ending = self._ending
+        await self._in_thread(self._board.wait_parked)
+        return ending
+
+    async def feed(self, data: bytes) -> None:
+        """Type at the guest's serial port, waiting for room there. A cancel may leave any part of it typed.
+
+        Waits while the guest is paused too: what came after `capture` would be lost when the guest moves.
+        """
+        await trio.lowlevel.checkpoint()
+        while data:
+            self._check("feed")
+            if self._state is not State.PAUSED:
+                data = data[self.serial.feed(data) :]
+            if data:
+                await self._room.wait()
+
+    async def capture(self) -> list[StateSection]:
+        """The paused machine's state, all but its memory. Raises `KvmError` that names the section."""
+        async with self._lock:
+            self._check("capture")
+            return await self._in_thread(state.capture, self._board.parts(self.description))
+
+    def dirty_tracker(self) -> DirtyTracker:
+        """A new tracker of the pages that the guest and its devices write; not started yet."""
+        return BitmapTracker(self.vm, self.memory)
+
+    async def apply(self, sections: Iterable[StateSection]) -> None:
+        """Take over captured state instead of loading a program. Raises `StateMismatch` or `KvmError`.
+
+        After an error the machine is fit only to be closed.
+        """
+        async with self._lock:
+            self._check("apply")
+            await self._in_thread(state.apply, self._board.parts(self.description), list(sections))
+
+    async def aclose(self) -> None:
+        """Take everything down, in order: threads, vCPUs, VM, memory. Idempotent; `open` calls it."""
+        async with self._lock:
+            after = self._check("close")
+            try:
+                with trio.CancelScope(shield=True):
+                    await self._in_thread(self._board.close)
+            finally:
+                self._note_end()
+                self._state = after
+                self._set_ending(Ending("stopped"))
+
+    def _check(self, command: str) -> State:
+        """The state that a command leads to. Raises `WrongState`."""
+        allowed = _COMMANDS[command]
+        if self._state in allowed:
+            return allowed[self._state]
+        hint = (
+            "resume it by force only if it does not run on the other side"
+            if self._state is State.MOVED
+            else f"that works only while it {' or '.join(allowed)}"
+        )
+        raise WrongState(f"can't {command} {self.config.name!r}: the guest {self._state}; {hint}")
+
+    def _run(self, command: str) -> None:
+        after = self._check(command)
+        if self._state is State.MOVED:
+            self._ending, self._ended = None, trio.Event()
+        self._state = after
+        self._board.run()
+        self._wake_feeders()
+
+    # What vCPU threads tell, on the event loop
+
+    def _from_thread(self, call: Callable[[], None]) -> None:
+        with suppress(trio.RunFinishedError):  # nobody is left who could want to know
+            self._token.run_sync_soon(call)
+
+    def _note_end(self) -> None:
+        if self._state is State.RUNNING and self._board.ending is not None:
+            self._state = State.ENDED
+            self._set_ending(self._board.ending)
+
+    def _wake_feeders(self) -> None:
+        self._room.set()
+        self._room = trio.Event()
+
+    def _set_ending(self, ending: Ending) -> None:
+        if self._ending is None:
+            self._ending = ending
+            self._ended.set()
+            self._wake_feeders()
+
+    async def _park(self) -> None:
+        self._board.park()
+        await self._in_thread(self._board.wait_parked)
+
+    async def _in_thread(self, call: Callable[..., T], *args: object) -> T:
+        return await trio.to_thread.run_sync(call, *args, limiter=self._limiter)

@@ -1,0 +1,61 @@
+"""Small guests, assembled for the tests, and the place where they leave what they have to say."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import keystone
+import pytest
+import trio
+
+from kvmmig.machine import Entry, Program
+
+Assemble = Callable[[str], Program]
+WaitUntil = Callable[[Callable[[], object]], Awaitable[None]]
+
+
+def _assembled(source: str, mode: int, origin: int) -> bytes:
+    code, _ = keystone.Ks(keystone.KS_ARCH_X86, mode).asm(source, origin, as_bytes=True)
+    assert code
+    return bytes(code)
+
+
+@pytest.fixture
+def long64() -> Assemble:
+    """Assemble a guest for 64-bit mode."""
+    return lambda source: Program("test", Entry.LONG64, _assembled(source, keystone.KS_MODE_64, 0x100000))
+
+
+@pytest.fixture
+def real16() -> Assemble:
+    """Assemble a guest for real mode."""
+    return lambda source: Program("test", Entry.REAL16, _assembled(source, keystone.KS_MODE_16, 0x7C00))
+
+
+@pytest.fixture
+def counter(long64: Assemble) -> Program:
+    """Writes 0, 1, 2, ... (bytes) to the debug console for ever."""
+    return long64("xor eax, eax; again: out 0xe9, al; inc al; jmp again")
+
+
+@pytest.fixture
+def spinner(long64: Assemble) -> Program:
+    """Increments the quadword at 2 MiB for ever, and never leaves the guest."""
+    return long64("mov rbx, 0x200000; again: inc qword ptr [rbx]; jmp again")
+
+
+@pytest.fixture
+def quitter(long64: Assemble) -> Program:
+    """Ends at once with status 42."""
+    return long64("mov al, 42; out 0xf4, al; again: jmp again")
+
+
+@pytest.fixture
+def wait_until() -> WaitUntil:
+    """Wait for something that a guest does and that tells nobody: a byte in its memory, its output so far."""
+
+    async def wait(condition: Callable[[], object]) -> None:
+        while not condition():  # noqa: ASYNC110 -- there is no event, and spinning would keep the vCPU from the GIL
+            await trio.sleep(0.001)
+
+    return wait
