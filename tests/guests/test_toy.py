@@ -1,0 +1,166 @@
+"""Toy guests as files: headers, parameters, and how they are found."""
+
+from __future__ import annotations
+
+import string
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvmmig.errors import BadConfig, BadImage
+from kvmmig.guests import Parameter, ToyGuest, available, find
+from kvmmig.machine import Entry
+
+MIB = 1 << 20
+HEADER = "# mine: does a thing\n#@ entry long64\n"
+
+
+def test_the_built_in_guests_are_there() -> None:
+    assert [guest.name for guest in available()] == ["dirtier", "echo", "hello", "registers"]
+    assert all(find(guest.name) is guest for guest in available())
+
+
+@pytest.mark.parametrize("guest", available(), ids=lambda guest: guest.name)
+def test_every_built_in_guest_assembles_and_is_called_as_its_file_is(guest: ToyGuest) -> None:
+    assert guest.path == f"{guest.name}.asm"
+    assert guest.program(memory=128 * MIB, cpus=2, settings={}).image
+
+
+def test_the_header_says_what_a_guest_is() -> None:
+    guest = ToyGuest.parse(HEADER + "#@ param hot = 64MiB   how much\n#@ check dirtier\nnop\n", "mine.asm")
+    assert (guest.name, guest.summary, guest.entry) == ("mine", "does a thing", Entry.LONG64)
+    assert guest.parameters == (Parameter("hot", "64MiB", "how much"),)
+    assert guest.check == "dirtier"
+
+
+names = st.text(string.ascii_lowercase + string.digits + "_", max_size=8).map("p_".__add__)
+words = st.text(string.ascii_letters + string.digits + " .,;:'=#@", max_size=30).map(" ".join("x").__add__)
+
+
+@given(
+    name=names,
+    summary=words,
+    entry=st.sampled_from([Entry.REAL16, Entry.LONG64]),
+    parameters=st.dictionaries(names, st.tuples(st.integers(0, 2**62), words), max_size=5),
+)
+def test_every_header_comes_back_as_it_was_written(
+    name: str, summary: str, entry: Entry, parameters: dict[str, tuple[int, str]]
+) -> None:
+    lines = [f"# {name}: {summary}", f"#@ entry {entry}"]
+    lines += [f"#@ param {key} = {default} {text}" for key, (default, text) in parameters.items()]
+    guest = ToyGuest.parse("\n".join([*lines, "nop"]), "x.asm")
+    assert (guest.name, guest.summary, guest.entry) == (name, summary.strip(), entry)
+    assert guest.parameters == tuple(
+        Parameter(key, str(default), text.strip()) for key, (default, text) in parameters.items()
+    )
+
+
+@given(st.text() | st.text().map((HEADER + "#@").__add__))
+def test_any_text_is_a_header_or_a_bad_image(text: str) -> None:
+    with suppress(BadImage):
+        ToyGuest.parse(text, "x.asm")
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ("", "x.asm:1: a guest begins with its name"),
+        ("nop\n", "x.asm:1: a guest begins with its name"),
+        ("# mine: does a thing\nnop\n", "x.asm: it does not say how it starts"),
+        ("# mine: does a thing\n#@ entry elf\n", "x.asm:2: write #@ entry real16 or #@ entry long64"),
+        (HEADER + "#@ check nothing\n", "x.asm:3: the host can check dirtier: #@ check nothing"),
+        (HEADER + "#@ parm a = 1\n", "x.asm:3: after #@ comes entry, param or check: #@ parm a = 1"),
+        (HEADER + "#@ param A = 1\n", "x.asm:3: write #@ param name = default"),
+        (HEADER + "#@ param a = many\n", "x.asm:3: 'many' is not a size"),
+        (HEADER + "#@ param a = 1\n#@ param a = 2\n", "x.asm:4: a is there already"),
+        (HEADER + "#@ param memory = 1\n", "x.asm:3: memory is there already"),
+    ],
+)
+def test_a_wrong_header_names_file_and_line(source: str, sentence: str) -> None:
+    with pytest.raises(BadImage) as caught:
+        ToyGuest.parse(source, "x.asm")
+    assert str(caught.value).startswith(sentence)
+
+
+def test_parameters_become_constants_and_stay_with_the_program() -> None:
+    guest = ToyGuest.parse(HEADER + "#@ param a = 1KiB\n#@ param b = 2\n.quad A, B, MEMORY, CPUS\n", "x.asm")
+    program = guest.program(memory=4 * MIB, cpus=3, settings={"b": "5k"})
+    expected = (1024, 5120, 4 * MIB, 3)
+    assert program.image == b"".join(value.to_bytes(8, "little") for value in expected)
+    assert program.parameters == {"a": 1024, "b": 5120}
+    assert (program.name, program.entry) == ("mine", Entry.LONG64)
+
+
+def test_an_error_in_a_source_names_the_line_of_the_file() -> None:
+    guest = ToyGuest.parse(HEADER + "#@ param a = 1\n\nbogus\n", "some/x.asm")
+    with pytest.raises(BadImage, match=r"some/x\.asm:5: .*: bogus"):
+        guest.program(memory=MIB, cpus=1, settings={})
+
+
+def test_a_source_without_instructions_is_no_guest() -> None:
+    with pytest.raises(BadImage, match=r"x\.asm: there is no instruction in it"):
+        ToyGuest.parse(HEADER, "x.asm").program(memory=MIB, cpus=1, settings={})
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"hott": 1}, "dirtier has no parameter 'hott'; it has hot, pace, stride"),
+        ({"hot": "lots"}, "dirtier: hot=lots: 'lots' is not a size"),
+        ({"pace": -1}, "dirtier: pace=-1 is out of range"),
+        ({"pace": 1 << 63}, "dirtier: pace=9223372036854775808 is out of range"),
+        ({"stride": 0}, "dirtier: stride=0 is no stride"),
+        ({"hot": 4097}, "dirtier: hot=4097 is not a whole number of pages"),
+        ({"hot": "63MiB"}, "dirtier: hot=63.0 MiB with stride=1 does not fit into 64.0 MiB of memory"),
+        ({"hot": "32MiB", "stride": 2}, "dirtier: hot=32.0 MiB with stride=2 does not fit"),
+    ],
+)
+def test_a_nonsense_setting_is_one_sentence(settings: dict[str, int | str], sentence: str) -> None:
+    with pytest.raises(BadConfig) as caught:
+        find("dirtier").program(memory=64 * MIB, cpus=1, settings=settings)
+    assert str(caught.value).startswith(sentence)
+
+
+def test_the_largest_hot_set_that_an_error_names_is_right() -> None:
+    with pytest.raises(BadConfig, match=r"at most hot=\d+") as caught:
+        find("dirtier").program(memory=64 * MIB, cpus=3, settings={"hot": "60MiB", "stride": 3})
+    most = int(str(caught.value).rpartition("=")[2])
+    assert find("dirtier").program(memory=64 * MIB, cpus=3, settings={"hot": most, "stride": 3})
+
+
+def test_a_guest_without_parameters_says_so() -> None:
+    with pytest.raises(BadConfig, match="hello has no parameter 'hot'; it has none"):
+        find("hello").program(memory=MIB, cpus=1, settings={"hot": 1})
+
+
+def test_too_little_memory_for_the_dirtier_is_one_sentence() -> None:
+    with pytest.raises(BadConfig, match=r"dirtier: 2\.0 MiB of memory are too little"):
+        find("dirtier").program(memory=2 * MIB, cpus=1, settings={"hot": 0})
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(
+        BadImage, match=r"there is no guest 'dirtyer'; use dirtier, echo, hello, registers, or"
+    ):
+        find("dirtyer")
+
+
+def test_a_file_that_is_missing_or_no_text_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(BadImage, match="it can't be read: No such file"):
+        find(str(tmp_path / "none.asm"))
+    (tmp_path / "disk.img").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(BadImage, match="this is no assembler source"):
+        find(str(tmp_path / "disk.img"))
+
+
+def test_a_changed_copy_of_the_dirtier_is_found_by_path_and_keeps_its_check(tmp_path: Path) -> None:
+    copy = tmp_path / "my-dirtier.asm"
+    copy.write_text(find("dirtier").source.replace("# dirtier:", "# my-dirtier:", 1))
+    guest = find(str(copy))
+    assert guest.name == "my-dirtier"
+    program = guest.program(memory=64 * MIB, cpus=1, settings={"hot": "8MiB"})
+    assert program.name == "dirtier"
+    assert program.parameters == {"hot": 8 * MIB, "stride": 1, "pace": 0}
