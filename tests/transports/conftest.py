@@ -1,0 +1,103 @@
+"""What the tests of all transports share; each of them must leave nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from kvmmig.migration.transport import Transport, TransportURI
+from kvmmig_transports.file import FileTransport
+from kvmmig_transports.pipe import PipeTransport
+from kvmmig_transports.tcp import TcpTransport
+
+_TRANSPORTS: dict[str, type[Transport]] = {"tcp": TcpTransport, "file": FileTransport, "pipe": PipeTransport}
+
+
+@pytest.fixture
+def transport() -> Callable[[str], Transport]:
+    """A URI's transport, without the registry."""
+
+    def make(text: str) -> Transport:
+        uri = TransportURI.parse(text)
+        return _TRANSPORTS[uri.scheme](uri)
+
+    return make
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Callable[[str], str]:
+    """An executable shell script with this body."""
+
+    def make(body: str) -> str:
+        path = tmp_path / "helper.sh"
+        path.write_text(f"#!/bin/sh\n{body}\n")
+        path.chmod(0o755)
+        return str(path)
+
+    return make
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MiB."""
+    where = tmp_path / "small"
+    where.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", where], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"can't mount a small tmpfs: {mounted.stderr.strip()}")
+    yield where
+    # A file that a thread still holds open keeps it busy for a moment.
+    _wait_for(lambda: subprocess.run(["umount", where], capture_output=True).returncode == 0, "umount")
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(tmp_path: Path) -> Iterator[None]:
+    """No thread of a channel, no child process, no file descriptor and no partial file outlives a test.
+
+    They may end a moment after `abort`, which waits for nothing.
+    """
+    before = _open_fds()
+    yield
+    _wait_for(lambda: not _threads(), "threads", _threads)
+    _wait_for(lambda: not _children(), "child processes", _children)
+    _wait_for(lambda: _open_fds() <= before, "file descriptors", lambda: _open_fds() - before)
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def _wait_for(done: Callable[[], bool], what: str, left: Callable[[], object] = lambda: "") -> None:
+    end = time.monotonic() + 20
+    while not done():
+        assert time.monotonic() < end, f"{what} left behind: {left()}"
+        time.sleep(0.01)
+
+
+def _threads() -> list[str]:
+    ours = ("write ", "read ", "end of ", "unlink ")
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith(ours)]
+
+
+def _children() -> list[str]:
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            name, _, fields = stat.read_text().rpartition(")")
+            if int(fields.split()[1]) == os.getpid():
+                found.append(name)
+    return found
+
+
+def _open_fds() -> set[tuple[str, str]]:
+    found = set()
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the one that lists them
+            found.add((fd, os.readlink(f"/proc/self/fd/{fd}")))
+    return found
