@@ -1,0 +1,56 @@
+"""``kvmmig guests`` and ``kvmmig transports``: what there is to choose from."""
+
+from __future__ import annotations
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from kvmmig.errors import KvmmigError
+from kvmmig.guests import available, find
+from kvmmig.migration.registry import Registration, registrations
+
+
+def list_guests() -> None:
+    """A row for each toy guest, with its parameters and their defaults."""
+    table = _table("guest", "what it does", "parameters (--set name=value)")
+    for guest in available():
+        parameters = "\n".join(
+            f"{parameter.name}={parameter.default}  {parameter.help}" for parameter in guest.parameters
+        )
+        table.add_row(guest.name, Text(guest.summary), Text(parameters))
+    Console().print(table)
+
+
+def print_guest(name: str) -> None:
+    """The source of one guest, as it is. Raises `BadImage` for a name that nobody has."""
+    click.echo(find(name).source, nl=False)
+
+
+def list_transports() -> None:
+    """A row for each transport; one that can't be loaded says why."""
+    table = _table("transport", "how its URI is written, and what it is")
+    for registration in registrations():
+        table.add_row(registration.scheme, Text("\n".join(_describe(registration))))
+    Console().print(table)
+
+
+def _describe(registration: Registration) -> list[str]:
+    try:
+        transport = registration.load()
+    except (KvmmigError, ImportError, AttributeError) as error:
+        return [f"it can't be used: {error}", f"({registration.origin})"]
+    lines = [transport.syntax, f"{transport.summary} ({registration.origin})"]
+    for option in transport.options:
+        choices = f", {' or '.join(option.choices)}" if option.choices else ""
+        default = f" (default {option.default})" if option.default else ""
+        lines.append(f"{option.name}: {option.help}{choices}{default}")
+    return lines
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 1, 0))
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table

@@ -1,0 +1,69 @@
+"""How long a command lives: until it is done, or until a signal asks it to end."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Awaitable, Callable, Iterator
+
+import trio
+
+from kvmmig.errors import KvmmigError
+
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def run_to_end(command: Callable[[], Awaitable[int]]) -> int:
+    """Run a command and return its exit status; a signal cancels it, and the status is then 128 + its number.
+
+    Raises what the command raised, alone: a `KvmmigError` out of the groups that nurseries make of it.
+    """
+
+    async def main() -> int:
+        received: list[int] = []
+        status = 0
+
+        async def watch(*, task_status: trio.TaskStatus[None]) -> None:
+            # Who starts a program with a signal ignored (nohup, a shell's background) wants it ignored.
+            heeded = [number for number in _ENDING if signal.getsignal(number) is not signal.SIG_IGN]
+            if not heeded:
+                task_status.started()
+                return
+            with trio.open_signal_receiver(*heeded) as signals:
+                task_status.started()
+                async for number in signals:
+                    received.append(number)
+                    nursery.cancel_scope.cancel()
+
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(watch)
+                status = await command()
+                nursery.cancel_scope.cancel()
+        except* KvmmigError:
+            if not received:  # else it comes from what the signal cut short
+                raise
+        return 128 + received[0] if received else status
+
+    try:
+        return trio.run(main)
+    except BaseExceptionGroup as group:
+        raise the_error(group) from None
+
+
+def the_error(problem: BaseException) -> BaseException:
+    """The error that a person should see; the group itself where there is more to it than sentences."""
+    leaves = list(_leaves(problem))
+    for leaf in leaves:
+        if isinstance(leaf, KeyboardInterrupt):
+            return leaf
+    if all(isinstance(leaf, KvmmigError) for leaf in leaves):
+        return leaves[0]
+    return problem
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error

@@ -1,0 +1,134 @@
+"""A migration as a person sees it: a live line on a terminal, plain lines elsewhere, figures at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import trio
+
+from kvmmig.cli.output import Output
+from kvmmig.errors import KvmmigError
+from kvmmig.migration.outgoing import OutgoingMigration
+from kvmmig.migration.policy import RoundFigures
+from kvmmig.migration.report import MigrationStatistics, Phase
+from kvmmig.units import format_duration, format_rate, format_size
+
+_PAGE = 4096
+_EVERY = 0.1  # seconds between two looks at the figures
+
+_PHASES = {
+    Phase.SETUP: "connecting to {}",
+    Phase.ROUNDS: "sending memory, while the guest runs",
+    Phase.STOP: "the guest is being stopped",
+    Phase.FINAL: "sending what is left",
+    Phase.COMMIT: "handing over",
+    Phase.DONE: "done",
+}
+
+
+async def run_with_progress(
+    migration: OutgoingMigration, output: Output, *, indent: str = ""
+) -> MigrationStatistics:
+    """Run a migration and show it. Raises what `OutgoingMigration.run` raises."""
+    lines = PlainLines(lambda line: output.say(indent + line))
+    failure: KvmmigError | None = None
+    async with trio.open_nursery() as nursery:
+
+        async def look() -> None:
+            while True:
+                figures = migration.statistics()
+                if output.live:
+                    output.status(indent + live_line(figures))
+                lines.show(figures, events=not output.live)
+                await trio.sleep(_EVERY)
+
+        nursery.start_soon(look)
+        try:
+            await migration.run()
+        except KvmmigError as error:
+            failure = error
+        finally:
+            nursery.cancel_scope.cancel()
+            output.status("")
+            lines.show(migration.statistics(), events=not output.live)
+    if failure is not None:
+        raise failure
+    return migration.statistics()
+
+
+def live_line(figures: MigrationStatistics) -> str:
+    """All that fits into a terminal's width, the most interesting first."""
+    parts = [
+        f"{figures.phase} {figures.round}" if figures.phase is Phase.ROUNDS else str(figures.phase),
+        f"sent {format_size(figures.sent_bytes)}",
+        f"left {format_size(figures.remaining_pages * _PAGE)}",
+        f"at {format_rate(figures.rate)}",
+    ]
+    if figures.rounds:
+        parts.append(f"written {format_rate(figures.dirty_rate)}")
+    if figures.expected_downtime is not None:
+        parts.append(f"downtime {format_duration(figures.expected_downtime)}?")
+    parts.append(f"stall {format_duration(figures.worst_stall)}")
+    return " | ".join(parts)
+
+
+class PlainLines:
+    """Turns figures into lines, one for each phase and each round, however seldom they are looked at."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._seen = -1.0
+        self._rounds = 0
+        self._notices = 0
+
+    def show(self, figures: MigrationStatistics, *, events: bool) -> None:
+        """Say what has happened since the last call; without ``events``, only the transport's notices."""
+        for notice in figures.notices[self._notices :]:
+            self._say(f"kvmmig: {notice}")
+        self._notices = len(figures.notices)
+        if not events:
+            return
+        for event in figures.events:
+            if event.at <= self._seen:
+                continue
+            self._seen = event.at
+            if event.what in _PHASES:
+                self._say(f"{event.at:8.3f} s  {_PHASES[Phase(event.what)].format(figures.peer)}")
+            elif event.what.startswith("round ") and self._rounds < len(figures.rounds):
+                self._say(f"{event.at:8.3f} s  {_round_line(figures.rounds[self._rounds])}")
+                self._rounds += 1
+
+
+def _round_line(figures: RoundFigures) -> str:
+    return (
+        f"round {figures.round}: {format_size(figures.sent_bytes)} sent at {format_rate(figures.rate)}, "
+        f"{format_size(figures.remaining_bytes)} written meanwhile"
+    )
+
+
+def summary(figures: MigrationStatistics) -> str:
+    """The figures of a finished migration, a small block."""
+    steps = figures.steps
+    rows = [
+        (
+            "sent",
+            f"{format_size(figures.sent_bytes)} in {len(figures.rounds)} rounds and the final pass: "
+            f"{figures.sent_pages} pages, and {figures.zero_pages} that are zero",
+        ),
+        ("total time", f"{format_duration(figures.total_time)}, setup {_duration(figures.setup_time)}"),
+        ("downtime", f"{_duration(figures.downtime)}, expected {_duration(figures.expected_downtime)}"),
+        ("first round", format_rate(figures.rounds[0].rate) if figures.rounds else "none"),
+        (
+            "steps",
+            f"{steps.count}, the worst {format_duration(steps.worst)}, 99 % within "
+            f"{format_duration(steps.p99)} (bound {format_duration(steps.bound)})",
+        ),
+        ("worst stall", f"{format_duration(figures.worst_stall)} of the event loop"),
+    ]
+    return "\n".join(
+        [f"kvmmig: the guest has moved to {figures.peer}", *(f"  {name:<12} {text}" for name, text in rows)]
+    )
+
+
+def _duration(seconds: float | None) -> str:
+    return "unknown" if seconds is None else format_duration(seconds)

@@ -1,0 +1,65 @@
+"""Where ``--serial`` leads: the terminal that this runs on, a file, a named pipe, another terminal."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
+from dataclasses import dataclass
+
+import trio
+
+from kvmmig.cli.output import Output
+from kvmmig.cli.terminal import Keyboard
+from kvmmig.errors import MachineError
+
+
+@dataclass(frozen=True, slots=True)
+class SerialPort:
+    """Both directions of the cable; ``keyboard`` is None where nothing can be typed."""
+
+    output: Output
+    keyboard: Keyboard | None
+
+
+@asynccontextmanager
+async def open_serial(path: str) -> AsyncIterator[SerialPort]:
+    """``-`` is standard output and input. Raises `MachineError` for a path that can't be opened or written.
+
+    The terminal's modes are the guest's inside the block, and restored whatever happens.
+    """
+    output, keyboard = await _ends(path)
+    async with output:
+        with keyboard.modes() if keyboard else nullcontext():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(output.watch)
+                if keyboard:
+                    nursery.start_soon(keyboard.obey_job_control)
+                yield SerialPort(output, keyboard)
+                nursery.cancel_scope.cancel()
+
+
+async def _ends(path: str) -> tuple[Output, Keyboard | None]:
+    if path == "-":
+        return Output(), Keyboard(0)
+    try:
+        fd = await trio.to_thread.run_sync(_open, path)
+    except OSError as error:
+        raise MachineError(
+            f"--serial {path}: it can't be opened for writing: {error.strerror}; name a file, a named pipe "
+            "or a terminal"
+        ) from error
+    # Never closed: the thread that writes may be held in it for ever, and the command's end is the process's.
+    return Output(serial=fd, serial_name=path), Keyboard(fd) if os.isatty(fd) else None
+
+
+def _open(path: str) -> int:
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        mode = 0
+    # A named pipe that is open both ways neither waits for a reader nor breaks when one goes.
+    both_ways = stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
+    flags = os.O_RDWR if both_ways else os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    return os.open(path, flags | os.O_NOCTTY | os.O_CLOEXEC, 0o666)

@@ -1,0 +1,371 @@
+"""Real guests on real KVM, through the built-in transports, in one process."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from kvmmig import guests
+from kvmmig.errors import (
+    KvmmigError,
+    MigrationCancelled,
+    MigrationError,
+    MigrationRefused,
+    StateMismatch,
+    StreamError,
+    StreamTruncated,
+)
+from kvmmig.machine import Machine, MachineConfig, State
+from kvmmig.machine.pageset import Batch
+from kvmmig.migration import wire
+from kvmmig.migration.incoming import IncomingMigration
+from kvmmig.migration.outgoing import OutgoingMigration
+from kvmmig.migration.policy import Limits, MaxRounds, Policy
+from kvmmig.migration.registry import transport_for
+from kvmmig.migration.report import MigrationStatistics
+from kvmmig.migration.transport import Channel
+
+pytestmark = pytest.mark.kvm
+
+MIB = 1 << 20
+SIZE = 32 * MIB
+
+
+class Letters:
+    """What a guest prints, for a test to wait on."""
+
+    def __init__(self) -> None:
+        self.text = bytearray()
+        self._more = trio.Event()
+        self._token = trio.lowlevel.current_trio_token()
+
+    def __call__(self, data: bytes) -> None:
+        self._token.run_sync_soon(self._take, data)
+
+    def _take(self, data: bytes) -> None:
+        self.text += data
+        self._more.set()
+        self._more = trio.Event()
+
+    async def wait_for(self, count: int) -> None:
+        """Until the guest has printed so many more characters."""
+        goal = len(self.text) + count
+        with trio.fail_after(60):
+            while len(self.text) < goal:
+                await self._more.wait()
+
+
+@asynccontextmanager
+async def running(
+    name: str, *, size: int = SIZE, cpus: int = 1, **settings: int | str
+) -> AsyncIterator[tuple[Machine, Letters]]:
+    """A toy guest that has printed something."""
+    letters = Letters()
+    program = guests.find(name).program(memory=size, cpus=cpus, settings=settings)
+    config = MachineConfig(memory=size, cpus=cpus, name=program.name, parameters=program.parameters)
+    async with Machine.open(config, output=letters) as machine:
+        await machine.load(program)
+        await machine.start()
+        await letters.wait_for(1)
+        yield machine, letters
+
+
+async def check(machine: Machine) -> guests.Check:
+    await machine.pause()
+    result = await trio.to_thread.run_sync(
+        lambda: guests.check(
+            machine.config.name,
+            machine.memory,
+            cpus=machine.config.cpus,
+            parameters=machine.description.parameters,
+        )
+    )
+    assert result is not None
+    return result
+
+
+@asynccontextmanager
+async def moved(
+    source: Machine, where: str, *, policy: Policy | None = None
+) -> AsyncIterator[tuple[Machine, Letters, MigrationStatistics]]:
+    """Move a guest: at the same time where both sides live, one after the other where there is a file."""
+    letters = Letters()
+    arrived = trio.Event()
+    done: list[MigrationStatistics] = []
+
+    async def send(uri: str) -> None:
+        done.append(await OutgoingMigration(source, uri, policy=policy).run())
+
+    if where.startswith("tcp:"):
+        async with await transport_for(where).listen() as listener, trio.open_nursery() as nursery:
+            nursery.start_soon(send, listener.uri)
+            async with await listener.accept() as channel:
+                async with IncomingMigration(channel, output=letters).machine() as machine:
+                    with trio.fail_after(30):
+                        while not done:
+                            await letters.wait_for(0)
+                            await trio.lowlevel.checkpoint()
+                    yield machine, letters, done[0]
+    else:
+        await send(where)
+        async with await transport_for(where).listen() as listener, await listener.accept() as channel:
+            async with IncomingMigration(channel, output=letters).machine() as machine:
+                arrived.set()
+                yield machine, letters, done[0]
+
+
+@pytest.fixture(params=["tcp", "file", "file?direct=off", "pipe", "pipe?direct=off"])
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    scheme, mark, options = request.param.partition("?")
+    return "tcp:127.0.0.1:0" if scheme == "tcp" else f"{scheme}:{tmp_path}/guest.img{mark}{options}"
+
+
+@pytest.mark.parametrize("cpus", [1, 2])
+async def test_a_guest_that_writes_all_the_while_moves_and_not_one_page_is_lost(
+    where: str, cpus: int
+) -> None:
+    async with running("dirtier", cpus=cpus, hot="8MiB", stride=2) as (source, _):
+        async with moved(source, where, policy=MaxRounds(4)) as (machine, letters, statistics):
+            assert source.state is State.MOVED
+            assert machine.state is State.RUNNING
+            await letters.wait_for(6)
+            result = await check(machine)
+            assert result.ok, result.summary
+            assert result.pages == (SIZE - 2 * MIB) // 4096
+            assert b"FAIL" not in letters.text
+            assert len(statistics.rounds) == 4
+            assert statistics.rounds[1].sent_pages > 0, "it did write all the while"
+
+
+async def test_every_register_survives(where: str) -> None:
+    async with running("registers") as (source, _), moved(source, where) as (_, letters, _):
+        await letters.wait_for(5)
+        assert set(letters.text.decode()) <= {"r"}
+
+
+async def test_what_was_typed_but_not_read_moves_too(where: str) -> None:
+    async with running("echo") as (source, letters):
+        while not letters.text.endswith(b"x"):  # its first acts reset the UART, and drop what was typed
+            source.serial.feed(b"x")
+            await letters.wait_for(1)
+        await source.pause()
+        source.serial.feed(b"typed")
+        async with moved(source, where) as (machine, echoed, _):
+            await machine.start()
+            while b"typed" not in echoed.text:
+                await echoed.wait_for(1)
+
+
+@pytest.mark.slow
+async def test_memory_beyond_the_hole_moves_too() -> None:
+    async with running("dirtier", size=3328 * MIB, hot="8MiB") as (source, _):
+        async with moved(source, "tcp:127.0.0.1:0") as (machine, letters, _):
+            await letters.wait_for(2)
+            result = await check(machine)
+            assert result.ok, result.summary
+
+
+# -- the proof is a proof ---------------------------------------------------------------------------------
+
+
+async def test_one_page_dropped_by_the_cursor_is_found(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    put_batch = OutgoingMigration._put_batch
+    dropped: list[int] = []
+
+    def drop_one(self: OutgoingMigration, batch: Batch) -> None:
+        if not dropped and len(batch.pages) > 100 and batch.first > 1024:
+            dropped.append(int(batch.pages[50]))
+            keep = [i for i in range(len(batch.pages)) if i != 50]
+            put_batch(self, Batch(batch.first, batch.stop, batch.pages[keep]))
+        else:
+            put_batch(self, batch)
+
+    monkeypatch.setattr(OutgoingMigration, "_put_batch", drop_one)
+    async with running("dirtier", hot="1MiB") as (source, _):
+        async with moved(source, where) as (machine, _, _):
+            result = await check(machine)
+    assert dropped
+    assert not result.ok
+    assert any(f"page {dropped[0]:#x} " in fault for fault in result.faults)
+
+
+async def test_one_frame_sent_twice_is_refused_and_the_source_runs_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    page_runs = wire.Encoder.page_runs
+    repeated: list[int] = []
+
+    def twice(self: wire.Encoder, runs: wire.Runs, data: Sequence[memoryview]) -> list[memoryview]:
+        frame = page_runs(self, runs, data)
+        if not repeated:
+            repeated.append(1)
+            return frame + frame
+        return frame
+
+    monkeypatch.setattr(wire.Encoder, "page_runs", twice)
+    async with running("dirtier", hot="1MiB") as (source, letters):
+        error = await refused(source)
+        assert isinstance(error, MigrationRefused)
+        assert "frame 3 should follow" in str(error)
+        await letters.wait_for(2)
+        assert (await check(source)).ok
+
+
+# -- what does not fit, breaks, or is cancelled -----------------------------------------------------------
+
+
+async def refused(source: Machine) -> KvmmigError:
+    """Try to move a guest to a destination of this process; both must fail."""
+    errors: list[KvmmigError] = []
+    async with await transport_for("tcp:127.0.0.1:0").listen() as listener, trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def receive() -> None:
+            channel = await listener.accept()
+            with pytest.raises(KvmmigError):
+                async with IncomingMigration(channel).machine():
+                    pytest.fail("it arrived")
+
+        with trio.fail_after(30), pytest.raises(KvmmigError) as caught:
+            await OutgoingMigration(source, listener.uri).run()
+        errors.append(caught.value)
+    return errors[0]
+
+
+async def test_a_guest_that_this_host_can_not_run_is_refused_by_name_and_runs_on() -> None:
+    async with running("dirtier", hot="1MiB") as (source, letters):
+        import msgspec
+
+        everything = [(1, 0, 0, 0, 0, 0xFFFFFFFF, 0xFFFFFFFF)]
+        source.description = msgspec.structs.replace(source.description, cpuid=everything)
+        error = await refused(source)
+        assert isinstance(error, MigrationRefused)
+        assert "this host's CPU lacks" in str(error)
+        assert source.state is State.RUNNING
+        await letters.wait_for(2)
+        assert (await check(source)).ok
+
+
+async def test_a_cancelled_save_gives_the_guest_back_and_leaves_no_file(tmp_path: Path) -> None:
+    older = tmp_path / "guest.img"
+    older.write_bytes(b"an older one")
+    for phase in ("rounds", "final", "commit"):
+        async with running("dirtier", hot="8MiB") as (source, letters):
+            migration = OutgoingMigration(source, f"file:{older}", policy=MaxRounds(3))
+            async with trio.open_nursery() as nursery:
+
+                @nursery.start_soon
+                async def cancel() -> None:
+                    while migration.statistics().phase != phase:  # noqa: B023  # ends with the iteration
+                        await trio.lowlevel.checkpoint()
+                    migration.cancel()  # noqa: B023
+
+                with pytest.raises(MigrationCancelled):
+                    await migration.run()
+            assert source.state is State.RUNNING
+            await letters.wait_for(2)
+            assert (await check(source)).ok
+        assert os.listdir(tmp_path) == ["guest.img"]
+        assert older.read_bytes() == b"an older one"
+
+
+async def test_a_destination_that_is_cancelled_gives_the_guest_back() -> None:
+    async with running("dirtier", hot="8MiB") as (source, letters):
+        async with await transport_for("tcp:127.0.0.1:0").listen() as listener:
+            async with trio.open_nursery() as nursery:
+                scope = trio.CancelScope()
+
+                @nursery.start_soon
+                async def receive() -> None:
+                    channel = await listener.accept()
+                    incoming = IncomingMigration(channel)
+                    with scope:
+                        async with incoming.machine():
+                            pytest.fail("it arrived")
+
+                migration = OutgoingMigration(source, listener.uri, policy=Never())
+
+                @nursery.start_soon
+                async def cancel() -> None:
+                    while len(migration.statistics().rounds) < 2:
+                        await trio.lowlevel.checkpoint()
+                    scope.cancel()
+
+                with trio.fail_after(30), pytest.raises(MigrationError, match="the destination was stopped"):
+                    await migration.run()
+        await letters.wait_for(2)
+        assert (await check(source)).ok
+
+
+class Never:
+    """A policy that always wants another round."""
+
+    def decide(self, figures: object) -> object:
+        from kvmmig.migration.policy import Continue
+
+        return Continue()
+
+
+async def receive_file(path: Path) -> None:
+    async with await transport_for(f"file:{path}").listen() as listener:
+        channel = await listener.accept()
+        async with IncomingMigration(channel, limits=Limits(setup=10)).machine():
+            pytest.fail("it arrived")
+
+
+async def test_a_stream_that_is_cut_or_goes_on_or_is_none_leaves_nothing_behind(tmp_path: Path) -> None:
+    saved = tmp_path / "guest.img"
+    async with running("dirtier", size=8 * MIB, hot="1MiB") as (source, _):
+        await OutgoingMigration(source, f"file:{saved}").run()
+    whole = saved.read_bytes()
+    cases: list[tuple[bytes, type[KvmmigError], str]] = [
+        (b"", StreamTruncated, "ends after 0 bytes"),
+        (whole[:8], StreamTruncated, "ends after 8 bytes"),
+        (whole[:1000], StreamTruncated, "ends after 1000 bytes, before its hello"),
+        (whole[: len(whole) // 2], StreamTruncated, "in its memory; it is not whole"),
+        (whole[:-1], StreamTruncated, "not whole"),
+        (whole + b"x", StreamError, "goes on behind its end"),
+        (b"\x7fELF" + whole[4:], StreamError, "not a kvmmig stream"),
+        (whole.replace(b"cpu0/regs", b"cpu0/rags"), StreamError, "CRC"),
+    ]
+    with trio.fail_after(60):
+        for data, kind, sentence in cases:
+            bad = tmp_path / "bad.img"
+            bad.write_bytes(data)
+            threads, fds = threading.active_count(), len(os.listdir("/proc/self/fd"))
+            with pytest.raises(kind, match=sentence):
+                await receive_file(bad)
+            assert len(os.listdir("/proc/self/fd")) <= fds + 1, "the thread cache may keep one"
+            assert not [t for t in threading.enumerate() if "vCPU" in t.name], threads
+
+
+async def test_a_state_section_that_is_missing_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    saved = tmp_path / "guest.img"
+    async with running("dirtier", size=8 * MIB, hot="1MiB") as (source, _):
+        capture = source.capture
+
+        async def forgetful() -> list[object]:
+            return [section for section in await capture() if section.name != "cpu0/sregs"]
+
+        monkeypatch.setattr(source, "capture", forgetful)
+        await OutgoingMigration(source, f"file:{saved}").run()
+    with pytest.raises(StateMismatch, match="cpu0/sregs are missing"):
+        await receive_file(saved)
+
+
+async def test_a_source_that_says_nothing_is_not_waited_for(tmp_path: Path) -> None:
+    async with await transport_for("tcp:127.0.0.1:0").listen() as listener:
+        silent: Channel = await transport_for(listener.uri).connect()
+        channel = await listener.accept()
+        with trio.fail_after(10), pytest.raises(MigrationError, match=r"sent no hello within 0\.05 s"):
+            async with IncomingMigration(channel, limits=Limits(setup=0.05)).machine():
+                pytest.fail("it arrived")
+        silent.abort()
