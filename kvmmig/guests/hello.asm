@@ -1,7 +1,7 @@
 # hello: prints one line on the serial port and ends
 #@ entry long64
 #
-# On entry rdi = this vCPU's index; every vCPU starts here. See docs/architecture.md for the rest.
+# On entry rdi is the index of this vCPU, and every vCPU starts here. kvmmig/machine/boot.py tells the rest.
 
 SERIAL = 0x3f8          # the 16550's transmit register; its line status register is 5 further on
 EXIT   = 0xf4           # a byte written here ends the guest with that status

@@ -118,10 +118,11 @@ class Board:
         )
 
     def run(self) -> None:
-        """Let all vCPUs run."""
+        """Let all vCPUs run. No effect on a guest that has ended, even if nobody knows it yet."""
         with self._running_or_ending:  # a guest that ends at once must find all vCPUs running, to park them
-            for cpu in self._cpus:
-                cpu.run()
+            if self.ending is None:
+                for cpu in self._cpus:
+                    cpu.run()
 
     def park(self) -> None:
         """Ask all vCPUs to leave the guest."""

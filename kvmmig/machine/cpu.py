@@ -94,7 +94,7 @@ class Cpu:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def run(self) -> None:
-        """Let the guest run. No effect after `quit`."""
+        """Let the guest run. Only for a thread that is parked, see `wait_parked`; no effect after `quit`."""
         with self._changed:
             if self._wanted is _Wanted.PARK:
                 self._wanted = _Wanted.RUN
@@ -166,7 +166,6 @@ class Cpu:
                     # Only here: an exit on the way to parking is served, and its access completed.
                     if self._wanted is not _Wanted.RUN:
                         return
-                    _take_kicks()
                 case MmioRead(_, size):
                     vcpu.complete_in(b"\xff" * size)
                 case MmioWrite():

@@ -9,7 +9,9 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
+import trio.testing
 
+from kvmmig.errors import WrongState
 from kvmmig.machine import Ending, Machine, MachineConfig, Program
 
 pytestmark = pytest.mark.kvm
@@ -271,6 +273,32 @@ async def test_what_is_typed_reaches_the_guest_in_order_and_nothing_is_lost(long
     assert bytes(output) == text
 
 
+async def test_typing_at_a_paused_guest_waits_until_it_runs_so_that_nothing_misses_a_capture(
+    spinner: Program,
+) -> None:
+    with trio.fail_after(60):
+        async with Machine.open(SMALL) as machine, trio.open_nursery() as nursery:
+            await machine.load(spinner)
+            await machine.start()
+            await machine.pause()
+            nursery.start_soon(machine.feed, b"late")
+            await trio.testing.wait_all_tasks_blocked()
+            sections = {section.name: section for section in await machine.capture()}
+            assert not sections["dev/serial"].data.endswith(b"late")
+            await machine.resume()
+            await trio.testing.wait_all_tasks_blocked()
+            assert machine.serial.save().endswith(b"ate")  # the first byte is in the UART's own register
+
+
+async def test_typing_ends_with_an_error_when_the_guest_has_ended(quitter: Program) -> None:
+    with trio.fail_after(60):
+        async with Machine.open(SMALL) as machine:
+            await machine.load(quitter)
+            await machine.start()
+            with pytest.raises(WrongState, match="can't feed 'small': the guest has ended"):
+                await machine.feed(bytes(100_000))
+
+
 INTERRUPT_ECHO = """
     cli
     xor ax, ax
@@ -482,6 +510,8 @@ async def test_nothing_is_left_after_close(spinner: Program) -> None:
         assert len(leftovers()[0]) == 2
         assert leftovers()[1]
     assert leftovers() == (set(), [])
+    with pytest.raises(ValueError, match="released"):
+        machine.memory.read(0, 1)
 
 
 async def test_nothing_is_left_after_an_exception_or_a_cancel(spinner: Program) -> None:

@@ -112,15 +112,43 @@ async def test_what_is_applied_is_captured_again_byte_for_byte(
             await wait_until(lambda: machine.memory.read(0x200000, 8) != bytes(8))
             machine.serial.feed(b"typed")
             await machine.pause()
+            scribble(machine.vcpus[1])
+            machine.vm.set_clock(
+                abi.kvm_clock_data(clock=10**15)
+            )  # kvmclock in ns: 11 days, unlike a fresh one
+            pit = machine.vm.get_pit2()
+            pit.channels[2].count, pit.channels[2].mode = 0x1234, 3
+            machine.vm.set_pit2(pit)
             sections = {section.name: section for section in await machine.capture()}
             async with Machine.open(machine.config, description=machine.description) as destination:
                 await destination.apply(sections.values())
                 # Not by `capture`, which wants it paused: running it would change what is compared.
                 parts = destination._board.parts(destination.description)
                 again = {section.name: section for section in state.capture(parts)}
+                assert destination.vm.get_clock().clock >= 10**15
+                channel = destination.vm.get_pit2().channels[2]
+                assert (channel.count, channel.mode) == (0x1234, 3)
     assert sections.keys() == again.keys()
     for name in sections.keys() - MOVING:
         assert without_tsc(again[name]) == without_tsc(sections[name]), name
+
+
+def scribble(vcpu: Vcpu) -> None:
+    """Leave something in each place that a plain guest leaves at its default."""
+    lapic = vcpu.get_lapic()
+    lapic.regs[0xF1] |= 1  # spurious vector register: APIC enabled
+    lapic.regs[0x80] = 0x20  # task priority
+    vcpu.set_lapic(lapic)
+    sregs = vcpu.get_sregs()
+    sregs.cr8 = 2
+    vcpu.set_sregs(sregs)
+    debugregs = vcpu.get_debugregs()
+    debugregs.db[0] = 0x1234
+    vcpu.set_debugregs(debugregs)
+    vcpu.set_msrs({0x174: 0x5678})  # SYSENTER_CS
+    events = vcpu.get_vcpu_events()
+    events.nmi.masked = 1
+    vcpu.set_vcpu_events(events)
 
 
 def without_tsc(section: StateSection) -> StateSection:

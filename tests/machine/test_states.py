@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
+import trio.testing
 
 from kvmmig.errors import WrongState
 from kvmmig.machine import Machine, MachineConfig, Program, State
@@ -156,6 +157,22 @@ async def test_a_guest_that_ends_itself_takes_the_machine_to_ended(quitter: Prog
             assert (ending.kind, ending.status, machine.state) == ("exit", 42, E)
             await machine.stop()  # what the guest did itself stays
             assert await machine.wait() == ending
+
+
+async def test_a_guest_that_has_ended_is_not_set_running_by_a_resume_that_came_too_late(
+    long64: Callable[[str], Program],
+) -> None:
+    source = "out 0xf4, al; again: inc qword ptr [0x200000]; jmp again"
+    with trio.fail_after(30):
+        async with Machine.open(SMALL) as machine:
+            await machine.load(long64(source))
+            await machine.start()
+            await machine.wait()
+            machine._board.run()  # as `resume` does while the machine has not heard of the end
+            for _ in range(50):
+                await trio.to_thread.run_sync(lambda: None)
+            await machine.stop()
+            assert machine.memory.read(0x200000, 8) == bytes(8)
 
 
 async def test_pausing_a_guest_that_ends_meanwhile_says_that_it_has_ended(quitter: Program) -> None:

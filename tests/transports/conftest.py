@@ -56,7 +56,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip(f"can't mount a small tmpfs: {mounted.stderr.strip()}")
     yield where
     # A file that a thread still holds open keeps it busy for a moment.
-    _wait_for(lambda: subprocess.run(["umount", where], capture_output=True).returncode == 0, "umount")
+    _wait_for(lambda: subprocess.run(["umount", where], capture_output=True).returncode == 0, "umount fails")
 
 
 @pytest.fixture(autouse=True)
@@ -65,39 +65,41 @@ def nothing_left(tmp_path: Path) -> Iterator[None]:
 
     They may end a moment after `abort`, which waits for nothing.
     """
-    before = _open_fds()
+    before = _left()
     yield
-    _wait_for(lambda: not _threads(), "threads", _threads)
-    _wait_for(lambda: not _children(), "child processes", _children)
-    _wait_for(lambda: _open_fds() <= before, "file descriptors", lambda: _open_fds() - before)
+    _wait_for(lambda: not _left() - before, "left behind", lambda: _left() - before)
     assert not list(tmp_path.rglob("*.partial"))
 
 
 def _wait_for(done: Callable[[], bool], what: str, left: Callable[[], object] = lambda: "") -> None:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 10
     while not done():
-        assert time.monotonic() < end, f"{what} left behind: {left()}"
+        assert time.monotonic() < end, f"{what} {left()}"
         time.sleep(0.01)
 
 
-def _threads() -> list[str]:
+def _left() -> set[str]:
+    return _threads() | _children() | _open_fds()
+
+
+def _threads() -> set[str]:
     ours = ("write ", "read ", "end of ", "unlink ")
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith(ours)]
+    return {thread.name for thread in threading.enumerate() if thread.name.startswith(ours)}
 
 
-def _children() -> list[str]:
-    found = []
+def _children() -> set[str]:
+    found = set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # it has ended meanwhile
             name, _, fields = stat.read_text().rpartition(")")
             if int(fields.split()[1]) == os.getpid():
-                found.append(name)
+                found.add(name)
     return found
 
 
-def _open_fds() -> set[tuple[str, str]]:
+def _open_fds() -> set[str]:
     found = set()
     for fd in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):  # the one that lists them
-            found.add((fd, os.readlink(f"/proc/self/fd/{fd}")))
+            found.add(f"{fd} -> {os.readlink(f'/proc/self/fd/{fd}')}")
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -91,20 +92,23 @@ async def test_a_helper_that_is_not_there_is_one_sentence(transport: Make, tmp_p
 
 
 async def _flush_for_ever(channel: Channel) -> None:
-    while True:
-        await channel.flush()
+    with trio.fail_after(20):
+        while True:
+            await channel.flush()
 
 
-@pytest.mark.parametrize("act", [_send_for_ever, _flush_for_ever, Channel.aclose])
+async def _close(channel: Channel) -> None:
+    with trio.fail_after(20):
+        await channel.aclose()
+
+
+@pytest.mark.parametrize("act", [_send_for_ever, _flush_for_ever, _close])
 async def test_a_failing_helpers_words_and_status_are_the_error(
     act: Callable[[Channel], Awaitable[None]], transport: Make, tmp_path: Path, program: Script
 ) -> None:
     helper = program("echo disk on >&2; echo fire >&2; exit 3")
     channel = await transport(f"pipe:{tmp_path}/a.img?helper={helper}").connect()
-    with (
-        pytest.raises(ChannelBroken, match=r"of .*/a.img ended with status 3; it said: disk on fire"),
-        trio.fail_after(20),
-    ):
+    with pytest.raises(ChannelBroken, match=r"of .*/a.img ended with status 3; it said: disk on fire"):
         await act(channel)
     channel.abort()
     assert _names(tmp_path) == ["helper.sh"]
@@ -138,11 +142,21 @@ async def test_a_dead_helper_is_noticed_though_its_child_holds_the_pipe(
     transport: Make, tmp_path: Path, program: Script
 ) -> None:
     # A shell gives a background command /dev/null to read, unless it is told otherwise.
-    helper = program("exec 3<&0; sleep 1000 <&3 & exit 4")
+    child = tmp_path / "child"
+    helper = program(f"exec 3<&0; sleep 1000 <&3 & echo $! >{child}; exit 4")
     channel = await transport(f"pipe:{tmp_path}/a.img?helper={helper}").connect()
     with pytest.raises(ChannelBroken, match="ended with status 4"), trio.fail_after(20):
         await _send(channel, _DATA)
     channel.abort()
+    with trio.fail_after(20):
+        await _end_of(int(child.read_text()))
+
+
+async def _end_of(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it may have ended already
+        pidfd = os.pidfd_open(pid)
+        await trio.lowlevel.wait_readable(pidfd)
+        os.close(pidfd)
 
 
 async def test_a_reading_helper_that_fails_is_not_the_end_of_the_stream(

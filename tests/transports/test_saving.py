@@ -242,6 +242,24 @@ async def test_flushed_bytes_are_in_the_file_and_more_may_follow(
     assert (tmp_path / "a.img").read_bytes() == _DATA[:sent]
 
 
+async def test_nothing_is_added_to_a_block_that_is_being_written(
+    transport: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive = threading.Event()
+    monkeypatch.setattr(os, "fdatasync", lambda _: alive.wait())
+    channel = await transport(f"file:{tmp_path}/a.img").connect()
+    await _send(channel, b"before ")
+    with trio.move_on_after(0.05) as scope:
+        await channel.flush()
+    assert scope.cancelled_caught
+    with trio.move_on_after(0.05) as scope:
+        await channel.send_some([memoryview(b"never")])
+    assert scope.cancelled_caught
+    alive.set()
+    await _send_and_close(channel, b"after")
+    assert (tmp_path / "a.img").read_bytes() == b"before after"
+
+
 async def test_a_file_that_shrinks_while_it_is_read_is_an_error(transport: Make, tmp_path: Path) -> None:
     path = tmp_path / "a.img"
     path.write_bytes(bytes(64 << 20))

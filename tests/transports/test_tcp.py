@@ -20,6 +20,12 @@ async def _pair(transport: Make) -> tuple[Channel, Channel]:
         return await transport(listener.uri).connect(), await listener.accept()
 
 
+async def _send_for_ever(channel: Channel) -> None:
+    with trio.fail_after(20):
+        while True:
+            await channel.send_some([memoryview(b"more")])
+
+
 @pytest.mark.parametrize(
     "target", ["", "4444", ":4444", "::1:4444", "host:", "host:x", "host:65536", "[::1]"]
 )
@@ -41,7 +47,7 @@ async def test_nobody_there_is_one_sentence(transport: Make) -> None:
         uri = f"tcp:127.0.0.1:{taken.getsockname()[1]}"
     with pytest.raises(ConnectFailed, match=f"can't connect to {uri}: nobody listens there"):
         await transport(uri).connect()
-    with pytest.raises(ConnectFailed, match="the host name 'nowhere.invalid' can't be resolved"):
+    with pytest.raises(ConnectFailed, match=r"the host name 'nowhere.invalid' can't be resolved"):
         await transport("tcp:nowhere.invalid:4444").connect()
     with pytest.raises(ConnectFailed, match="port 0 is only for listening"):
         await transport("tcp:127.0.0.1:0").connect()
@@ -101,6 +107,15 @@ async def test_flush_waits_for_the_other_sides_kernel(transport: Make) -> None:
     receiver.abort()
 
 
+async def test_flush_fails_when_the_other_side_is_gone(transport: Make) -> None:
+    sender, receiver = await _pair(transport)
+    await sender.send_some([memoryview(bytes(1 << 20))])
+    receiver.abort()
+    with trio.fail_after(20), pytest.raises(ChannelBroken, match="the other side cut the connection"):
+        await sender.flush()
+    sender.abort()
+
+
 async def test_an_abort_is_never_an_orderly_end(transport: Make) -> None:
     sender, receiver = await _pair(transport)
     sender.abort()
@@ -114,9 +129,8 @@ async def test_aclose_says_that_the_other_side_did_not_get_everything(transport:
     sender, receiver = await _pair(transport)
     await sender.send_some([memoryview(b"half")])
     receiver.abort()
-    with trio.fail_after(20), pytest.raises(ChannelBroken):
-        while True:
-            await sender.send_some([memoryview(b"more")])
+    with pytest.raises(ChannelBroken):
+        await _send_for_ever(sender)
     with pytest.raises(ChannelBroken):
         await sender.aclose()
     await sender.aclose()

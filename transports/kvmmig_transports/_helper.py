@@ -10,8 +10,6 @@ import signal
 import subprocess
 import sys
 
-import trio
-
 from kvmmig.errors import ConnectFailed
 from kvmmig_transports import iohelper
 from kvmmig_transports._savefile import why
@@ -67,14 +65,15 @@ class Helper:
         self.pidfd = os.pidfd_open(self._process.pid)
 
     @property
-    def ended(self) -> bool:
-        """Whether the process has ended. Does not block."""
-        return self._process.poll() is not None
+    def status(self) -> int | None:
+        """The exit status, or minus the signal that killed it; None while it lives. Does not block.
 
-    async def wait(self) -> None:
-        """Return when the process has ended."""
-        await trio.lowlevel.wait_readable(self.pidfd)
-        self._process.wait()  # at once: it has ended
+        It stays a zombie until `reap`: so its number, by which `kill` finds what it started, stays its own.
+        """
+        result = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if result is None:
+            return None
+        return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
 
     def close_pipe(self) -> None:
         """Close our end. Idempotent; for a helper that writes a file it is the end of the stream."""
@@ -83,27 +82,19 @@ class Helper:
             self.pipe = -1
 
     def kill(self) -> None:
-        """Kill it, and what it has started itself. Does not wait; harmless when it has ended."""
-        if not self.ended:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+        """Kill it, and what it has started itself and left behind. Does not wait. Not after `reap`."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     def reap(self) -> None:
-        """Wait for the process's end and close what is left. Blocks, for ever in a dead disk; idempotent."""
+        """Wait for the process's end and close what is left. Blocks, for ever in a dead disk."""
         self._process.wait()
-        if self._words_fd >= 0:
-            os.close(self.pidfd)
-            os.close(self._words_fd)
-            self._words_fd = self.pidfd = -1
-
-    def failure(self) -> str:
-        """What went wrong, as a sentence; empty if all is well. For a helper that has ended."""
-        status = self._process.returncode
-        return "" if status == 0 else self.account()
+        os.close(self.pidfd)
+        os.close(self._words_fd)
 
     def account(self) -> str:
-        """How it ended, with its own words; for one whose end, with whatever status, came too early."""
-        status = self._process.returncode
+        """How it ended, with its own words, as a sentence; where that is an error."""
+        status = self.status
         if status is None:
             ending = "closed its pipe but lives on"
         elif status < 0:

@@ -146,7 +146,6 @@ class _PipeChannel(Channel):
     async def _helper_ended(self) -> None:
         await self._wait(self._helper.pidfd)
         self._check()
-        await self._helper.wait()
 
 
 class PipeWriter(_PipeChannel):
@@ -221,8 +220,8 @@ class PipeWriter(_PipeChannel):
             with self._sending:
                 self._close_pipe()
                 await self._helper_ended()
-                if failure := self._helper.failure():
-                    raise self._fail(failure)
+                if self._helper.status != 0:
+                    raise self._fail(self._helper.account())
                 await self._publish()
         finally:
             self.abort()
@@ -234,7 +233,7 @@ class PipeWriter(_PipeChannel):
         super()._close_pipe()
 
     def _check_helper(self) -> None:
-        if self._helper.ended:
+        if self._helper.status is not None:
             raise self._fail(self._helper.account())
 
     async def _publish(self) -> None:
@@ -276,8 +275,8 @@ class PipeReader(_PipeChannel):
                     continue
                 if count == 0:
                     await self._helper_ended()
-                    if failure := self._helper.failure():
-                        raise self._fail(failure)
+                    if self._helper.status != 0:
+                        raise self._fail(self._helper.account())
                 return count
 
     async def flush(self) -> None:
