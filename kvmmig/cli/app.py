@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -13,6 +14,7 @@ from kvmmig.units import parse_duration, parse_size
 
 def run_command() -> int:
     """Run the command of ``sys.argv``. Raises nothing for bad input: that is a sentence and a status."""
+    _fill_standard_descriptors()
     try:
         status: Any = cli.main(standalone_mode=False, prog_name="kvmmig")
     except click.ClickException as error:
@@ -27,6 +29,13 @@ def run_command() -> int:
         sys.stdout = None
         return 1
     return status if isinstance(status, int) else 0
+
+
+def _fill_standard_descriptors() -> None:
+    """Who was started without them would otherwise write to whatever file gets their numbers later."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)
 
 
 class _Size(click.ParamType[int]):

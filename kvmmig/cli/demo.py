@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 import subprocess
@@ -10,57 +9,30 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Self
 
 import msgspec
 import trio
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from kvmmig.cli.demo_peer import Failure, Letters, Listening, Message, Result, check_machine
+from kvmmig.cli.demo_table import VERIFIED, Row, Way, stopped_for, table
 from kvmmig.cli.lifetime import run_to_end, the_error
 from kvmmig.cli.output import Output
-from kvmmig.cli.progress import run_with_progress
+from kvmmig.cli.progress import Populating, run_with_progress
 from kvmmig.errors import BadConfig, KvmmigError, MachineError, MigrationError
 from kvmmig.guests import Check, find
 from kvmmig.machine import Machine, MachineConfig, State
 from kvmmig.machine.config import available_memory
 from kvmmig.migration.outgoing import OutgoingMigration
-from kvmmig.migration.report import MigrationStatistics
-from kvmmig.units import format_duration, format_rate, format_size
+from kvmmig.units import format_size
 
 _HOT = 64 << 20
 _HOT_SHARE = 8  # of a small guest's memory at most an eighth is hot
 _FILL_TIME = 60.0  # seconds that a guest may take to fill its memory and check it once
 _SPARE_MEMORY = 512 << 20
 _SPARE_DISK = 64 << 20
-_PLAIN_WIDTH = 132  # of the table where there is no terminal
 _SHOWN_LETTERS = 40
-VERIFIED = "verified"
-
-
-@dataclass(frozen=True, slots=True)
-class Way:
-    """One of the demo's moves."""
-
-    name: str
-    story: str
-    uri: str
-    saved: str = ""  # the file; empty when the guest moves straight to the other process
-
-
-@dataclass(slots=True)
-class Row:
-    """What became of it."""
-
-    way: Way
-    figures: MigrationStatistics | None = None
-    pages: int = 0
-    passes: str = ""
-    verdict: str = VERIFIED
 
 
 def tell(*, memory: int, directory: str) -> int:
@@ -68,7 +40,7 @@ def tell(*, memory: int, directory: str) -> int:
     _check_room(memory, directory)
 
     async def command() -> int:
-        async with Output() as output:
+        async with Output(messages=1) as output:
             with _scratch(directory) as scratch:
                 return await _tell(memory, scratch, output)
 
@@ -87,12 +59,17 @@ def _check_room(memory: int, directory: str) -> None:
             f"the demo needs {format_size(wanted)} of memory, for two guests of {format_size(memory)} at a "
             f"time, and this host has {format_size(available)} available; use a smaller --memory"
         )
-    free, wanted = shutil.disk_usage(directory).free, memory + memory // 4 + _SPARE_DISK
+    free, wanted = free_space(directory), memory + memory // 4 + _SPARE_DISK
     if free < wanted:
         raise BadConfig(
             f"the demo needs {format_size(wanted)} of disk space in {directory}, where {format_size(free)} "
             "are free; use another --directory or a smaller --memory"
         )
+
+
+def free_space(directory: str) -> int:
+    """Bytes that can still be written in a directory."""
+    return shutil.disk_usage(directory).free
 
 
 def _scratch(directory: str) -> tempfile.TemporaryDirectory[str]:
@@ -136,7 +113,7 @@ async def _tell(memory: int, scratch: str, output: Output) -> int:
             row.verdict = f"FAILED: {error}"
         rows.append(row)
         output.say(f"   {row.verdict}")
-    output.say("\n" + _table(rows))
+    output.say("\n" + table(rows))
     return 0 if all(row.verdict == VERIFIED for row in rows) else 1
 
 
@@ -154,7 +131,7 @@ async def _move(row: Row, memory: int, output: Output) -> None:
     if way.saved:
         output.say(
             f"   saved: {format_size(os.stat(way.saved).st_size)}, the guest was stopped for "
-            f"{_stopped_for(row)}; now it comes back in another process"
+            f"{stopped_for(row)}; now it comes back in another process"
         )
         async with _Peer.start(way.uri) as peer:
             await peer.listening()
@@ -178,8 +155,7 @@ async def _busy_guest(memory: int, output: Output) -> AsyncIterator[Machine]:
     program = find("dirtier").program(memory=memory, cpus=1, settings={"hot": _hot(memory)})
     config = MachineConfig(memory=memory, name=program.name, parameters=program.parameters)
     letters = Letters(1)
-    async with Machine.open(config, output=letters.add, on_populate=partial(_show, output)) as machine:
-        output.status("")
+    async with Machine.open(config, output=letters.add, on_populate=Populating(output)) as machine:
         await machine.load(program)
         await machine.start()
         with trio.move_on_after(_FILL_TIME) as scope:
@@ -189,10 +165,6 @@ async def _busy_guest(memory: int, output: Output) -> AsyncIterator[Machine]:
         if machine.state is not State.RUNNING:
             raise MachineError(f"the guest ended before it was to move: {letters.text.strip()}")
         yield machine
-
-
-def _show(output: Output, done: int, size: int) -> None:
-    output.status(f"preparing {format_size(size)} of guest memory: {done * 100 // size} %")
 
 
 async def _send(row: Row, machine: Machine, uri: str, output: Output) -> None:
@@ -259,54 +231,3 @@ class _Peer:
         if isinstance(message, Failure):
             raise MigrationError(f"the other process says: {message.text}")
         return message
-
-
-def _stopped_for(row: Row) -> str:
-    downtime = row.figures.downtime if row.figures else None
-    return "-" if downtime is None else format_duration(downtime)
-
-
-def _table(rows: list[Row]) -> str:
-    bound = next((row.figures.steps.bound for row in rows if row.figures), 0.0)
-    table = Table(title="What became of the three guests", title_justify="left")
-    table.add_column("way", no_wrap=True)
-    for column in ("rounds", "sent", "total", "stopped for", "rate"):
-        table.add_column(column, justify="right")
-    table.add_column(f"worst step (bound {format_duration(bound)})", justify="right")
-    for column in ("worst loop stall", "pages verified", "passes"):
-        table.add_column(column, justify="right")
-    table.add_column("verdict")
-    for row in rows:
-        table.add_row(row.way.name, *_figures(row), str(row.pages), row.passes, _verdict(row))
-    text = io.StringIO()
-    on_terminal = sys.stdout.isatty()
-    console = Console(
-        file=text,
-        width=None if on_terminal else _PLAIN_WIDTH,
-        force_terminal=on_terminal,
-        legacy_windows=False,
-    )
-    console.print(table)
-    for row in rows:
-        if row.verdict != VERIFIED:
-            console.print(Text(f"{row.way.name}: {row.verdict}", "bold red"), soft_wrap=True)
-    return text.getvalue().rstrip("\n")
-
-
-def _figures(row: Row) -> tuple[str, ...]:
-    figures = row.figures
-    if figures is None:
-        return ("-",) * 7
-    return (
-        str(len(figures.rounds)),
-        format_size(figures.sent_bytes),
-        format_duration(figures.total_time),
-        _stopped_for(row),
-        format_rate(figures.rounds[0].rate) if figures.rounds else "-",
-        format_duration(figures.steps.worst),
-        format_duration(figures.worst_stall),
-    )
-
-
-def _verdict(row: Row) -> Text:
-    return Text(VERIFIED, "bold green") if row.verdict == VERIFIED else Text("FAILED", "bold red")

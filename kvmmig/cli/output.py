@@ -44,9 +44,9 @@ class Output:
         self._messages = messages
         #: Messages go to a terminal, so a status line can be shown.
         self.live = os.isatty(messages)
-        self._same_screen = self.live and os.isatty(serial)
+        self._same_place = _are_the_same(serial, messages)
         self._changed = threading.Condition()
-        self._queue: deque[tuple[int, bytearray]] = deque()
+        self._queue: deque[tuple[bool, bytearray]] = deque()  # is it a message?
         self._serial_waiting = 0
         self._lost = 0
         self._status = ""
@@ -54,7 +54,7 @@ class Output:
         self._idle = True
         # the thread's own
         self._shown = ""
-        self._mid_line = False
+        self._column = 0  # of the cursor, as far as plain text goes
         self._broken: set[int] = set()
         # the loop's own
         self._token: trio.lowlevel.TrioToken
@@ -69,17 +69,17 @@ class Output:
                 self._lost += len(data) - room
                 data = data[:room]
             self._serial_waiting += len(data)
-            if self._queue and self._queue[-1][0] == self._serial:
+            if self._queue and not self._queue[-1][0]:
                 self._queue[-1][1].extend(data)
             else:
-                self._queue.append((self._serial, bytearray(data)))
+                self._queue.append((False, bytearray(data)))
             self._changed.notify_all()
 
     def say(self, text: str) -> None:
         """Write a message of one or more lines, above the status line. Thread-safe, never blocks."""
         with self._changed:
             if len(self._queue) < _MESSAGES:
-                self._queue.append((self._messages, bytearray(text.encode(errors="replace") + b"\n")))
+                self._queue.append((True, bytearray(text.encode(errors="replace") + b"\n")))
             self._changed.notify_all()
 
     def status(self, text: str) -> None:
@@ -143,27 +143,36 @@ class Output:
                 if self._closing:
                     return
                 self._idle = False
-                fd, data = self._queue.popleft() if self._queue else (self._messages, bytearray())
-                if fd == self._serial:
+                is_message, data = self._queue.popleft() if self._queue else (True, bytearray())
+                if not is_message:
                     self._serial_waiting -= len(data)
                 status = self._status
-            self._write_one(fd, bytes(data), status)
+            self._write_one(is_message, bytes(data), status)
 
-    def _write_one(self, fd: int, data: bytes, status: str) -> None:
-        on_screen = fd == self._messages or self._same_screen
-        if on_screen and self._shown and (data or status != self._shown):
+    def _write_one(self, is_message: bool, data: bytes, status: str) -> None:
+        together = is_message or self._same_place
+        if together and self._shown and (data or status != self._shown):
             self._write(self._messages, _ERASE.encode())
             self._shown = ""
         if data:
-            if on_screen:
-                if fd == self._messages and self._mid_line and self._same_screen:
+            if together:
+                if is_message and self._column:
                     data = b"\n" + data
-                self._mid_line = not data.endswith(b"\n")
-            self._write(fd, data)
+                last_line = data[max(data.rfind(b"\n"), data.rfind(b"\r")) + 1 :]
+                self._column = len(last_line) + (self._column if last_line == data else 0)
+            self._write(self._messages if is_message else self._serial, data)
         if status != self._shown and self.live:
-            line = _DRAW.format(status[: _columns(self._messages) - 1])
-            self._write(self._messages, line.encode(errors="replace"))
-            self._shown = status
+            self._draw(status)
+
+    def _draw(self, status: str) -> None:
+        columns = _columns(self._messages)
+        if self._column and self._column % columns == 0:
+            # In the last column a terminal puts off the wrap, and forgets that when its cursor is moved.
+            self._write(self._messages, b" \r")
+            self._column = 0
+        line = _DRAW.format(status[: columns - 1]) if status else ""
+        self._write(self._messages, line.encode(errors="replace"))
+        self._shown = status
 
     def _write(self, fd: int, data: bytes) -> None:
         if fd in self._broken:
@@ -181,6 +190,13 @@ class Output:
                 self._failure = error
                 with contextlib.suppress(trio.RunFinishedError):
                     self._token.run_sync_soon(self._failed.set)
+
+
+def _are_the_same(one: int, other: int) -> bool:
+    try:
+        return os.path.sameopenfile(one, other)
+    except OSError:  # one of them is not open
+        return False
 
 
 def _columns(fd: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import perf_counter
 
 import trio
 
@@ -15,6 +16,7 @@ from kvmmig.units import format_duration, format_rate, format_size
 
 _PAGE = 4096
 _EVERY = 0.1  # seconds between two looks at the figures
+_WORTH_SAYING = 0.5  # seconds: what takes less needs no progress line
 
 _PHASES = {
     Phase.SETUP: "connecting to {}",
@@ -56,10 +58,26 @@ async def run_with_progress(
     return migration.statistics()
 
 
+class Populating:
+    """Shows how the guest's memory is being made, where that takes long. For ``on_populate``."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._began: float | None = None
+
+    def __call__(self, done: int, size: int) -> None:
+        if self._began is None:
+            self._began = perf_counter()
+        if done == size:
+            self._output.status("")
+        elif perf_counter() - self._began > _WORTH_SAYING:
+            self._output.status(f"preparing {format_size(size)} of guest memory: {done * 100 // size} %")
+
+
 def live_line(figures: MigrationStatistics) -> str:
     """All that fits into a terminal's width, the most interesting first."""
     parts = [
-        f"{figures.phase} {figures.round}" if figures.phase is Phase.ROUNDS else str(figures.phase),
+        f"round {figures.round}" if figures.phase is Phase.ROUNDS else str(figures.phase),
         f"sent {format_size(figures.sent_bytes)}",
         f"left {format_size(figures.remaining_pages * _PAGE)}",
         f"at {format_rate(figures.rate)}",

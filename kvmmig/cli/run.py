@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
 
 import trio
 
 from kvmmig.cli.lifetime import run_to_end
 from kvmmig.cli.output import Output
 from kvmmig.cli.programs import find_program
-from kvmmig.cli.progress import run_with_progress, summary
+from kvmmig.cli.progress import Populating, run_with_progress, summary
 from kvmmig.cli.serialport import SerialPort, open_serial
 from kvmmig.cli.terminal import Keyboard
 from kvmmig.errors import GuestEnded, KvmmigError, WrongState
@@ -85,9 +84,8 @@ def run_incoming(uri: str, *, serial: str) -> int:
 @asynccontextmanager
 async def _new_machine(config: MachineConfig, program: Program, port: SerialPort) -> AsyncIterator[Machine]:
     async with Machine.open(
-        config, output=port.output.serial, on_populate=partial(_show_populating, port.output)
+        config, output=port.output.serial, on_populate=Populating(port.output)
     ) as machine:
-        port.output.status("")
         await machine.load(program)
         yield machine
 
@@ -98,9 +96,8 @@ async def _arriving_machine(transport: Transport, port: SerialPort) -> AsyncIter
     async with await transport.listen() as listener:
         output.say(f"kvmmig: waiting for a guest from {listener.uri}")
         channel = await listener.accept()
-    incoming = IncomingMigration(channel, output=output.serial, on_populate=partial(_show_populating, output))
+    incoming = IncomingMigration(channel, output=output.serial, on_populate=Populating(output))
     async with incoming.machine() as machine:
-        output.status("")
         for notice in channel.notices:
             output.say(f"kvmmig: {notice}")
         output.say(
@@ -109,10 +106,6 @@ async def _arriving_machine(transport: Transport, port: SerialPort) -> AsyncIter
             f"{format_duration(incoming.total_time or 0.0)}"
         )
         yield machine
-
-
-def _show_populating(output: Output, done: int, size: int) -> None:
-    output.status(f"preparing {format_size(size)} of guest memory: {done * 100 // size} %")
 
 
 async def _live(machine: Machine, port: SerialPort, story: Callable[[], Awaitable[int]]) -> int:

@@ -39,8 +39,8 @@ def test_during_a_wait_for_a_guest(kvmmig: Kvmmig) -> None:
 
 @pytest.mark.parametrize("signals", [1, 2, 3])
 def test_while_memory_is_made(kvmmig: Kvmmig, signals: int) -> None:
-    running = kvmmig.start("run", "dirtier", "--memory", "2GiB")
-    running.wait_for(lambda it: _has_mapped(it.pid, 2 << 30))
+    running = kvmmig.start("run", "dirtier", "--memory", "512MiB")
+    running.wait_for(lambda it: _has_mapped(it.pid, 512 << 20))
     assert running.stdout == ""
     for _ in range(signals):
         running.interrupt()
@@ -126,7 +126,7 @@ def test_a_signal_that_was_ignored_at_the_start_stays_ignored(kvmmig: Kvmmig, tm
 
 def test_during_the_demo(kvmmig: Kvmmig, tmp_path: Path, nothing_left: Callable[[], None]) -> None:
     demo = kvmmig.start("demo", "--memory", "128MiB", "--directory", str(tmp_path))
-    demo.wait_for(lambda it: "sending memory" in it.stderr)
+    demo.wait_for(lambda it: "sending memory" in it.stdout)
     demo.interrupt()
     assert demo.end() == 130
     nothing_left()

@@ -1,0 +1,110 @@
+"""The demo tells the truth: verified where all is well, and a clear failure where one page is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kvmmig.cli import demo
+from kvmmig.errors import BadConfig
+
+from .conftest import Kvmmig
+
+DEMO = ("demo", "--memory", "128MiB", "--directory", ".")
+
+# Each breaks the source's side once a migration, and then runs the command line as it is.
+HEAD = """
+import sys
+from kvmmig.cli import main
+from kvmmig.migration import wire
+from kvmmig.migration.cursor import Cursor
+from kvmmig.migration.outgoing import OutgoingMigration
+"""
+TAIL = "\nsys.exit(main())\n"
+DROP_A_PAGE = """
+from kvmmig.machine.pageset import Batch
+put_batch = OutgoingMigration._put_batch
+def without_the_last_page(self, batch):
+    last = self._memory.n_pages - 1
+    put_batch(self, Batch(batch.first, batch.stop, batch.pages[batch.pages != last]))
+OutgoingMigration._put_batch = without_the_last_page
+"""
+DAMAGE_A_PAGE = """
+page_runs = wire.Encoder.page_runs
+def with_a_wrong_byte(self, runs, data):
+    head, *rest = page_runs(self, runs, data)
+    if runs[-1].sum() == self._n_pages:
+        copy = bytearray(rest[-1])
+        copy[-1] ^= 1
+        rest[-1] = memoryview(copy)
+    return [head, *rest]
+wire.Encoder.page_runs = with_a_wrong_byte
+"""
+REPEAT_A_FRAME = """
+page_runs = wire.Encoder.page_runs
+def twice(self, runs, data):
+    frame = page_runs(self, runs, data)
+    return [*frame, *frame]
+wire.Encoder.page_runs = twice
+"""
+LOSE_BYTES = """
+advance = Cursor.advance
+def one_too_many(self, count):
+    advance(self, count)
+    if self.accepted > 50_000_000 and self._buffers and not hasattr(self, "lost"):
+        self.lost = True
+        self._buffers[0] = self._buffers[0][1:]
+Cursor.advance = one_too_many
+"""
+
+
+@pytest.mark.kvm
+def test_every_move_is_verified(kvmmig: Kvmmig, nothing_left: Callable[[], None], tmp_path: Path) -> None:
+    told = kvmmig(*DEMO)
+    assert told.process.returncode == 0, told
+    rows = [line for line in told.stdout.splitlines() if "│" in line and "verified" in line]
+    assert [row.split("│")[1].strip() for row in rows] == ["tcp", "pipe + helper", "file"]
+    for row in rows:
+        assert f" {(128 - 2) * 256} " in row  # all pages from 2 MiB up
+    assert "FAILED" not in told.stdout
+    nothing_left()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.kvm
+@pytest.mark.parametrize(
+    ("breakage", "says"),
+    [
+        (DROP_A_PAGE, "on arrival: vcpu 0"),
+        (DAMAGE_A_PAGE, "on arrival: vcpu 0"),
+        (REPEAT_A_FRAME, "frame"),
+        (LOSE_BYTES, "frame"),
+    ],
+    ids=["a dropped page", "a damaged page", "a repeated frame", "a lost byte"],
+)
+def test_a_broken_source_makes_it_fail_and_say_what(
+    kvmmig: Kvmmig, tmp_path: Path, nothing_left: Callable[[], None], breakage: str, says: str
+) -> None:
+    wrapper = tmp_path / "broken.py"
+    wrapper.write_text(HEAD + breakage + TAIL)
+    told = kvmmig(*DEMO, wrapper=wrapper)
+    assert told.process.returncode == 1, told
+    failures = [line for line in told.stdout.splitlines() if ": FAILED: " in line]
+    assert [line.split(":")[0] for line in failures] == ["tcp", "pipe + helper", "file"]
+    assert all(says in line for line in failures), told
+    nothing_left()
+    assert list(tmp_path.iterdir()) == [wrapper]
+
+
+@pytest.mark.parametrize("lacking", ["memory", "disk"])
+def test_it_refuses_where_there_is_no_room(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lacking: str
+) -> None:
+    if lacking == "memory":
+        monkeypatch.setattr(demo, "available_memory", lambda: 1 << 30)
+    else:
+        monkeypatch.setattr(demo, "free_space", lambda directory: 1 << 30)
+    with pytest.raises(BadConfig, match=f"the demo needs .* of {lacking}.*use "):
+        demo.tell(memory=1 << 30, directory=str(tmp_path))
