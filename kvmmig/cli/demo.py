@@ -267,7 +267,7 @@ def _stopped_for(row: Row) -> str:
 
 
 def _table(rows: list[Row]) -> str:
-    bound = next((row.figures.steps.bound for row in rows if row.figures), 0.0)
+    bound = next((row.figures.step_bound for row in rows if row.figures), 0.0)
     table = Table(title="What became of the three guests", title_justify="left")
     table.add_column("way", no_wrap=True)
     for column in ("rounds", "sent", "total", "stopped for", "rate"):

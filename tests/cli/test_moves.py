@@ -57,7 +57,9 @@ def test_a_guest_that_ends_elsewhere_gives_its_status_there(kvmmig: Kvmmig) -> N
     )
     destination, uri = listening(kvmmig)
     guest = kvmmig.program("slow.asm", waits)
-    assert kvmmig("run", guest, "--memory", "8MiB", "--migrate-to", uri, "--after", "0").process.returncode == 0
+    assert (
+        kvmmig("run", guest, "--memory", "8MiB", "--migrate-to", uri, "--after", "0").process.returncode == 0
+    )
     assert destination.end() == 9
     assert destination.stdout.startswith("Hello")
 

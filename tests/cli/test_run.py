@@ -135,7 +135,9 @@ def test_an_output_that_breaks_ends_the_guest_with_a_sentence(kvmmig: Kvmmig) ->
     busy = kvmmig.start("run", "dirtier", "--memory", "16MiB", "--set", "hot=1MiB", stdout=sink)
     os.close(sink)
     assert busy.end() == 1
-    assert busy.stderr == "kvmmig: the guest's serial output can't be written to standard output: Broken pipe\n"
+    assert (
+        busy.stderr == "kvmmig: the guest's serial output can't be written to standard output: Broken pipe\n"
+    )
 
 
 def test_an_output_that_nobody_reads_holds_up_neither_guest_nor_ctrl_c(kvmmig: Kvmmig) -> None:
