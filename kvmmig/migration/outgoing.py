@@ -104,6 +104,7 @@ class OutgoingMigration:
         self._tracker = machine.dirty_tracker()
         self._encoder = wire.Encoder(wire.Direction.FORWARDS)
         self._cursor = Cursor()
+        self._stable = False  # pages are copied before they are sent, so that they can have a digest
         self._bucket = TokenBucket(self._limits.bandwidth)
         self._throttled = 0.0
         self._deadline = trio.CancelScope()
@@ -328,7 +329,11 @@ class OutgoingMigration:
 
     async def _introduce(self, channel: Channel, send: Sender) -> None:
         self._cursor.put(self._encoder.preamble())
-        self._cursor.put(self._encoder.hello(self._memory.n_pages, self._machine.description.encode()))
+        # Disks and files have no checksum of their own, and a saved guest lies there for long. A link has.
+        self._stable = channel.features.durable
+        features = (wire.PAGE_DIGESTS,) if self._stable else ()
+        description = self._machine.description.encode()
+        self._cursor.put(self._encoder.hello(self._memory.n_pages, description, features))
         await send()
         if channel.features.two_way:
             await self._hear(wire.Kind.ACCEPT, self._limits.setup_timeout)
@@ -396,7 +401,7 @@ class OutgoingMigration:
         pages = batch.pages[~zero]
         if len(pages):
             runs = runs_of(pages)
-            if len(pages) < len(runs) * _GATHER_BELOW:
+            if self._stable or len(pages) < len(runs) * _GATHER_BELOW:
                 data = [self._memory.gather(pages).data.cast("B")]
             else:
                 data = [self._memory.pages(first, count) for first, count in runs.tolist()]
