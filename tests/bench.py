@@ -242,7 +242,7 @@ def main() -> None:
             )
         )
 
-    bound = everything[0].steps.bound
+    bound = everything[0].step_bound
     step = max(one.steps.worst for one in everything)
     rows.append(
         Row(

@@ -52,10 +52,10 @@ def test_the_limits_are_written_down_as_they_are() -> None:
     text = (ROOT / "docs/architecture.md").read_text()
     for words, seconds in [
         ("one step", Limits().step),
-        ("connecting", Limits().connect),
-        ("the other side's answer to the hello", Limits().setup),
-        ("not one byte accepted", Limits().stall),
-        ("the other side's `ready`; the disk's word", Limits().handover),
+        ("connecting", Limits().connect_timeout),
+        ("the other side's answer to the hello", Limits().setup_timeout),
+        ("not one byte accepted", Limits().stall_timeout),
+        ("the other side's `ready`; the disk's word", Limits().handover_timeout),
     ]:
         written = f"{seconds * 1000:g} ms" if seconds < 1 else f"{seconds:g} s"
         assert f"| {words} | {written} |" in text

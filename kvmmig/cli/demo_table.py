@@ -46,7 +46,7 @@ def stopped_for(row: Row) -> str:
 
 def table(rows: list[Row]) -> str:
     """The rows drawn as text for standard output, and below them what failed."""
-    bound = next((row.figures.steps.bound for row in rows if row.figures), 0.0)
+    bound = next((row.figures.step_bound for row in rows if row.figures), 0.0)
     drawn = Table(title="What became of the three guests", title_justify="left")
     drawn.add_column("way", no_wrap=True)
     for column in ("rounds", "sent", "total", "stopped for", "rate"):

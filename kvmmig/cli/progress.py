@@ -139,7 +139,7 @@ def summary(figures: MigrationStatistics) -> str:
         (
             "steps",
             f"{steps.count}, the worst {format_duration(steps.worst)}, 99 % within "
-            f"{format_duration(steps.p99)} (bound {format_duration(steps.bound)})",
+            f"{format_duration(steps.p99)} (bound {format_duration(figures.step_bound)})",
         ),
         ("worst stall", f"{format_duration(figures.worst_stall)} of the event loop"),
     ]

@@ -21,6 +21,7 @@ from kvmmig.machine.devices import DebugConsole, ExitPort, KeyboardReset, PortBu
 from kvmmig.machine.memory import GuestMemory
 from kvmmig.machine.serial import IRQ
 from kvmmig.machine.state import Parts
+from kvmmig.machine.throttle import Throttle
 
 # Intel hosts without "unrestricted guest" keep these pages in guest-physical space: put them into the hole.
 _IDENTITY_MAP = 0xFEFFC000
@@ -53,6 +54,7 @@ class Board:
         self.vcpus = ()
         self.ending = None
         self._cpus: list[Cpu] = []
+        self._throttle = Throttle(self._cpus)
         self._on_end = on_end
         self._running_or_ending = threading.Lock()
         self._owned = ExitStack()
@@ -113,6 +115,7 @@ class Board:
         self._owned.callback(self.end_threads)
         for index, vcpu in enumerate(vcpus):
             self._cpus.append(Cpu(index, vcpu, self._bus, self._end, self._report_crash))
+        self._owned.callback(self._throttle.set, 0.0)
         return description or describe(
             self.config, cpuid, vcpus[0].get_tsc_khz(), _readable_msrs(self._system, vcpus[0])
         )
@@ -123,6 +126,10 @@ class Board:
             if self.ending is None:
                 for cpu in self._cpus:
                     cpu.run()
+
+    def throttle(self, share: float) -> None:
+        """Let all vCPUs stand still for ``share`` of the time."""
+        self._throttle.set(share)
 
     def park(self) -> None:
         """Ask all vCPUs to leave the guest."""

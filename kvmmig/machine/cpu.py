@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import signal
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -84,6 +85,7 @@ class Cpu:
         self._changed = threading.Condition()
         self._wanted = _Wanted.PARK
         self._parked = True
+        self._held_until = 0.0
         vcpu.set_signal_mask(signal.valid_signals() - {KICK})
         self._thread = threading.Thread(target=self._main, name=f"kvmmig vCPU {index}", daemon=False)
         # The thread inherits this mask, so there is no moment at which a kick could kill the process.
@@ -116,9 +118,19 @@ class Cpu:
             self._wanted = wanted
             self._changed.notify_all()
             if not self._parked:
-                self.vcpu.request_immediate_exit = True
-                assert self._thread.ident is not None
-                signal.pthread_kill(self._thread.ident, KICK)
+                self._kick()
+
+    def hold(self, seconds: float) -> None:
+        """Let the guest stand still for so long from now on, unless it is parked, or is to be."""
+        with self._changed:
+            if self._wanted is _Wanted.RUN:
+                self._held_until = time.monotonic() + seconds
+                self._kick()
+
+    def _kick(self) -> None:
+        self.vcpu.request_immediate_exit = True
+        assert self._thread.ident is not None
+        signal.pthread_kill(self._thread.ident, KICK)
 
     def wait_parked(self) -> None:
         """Block until the thread is out of the guest: 0.1 to 0.25 ms after `park`. Not for the event loop."""
@@ -153,6 +165,15 @@ class Cpu:
             self.vcpu.request_immediate_exit = False
         return True
 
+    def _stand_still(self) -> None:
+        with self._changed:
+            left = self._held_until - time.monotonic()
+            if left > 0:
+                self._changed.wait_for(lambda: self._wanted is not _Wanted.RUN, timeout=left)
+            _take_kicks()
+            if self._wanted is _Wanted.RUN:  # else it is to be let out at once
+                self.vcpu.request_immediate_exit = False
+
     def _run(self) -> None:
         vcpu, bus = self.vcpu, self._bus
         vcpu.kvmclock_ctrl()
@@ -166,6 +187,7 @@ class Cpu:
                     # Only here: an exit on the way to parking is served, and its access completed.
                     if self._wanted is not _Wanted.RUN:
                         return
+                    self._stand_still()
                 case MmioRead(_, size):
                     vcpu.complete_in(b"\xff" * size)
                 case MmioWrite():

@@ -226,6 +226,10 @@ class Machine:
             self._check("capture")
             return await self._in_thread(state.capture, self._board.parts(self.description))
 
+    async def throttle(self, share: float) -> None:
+        """Let the vCPUs stand still for ``share`` (0 to 0.99) of the time, in 10 ms slices; 0 undoes it."""
+        await self._in_thread(self._board.throttle, share)
+
     def dirty_tracker(self) -> DirtyTracker:
         """A new tracker of the pages that the guest and its devices write; not started yet."""
         return BitmapTracker(self.vm, self.memory)

@@ -150,8 +150,9 @@ class GuestMemory:
             self.words[first : first + count] = 0
 
     def gather(self, pages: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
-        """A stable copy of scattered pages, shape ``(n, 512)``."""
-        copy: npt.NDArray[np.uint64] = self.words[pages]
+        """A stable copy of these pages, shape ``(n, 512)``."""
+        block = self._contiguous(pages)
+        copy: npt.NDArray[np.uint64] = self.words[pages] if block is None else block.copy()
         return copy
 
     def scatter(self, runs: Runs, data: npt.NDArray[np.uint64]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 #: Buffers for one call of `Channel.send_some`: Linux's IOV_MAX.
 MAX_BUFFERS = 1024
@@ -38,11 +39,18 @@ class Cursor:
         if accepted is not None:
             self._marks.append((self._queued, accepted))
 
-    def head(self) -> Sequence[memoryview]:
-        """The buffers that come next, the first of them cut where it has already been accepted."""
-        if len(self._buffers) <= MAX_BUFFERS:
-            return tuple(self._buffers)
-        return tuple(self._buffers[i] for i in range(MAX_BUFFERS))
+    def head(self, limit: int | None = None) -> Sequence[memoryview]:
+        """The buffers that come next, at most ``limit`` bytes of them, the first one from where it stands."""
+        if limit is None:
+            return tuple(islice(self._buffers, MAX_BUFFERS))
+        taken: list[memoryview] = []
+        for buffer in islice(self._buffers, MAX_BUFFERS):
+            if buffer.nbytes >= limit:
+                taken.append(buffer[:limit])
+                break
+            taken.append(buffer)
+            limit -= buffer.nbytes
+        return taken
 
     def advance(self, count: int) -> None:
         """``count`` more bytes have been accepted."""

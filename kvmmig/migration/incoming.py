@@ -24,7 +24,7 @@ from kvmmig.machine.pageset import PageSet, Runs
 from kvmmig.machine.state import StateSection
 from kvmmig.migration import wire
 from kvmmig.migration.policy import Limits
-from kvmmig.migration.stall import StallMeter
+from kvmmig.migration.stall import Durations, StallMeter
 from kvmmig.migration.transport import Channel
 
 #: Runs shorter than this on average come through one buffer and are scattered: cheaper than many reads.
@@ -69,9 +69,9 @@ class IncomingMigration:
         return self._decoder.position
 
     @property
-    def worst_stall(self) -> float:
-        """The longest turn of the event loop while receiving, in seconds."""
-        return self._meter.turns.worst
+    def turns(self) -> Durations:
+        """The turns of the event loop while receiving."""
+        return self._meter.turns.snapshot()
 
     @asynccontextmanager
     async def machine(self) -> AsyncIterator[Machine]:
@@ -132,11 +132,11 @@ class IncomingMigration:
         return machine
 
     async def _hello(self) -> wire.Hello:
-        with trio.move_on_after(self._limits.setup):
+        with trio.move_on_after(self._limits.setup_timeout):
             event = await self._event()
             assert isinstance(event, wire.Hello)  # the decoder lets nothing else come first
             return event
-        raise MigrationError(f"{self._channel.peer} sent no hello within {self._limits.setup:g} s")
+        raise MigrationError(f"{self._channel.peer} sent no hello within {self._limits.setup_timeout:g} s")
 
     async def _receive_guest(self, machine: Machine) -> tuple[list[StateSection], wire.End]:
         memory = machine.memory

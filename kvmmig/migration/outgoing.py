@@ -11,6 +11,7 @@ The phases are drawn in `docs/architecture.md` and named in `Phase`. What holds 
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from time import perf_counter
@@ -37,9 +38,19 @@ from kvmmig.machine.pageset import Batch, PageSet, runs_of
 from kvmmig.machine.state import StateSection
 from kvmmig.migration import wire
 from kvmmig.migration.cursor import Cursor
-from kvmmig.migration.policy import Continue, GiveUp, Limits, Policy, RoundFigures, Stop, default_policy
+from kvmmig.migration.policy import (
+    Continue,
+    Decision,
+    GiveUp,
+    Limits,
+    Policy,
+    RoundFigures,
+    Stop,
+    default_policy,
+)
 from kvmmig.migration.registry import transport_for
-from kvmmig.migration.report import MigrationStatistics, Phase, StepStatistics, TimelineEvent
+from kvmmig.migration.report import MigrationStatistics, Phase, TimelineEvent
+from kvmmig.migration.sender import Sender, TokenBucket
 from kvmmig.migration.stall import Histogram, StallMeter
 from kvmmig.migration.transport import Channel, Transport
 
@@ -69,6 +80,7 @@ class MigratableMachine(Protocol):
     async def capture(self) -> Sequence[StateSection]: ...
     async def wait(self) -> Ending: ...
     def mark_moved(self) -> None: ...
+    async def throttle(self, share: float) -> None: ...
 
 
 class OutgoingMigration:
@@ -92,6 +104,10 @@ class OutgoingMigration:
         self._tracker = machine.dirty_tracker()
         self._encoder = wire.Encoder(wire.Direction.FORWARDS)
         self._cursor = Cursor()
+        self._stable = False  # pages are copied before they are sent, so that they can have a digest
+        self._bucket = TokenBucket(self._limits.bandwidth)
+        self._throttled = 0.0
+        self._deadline = trio.CancelScope()
         self._scope = trio.CancelScope()
         self._cancelled_by = ""
         self._moved = False
@@ -137,13 +153,12 @@ class OutgoingMigration:
             downtime=self._downtime,
             setup_time=self._setup_time,
             total_time=now - self._started,
-            steps=StepStatistics(
-                bound=self._limits.step,
-                count=self._steps.count,
-                worst=self._steps.worst,
-                p99=self._steps.quantile(0.99),
-            ),
-            worst_stall=self._meter.turns.worst,
+            step_bound=self._limits.step,
+            steps=self._steps.snapshot(),
+            turns=self._meter.turns.snapshot(),
+            worst_turn_ran=self._meter.culprit,
+            bandwidth=self._bucket.rate,
+            throttle=self._throttled,
             rounds=tuple(self._rounds),
             events=tuple(self._events),
             notices=self._notices,
@@ -160,6 +175,10 @@ class OutgoingMigration:
         self._cancelled_by = why
         self._scope.cancel()
 
+    def set_bandwidth(self, bytes_per_second: float | None) -> None:
+        """Change the limit while the migration runs; None is no limit. `ValueError` unless it is positive."""
+        self._bucket.rate = bytes_per_second
+
     async def run(self) -> MigrationStatistics:
         """Migrate. Returns the final figures once the guest has moved.
 
@@ -175,7 +194,7 @@ class OutgoingMigration:
         with self._meter:
             try:
                 with self._scope:
-                    await self._migrate()
+                    await self._in_time()
                 if self._cancelled_by and not self._moved:
                     raise MigrationCancelled(f"the migration to {self._peer} ended: {self._cancelled_by}")
             except BaseException as problem:
@@ -190,6 +209,20 @@ class OutgoingMigration:
 
     # -- the task -----------------------------------------------------------------------------------
 
+    async def _in_time(self) -> None:
+        if self._limits.timeout is None or self._limits.on_timeout == "force":
+            await self._migrate()
+            return
+        with trio.move_on_after(self._limits.timeout) as self._deadline:
+            await self._migrate()
+        if self._deadline.cancelled_caught:
+            raise MigrationError(f"the migration to {self._peer} took longer than {self._limits.timeout:g} s")
+
+    def _is_forced(self) -> bool:
+        limits = self._limits
+        late = limits.timeout is not None and perf_counter() - self._started >= limits.timeout
+        return late and limits.on_timeout == "force"
+
     async def _migrate(self) -> None:
         self._enter(Phase.SETUP)
         try:
@@ -203,14 +236,15 @@ class OutgoingMigration:
                 raise
         finally:
             with trio.CancelScope(shield=True):  # short, and bounded: two ioctls a region and a resume
+                await self._slow_down(0.0)
                 await trio.to_thread.run_sync(self._tracker.stop)
                 if self._paused_by_us and not self._moved:
                     await self._resume_source()
 
     async def _connect(self) -> Channel:
-        with trio.move_on_after(self._limits.connect):
+        with trio.move_on_after(self._limits.connect_timeout):
             return await self._transport.connect()
-        raise ConnectFailed(f"{self._transport.uri} gave no connection in {self._limits.connect:g} s")
+        raise ConnectFailed(f"{self._transport.uri} gave no connection in {self._limits.connect_timeout:g} s")
 
     async def _resume_source(self) -> None:
         try:
@@ -251,22 +285,23 @@ class OutgoingMigration:
             raise (refusals or failures)[0]
 
     async def _hand_over(self, channel: Channel) -> None:
-        send = _Sender(channel, self._cursor, self._steps, self._limits)
+        send = Sender(channel, self._cursor, self._steps, self._limits, self._bucket)
         await self._introduce(channel, send)
         self._setup_time = perf_counter() - self._started
 
         self._enter(Phase.ROUNDS)
         await trio.to_thread.run_sync(self._tracker.start)
         await self._collect()
+        await self._obey(self._policy.start())
         while True:
             figures = await self._send_round(send)
-            match self._policy.decide(figures):
-                case Continue():
-                    continue
-                case Stop():
-                    break
-                case GiveUp(reason):
-                    raise MigrationError(f"the migration to {self._peer} was given up: {reason}")
+            if self._is_forced():
+                self._note(f"{self._limits.timeout:g} s are over: the guest is stopped, whatever is left")
+                break
+            decision = self._policy.decide(figures)
+            await self._obey(decision)
+            if isinstance(decision, Stop):
+                break
 
         self._enter(Phase.STOP)
         running = self._machine.state is State.RUNNING
@@ -292,20 +327,39 @@ class OutgoingMigration:
             await self._commit_one_way(channel)
         self._downtime = perf_counter() - self._stopped_at
 
-    async def _introduce(self, channel: Channel, send: _Sender) -> None:
+    async def _introduce(self, channel: Channel, send: Sender) -> None:
         self._cursor.put(self._encoder.preamble())
-        self._cursor.put(self._encoder.hello(self._memory.n_pages, self._machine.description.encode()))
+        # Disks and files have no checksum of their own, and a saved guest lies there for long. A link has.
+        self._stable = channel.features.durable
+        features = (wire.PAGE_DIGESTS,) if self._stable else ()
+        description = self._machine.description.encode()
+        self._cursor.put(self._encoder.hello(self._memory.n_pages, description, features))
         await send()
         if channel.features.two_way:
-            await self._hear(wire.Kind.ACCEPT, self._limits.setup)
+            await self._hear(wire.Kind.ACCEPT, self._limits.setup_timeout)
 
-    async def _send_round(self, send: _Sender) -> RoundFigures:
+    async def _obey(self, decision: Decision) -> None:
+        if isinstance(decision, GiveUp):
+            raise MigrationError(f"the migration to {self._peer} was given up: {decision.reason}")
+        if decision.bandwidth is not None:
+            # The user's own limit holds, whatever a policy wants.
+            self._bucket.rate = min(decision.bandwidth, self._limits.bandwidth or math.inf)
+        if isinstance(decision, Continue) and decision.throttle is not None:
+            await self._slow_down(decision.throttle)
+            self._note(f"the vCPUs stand still for {decision.throttle:.0%} of the time")
+
+    async def _slow_down(self, share: float) -> None:
+        if share != self._throttled:
+            await self._machine.throttle(share)
+            self._throttled = share
+
+    async def _send_round(self, send: Sender) -> RoundFigures:
         """Send what is pending; then see what was written meanwhile."""
         self._round = len(self._rounds)
         self._round_started = perf_counter()
         self._round_base = self._cursor.accepted
         pages, zeros = self._encoder.pages, self._encoder.zero_pages
-        await send(self._owed_pages())
+        await send(self._owed_pages(), enough=self._is_forced)
         now = perf_counter()
         rate = self._rate(now)
         dirty = await self._collect()
@@ -347,7 +401,7 @@ class OutgoingMigration:
         pages = batch.pages[~zero]
         if len(pages):
             runs = runs_of(pages)
-            if len(pages) < len(runs) * _GATHER_BELOW:
+            if self._stable or len(pages) < len(runs) * _GATHER_BELOW:
                 data = [self._memory.gather(pages).data.cast("B")]
             else:
                 data = [self._memory.pages(first, count) for first, count in runs.tolist()]
@@ -355,21 +409,23 @@ class OutgoingMigration:
         self._cursor.put(accepted=lambda: self._pending.discard(batch.first, batch.stop - batch.first))
 
     async def _commit_one_way(self, channel: Channel) -> None:
-        with trio.move_on_after(self._limits.handover) as scope:
+        with trio.move_on_after(self._limits.handover_timeout) as scope:
             await channel.flush()
             await channel.aclose()
         if scope.cancelled_caught:
-            raise MigrationError(f"{self._peer} was not on the disk within {self._limits.handover:g} s")
+            raise MigrationError(
+                f"{self._peer} was not on the disk within {self._limits.handover_timeout:g} s"
+            )
         self._hand_off()
 
-    async def _commit_two_way(self, channel: Channel, send: _Sender) -> None:
+    async def _commit_two_way(self, channel: Channel, send: Sender) -> None:
         await channel.flush()
-        await self._hear(wire.Kind.READY, self._limits.handover)
+        await self._hear(wire.Kind.READY, self._limits.handover_timeout)
         self._cursor.put(self._encoder.signal(wire.Kind.GO), accepted=self._hand_off)
         await send()
         # The guest belongs to the other side now. All that can still be had is the good news.
         try:
-            await self._hear(wire.Kind.RUNNING, self._limits.handover)
+            await self._hear(wire.Kind.RUNNING, self._limits.handover_timeout)
         except MigrationError as error:
             raise self._unknown(str(error)) from error
         channel.abort()
@@ -377,6 +433,7 @@ class OutgoingMigration:
     def _hand_off(self) -> None:
         """The point of no return: called the moment that the last byte of "go" was accepted."""
         self._moved = True
+        self._deadline.deadline = math.inf
         self._machine.mark_moved()
         self._note("the guest belongs to the other side")
 
@@ -437,35 +494,3 @@ def _only_cancelled(problem: BaseException) -> bool:
     if isinstance(problem, BaseExceptionGroup):
         return all(_only_cancelled(part) for part in problem.exceptions)
     return isinstance(problem, trio.Cancelled)
-
-
-class _Sender:
-    """Sends the cursor in bounded steps, until it is empty and ``more()`` puts nothing in any more."""
-
-    def __init__(self, channel: Channel, cursor: Cursor, steps: Histogram, limits: Limits) -> None:
-        self._channel = channel
-        self._cursor = cursor
-        self._steps = steps
-        self._limits = limits
-
-    async def __call__(self, more: Callable[[], bool] = lambda: False) -> None:
-        moved_at = perf_counter()
-        done = False
-        while not done:
-            begin, before = perf_counter(), self._cursor.accepted
-            with trio.move_on_after(self._limits.step):
-                done = await self._step(more)
-            now = perf_counter()
-            self._steps.add(now - begin)
-            if self._cursor.accepted != before:
-                moved_at = now
-            elif now - moved_at > self._limits.stall:
-                raise MigrationError(
-                    f"{self._channel.peer} accepted nothing for {self._limits.stall:g} s; the migration ended"
-                )
-
-    async def _step(self, more: Callable[[], bool]) -> bool:
-        while True:
-            if self._cursor.empty and not more():
-                return True
-            self._cursor.advance(await self._channel.send_some(self._cursor.head()))

@@ -3,33 +3,40 @@
 A policy is asked after each round and says what to do next. It knows neither sockets nor pages nor KVM, so
 it can be tested, and written, with none of them::
 
-    class Impatient:
+    class Impatient(Policy):
         def decide(self, figures: RoundFigures) -> Decision:
             return Stop() if figures.round >= 1 else Continue()
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Literal, TypeAlias
 
 PAGE_SIZE = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Bounds in seconds. Each holds whatever the other side does."""
+    """Bounds, in seconds where nothing else is said. Each holds whatever the other side does."""
 
     #: One step of sending. A step also ends when the round does.
     step: float = 0.010
     #: Setting up the channel.
-    connect: float = 10.0
+    connect_timeout: float = 10.0
     #: The other side's answer to the hello; it makes its memory meanwhile. The guest runs.
-    setup: float = 60.0
+    setup_timeout: float = 60.0
     #: Not one byte accepted for so long ends the migration.
-    stall: float = 30.0
+    stall_timeout: float = 30.0
     #: The other side's "ready" and its "running", or the disk's word that all is safe. The guest is stopped.
-    handover: float = 60.0
+    handover_timeout: float = 60.0
+    #: The whole migration; None is no limit.
+    timeout: float | None = None
+    #: What to do then: give the guest back, or stop it and finish anyway.
+    on_timeout: Literal["cancel", "force"] = "cancel"
+    #: The most bytes a second; None is no limit. It can be changed while the migration runs.
+    bandwidth: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,10 +67,18 @@ class RoundFigures:
 class Continue:
     """Another round with the guest running."""
 
+    #: Send at most so many bytes a second from here on; None leaves it as it is.
+    bandwidth: float | None = None
+    #: Keep the vCPUs from running for this share (0 to 0.99) of the time; None leaves it as it is.
+    throttle: float | None = None
+
 
 @dataclass(frozen=True, slots=True)
 class Stop:
     """Stop the guest and send the rest."""
+
+    #: Send at most so many bytes a second from here on; None leaves it as it is.
+    bandwidth: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,46 +91,135 @@ class GiveUp:
 Decision: TypeAlias = Continue | Stop | GiveUp
 
 
-class Policy(Protocol):
+class Policy(ABC):
     """Decides after each round. One policy object serves one migration, so it may remember."""
 
+    def start(self) -> Continue:
+        """How to begin."""
+        return Continue()
+
+    @abstractmethod
     def decide(self, figures: RoundFigures) -> Decision:
         """What next? Must be quick: it runs on the event loop."""
-        ...
 
 
-@dataclass(frozen=True, slots=True)
-class DowntimeLimit:
+class DowntimeLimit(Policy):
     """Stop when what is left fits into ``seconds`` at the present rate; the rule of most VMMs."""
 
-    seconds: float = 0.3
+    def __init__(self, seconds: float = 0.3) -> None:
+        #: May be changed while the migration runs.
+        self.seconds = seconds
 
     def decide(self, figures: RoundFigures) -> Decision:
         return Stop() if figures.expected_downtime <= self.seconds else Continue()
 
 
-@dataclass(frozen=True, slots=True)
-class MaxRounds:
+class MaxRounds(Policy):
     """Stop after ``rounds`` rounds, whatever is left: so a guest moves that writes faster than the link."""
 
-    rounds: int = 30
+    def __init__(self, rounds: int = 30) -> None:
+        self.rounds = rounds
 
     def decide(self, figures: RoundFigures) -> Decision:
         return Stop() if figures.round + 1 >= self.rounds else Continue()
 
 
-class FirstOf:
-    """Asks several policies, in order; the first that does not say `Continue` is obeyed."""
+class NoProgress(Policy):
+    """Stop when the rounds no longer shrink: after ``patience`` of them that left no less than the best.
 
-    def __init__(self, *policies: Policy) -> None:
-        self._policies = policies
+    A guest whose working set is rewritten faster than it can be sent is not helped by more rounds.
+    """
+
+    def __init__(self, patience: int = 3, shrink: float = 0.95) -> None:
+        self.patience = patience
+        #: A round makes progress when it leaves less than this share of what the best one left.
+        self.shrink = shrink
+        self._best = float("inf")
+        self._idle = 0
 
     def decide(self, figures: RoundFigures) -> Decision:
-        for policy in self._policies:
-            decision = policy.decide(figures)
+        if figures.dirty_pages < self._best * self.shrink:
+            self._best, self._idle = figures.dirty_pages, 0
+        else:
+            self._idle += 1
+        return Stop() if self._idle >= self.patience else Continue()
+
+
+class RateAdaptive(Policy):
+    """Rate-adaptive pre-copy: each round is sent at the last round's dirty rate plus 50 Mbit/s.
+
+    It begins at ``minimum`` bytes a second, and stops the guest when the rate would go above ``maximum`` or
+    when less than 256 KiB are left. The final pass is sent at ``maximum``. After Clark et al., "Live
+    Migration of Virtual Machines", NSDI 2005, section 5.3; they used 100 Mbit/s and 500 Mbit/s.
+    """
+
+    INCREMENT = 50e6 / 8
+    SMALL = 256 << 10
+
+    def __init__(self, minimum: float = 100e6 / 8, maximum: float = 500e6 / 8) -> None:
+        self.minimum = minimum
+        self.maximum = maximum
+
+    def start(self) -> Continue:
+        return Continue(bandwidth=self.minimum)
+
+    def decide(self, figures: RoundFigures) -> Decision:
+        wanted = figures.dirty_rate + self.INCREMENT
+        if wanted > self.maximum or figures.remaining_bytes < self.SMALL:
+            return Stop(bandwidth=self.maximum)
+        return Continue(bandwidth=max(wanted, self.minimum))
+
+
+class AutoConverge(Policy):
+    """Slow the guest down until the rounds shrink: its vCPUs stand still for a growing share of the time.
+
+    After every two rounds that left more than half of what they had sent, the share grows: ``first`` at the
+    first time, ``step`` more each time, up to ``most``. The engine undoes it when the migration ends.
+    """
+
+    def __init__(self, first: float = 0.2, step: float = 0.1, most: float = 0.99) -> None:
+        self.first = first
+        self.step = step
+        self.most = most
+        #: The share of time that the vCPUs stand still now.
+        self.share = 0.0
+        self._bad = 0
+
+    def decide(self, figures: RoundFigures) -> Decision:
+        if figures.remaining_bytes * 2 <= figures.sent_bytes:
+            return Continue()
+        self._bad += 1
+        if self._bad < 2:
+            return Continue()
+        self._bad = 0
+        self.share = min(self.share + self.step, self.most) if self.share else self.first
+        return Continue(throttle=self.share)
+
+
+class FirstOf(Policy):
+    """Asks several policies, in order. The first that wants to stop or to give up is obeyed.
+
+    While all go on, what they say of bandwidth and of throttling holds; the first one's word comes first.
+    """
+
+    def __init__(self, *policies: Policy) -> None:
+        self.policies = policies
+
+    def start(self) -> Continue:
+        return _merged([policy.start() for policy in self.policies])
+
+    def decide(self, figures: RoundFigures) -> Decision:
+        decisions = [policy.decide(figures) for policy in self.policies]  # all see all rounds
+        for decision in decisions:
             if not isinstance(decision, Continue):
                 return decision
-        return Continue()
+        return _merged([decision for decision in decisions if isinstance(decision, Continue)])
+
+
+def _merged(wishes: list[Continue]) -> Continue:
+    bandwidths = [wish.bandwidth for wish in wishes if wish.bandwidth is not None]
+    throttles = [wish.throttle for wish in wishes if wish.throttle is not None]
+    return Continue(bandwidths[0] if bandwidths else None, throttles[0] if throttles else None)
 
 
 def default_policy() -> Policy:

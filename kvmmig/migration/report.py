@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass
 
 from kvmmig.migration.policy import RoundFigures
+from kvmmig.migration.stall import Durations
 
 
 class Phase(enum.StrEnum):
@@ -31,16 +32,6 @@ class TimelineEvent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StepStatistics:
-    """The steps of sending. Seconds."""
-
-    bound: float
-    count: int
-    worst: float
-    p99: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class MigrationStatistics:
     """The figures of one migration, at one moment; times in seconds, rates in bytes a second."""
 
@@ -58,9 +49,18 @@ class MigrationStatistics:
     downtime: float | None  # from the guest's stop to its start there (one-way: to the commit)
     setup_time: float | None
     total_time: float
-    steps: StepStatistics
-    worst_stall: float  # the longest turn of the event loop so far
+    step_bound: float  # what a step may take
+    steps: Durations  # what they took
+    turns: Durations  # of the event loop: how long it did not poll
+    worst_turn_ran: str  # the task that ran longest in the worst turn
+    bandwidth: float | None  # the limit as it is now; None is no limit
+    throttle: float  # the share of time that the vCPUs are kept from running
     rounds: tuple[RoundFigures, ...]
     events: tuple[TimelineEvent, ...]  # the newest 1000
     notices: tuple[str, ...]  # what the user should know although it is no error
     error: str  # why it failed, one sentence; empty otherwise
+
+    @property
+    def worst_stall(self) -> float:
+        """The longest turn of the event loop: for so long nothing else was answered."""
+        return self.turns.worst

@@ -1,18 +1,31 @@
 """How long did the event loop not poll? The stall meter, and the histogram that keeps its answers.
 
 A *turn* is what the loop does between two polls for I/O: while it lasts, no monitor answers and no cancel
-takes effect. The meter is an instrument of trio's, cheap enough to be left on: about a microsecond a turn.
+takes effect. The meter is an instrument of trio's, cheap enough to be left on: a microsecond or two a turn.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import dataclass
 from time import perf_counter
 
 import trio
 
 _STEPS = 8  # buckets for each doubling: a quantile is right to within 9 %
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Durations:
+    """A histogram's answers at one moment. Seconds."""
+
+    count: int
+    worst: float
+    p99: float
+    p999: float
+    #: ``(upper bound, how many)``, ascending; each bucket is 9 % wide.
+    buckets: tuple[tuple[float, int], ...]
 
 
 class Histogram:
@@ -35,8 +48,22 @@ class Histogram:
         for bucket in sorted(self._buckets):
             rank -= self._buckets[bucket]
             if rank <= 0:
-                return min(float(2.0 ** (bucket / _STEPS)), self.worst)
+                return min(_upper(bucket), self.worst)
         return self.worst
+
+    def snapshot(self) -> Durations:
+        """All that it knows, frozen."""
+        return Durations(
+            count=self.count,
+            worst=self.worst,
+            p99=self.quantile(0.99),
+            p999=self.quantile(0.999),
+            buckets=tuple((_upper(bucket), self._buckets[bucket]) for bucket in sorted(self._buckets)),
+        )
+
+
+def _upper(bucket: int) -> float:
+    return float(2.0 ** (bucket / _STEPS))
 
 
 class StallMeter(trio.abc.Instrument):
@@ -44,10 +71,15 @@ class StallMeter(trio.abc.Instrument):
 
     def __init__(self) -> None:
         self.turns = Histogram()
+        #: The name of the task that ran longest in the worst turn.
+        self.culprit = ""
         self._woke = 0.0
+        self._resumed = 0.0
+        self._longest = 0.0
+        self._name = ""
 
     def __enter__(self) -> StallMeter:
-        self._woke = perf_counter()
+        self._woke = self._resumed = perf_counter()
         trio.lowlevel.add_instrument(self)
         return self
 
@@ -56,6 +88,19 @@ class StallMeter(trio.abc.Instrument):
 
     def after_io_wait(self, timeout: float) -> None:
         self._woke = perf_counter()
+        self._longest = 0.0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self._resumed = perf_counter()
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        took = perf_counter() - self._resumed
+        if took > self._longest:
+            self._longest = took
+            self._name = task.name
 
     def before_io_wait(self, timeout: float) -> None:
-        self.turns.add(perf_counter() - self._woke)
+        turn = perf_counter() - self._woke
+        if turn > self.turns.worst:
+            self.culprit = self._name
+        self.turns.add(turn)

@@ -17,9 +17,10 @@ of 32 bytes, and a body. All numbers are little-endian::
     kind u8 | 0 u8 | lane u16 | runs u32 | sequence u64 | length u64 | crc32 u32 | 0 u32
 
 ``length`` counts the bytes behind the header. The body of PAGES is a table of ``runs`` rows (first page u64,
-count u64) and then the pages themselves; of ZEROS the table alone; of the others what their class says. The
-CRC covers the header (as if it were 0 there) and all of the body but the pages: those may be live memory,
-which changes while it is sent. Pages are numbered in RAM order, over the regions that the hello names.
+count u64), with the feature `PAGE_DIGESTS` an XXH3 u64 of the pages, and then the pages themselves; of ZEROS
+the table alone; of the others what their class says. The CRC covers the header (as if it were 0 there) and
+all of the body but the pages: those may be live memory, which changes while it is sent. Only a stable copy
+can have a digest. Pages are numbered in RAM order, over the regions that the hello names.
 
 Everything that comes in is checked before it is used: each length has a cap and is compared to it before
 anything is allocated; page numbers lie inside the guest; frames are counted, so a lost or a repeated one is
@@ -38,6 +39,7 @@ from typing import TypeAlias, TypeVar
 import msgspec
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from kvmmig.errors import LocalStreamError, StreamError, StreamTruncated, StreamVersion
 
@@ -58,9 +60,14 @@ MAX_SECTIONS = 4096
 MAX_TEXT = 4096
 MAX_NAME = 255
 
+#: A feature: each PAGES frame carries a digest of its pages, so that no damage to them goes unnoticed.
+PAGE_DIGESTS = "page-digests"
+_KNOWN_FEATURES = frozenset({PAGE_DIGESTS})
+
 _PREAMBLE = struct.Struct("<8sII")
 _HEADER = struct.Struct("<BBHIQQII")
 _SECTION_HEAD = struct.Struct("<HHI")
+_DIGEST = struct.Struct("<Q")
 
 Runs: TypeAlias = npt.NDArray[np.int64]
 
@@ -200,6 +207,7 @@ class Encoder:
         self.phase = Phase.PREAMBLE
         self._sequence = 0
         self._n_pages = 0
+        self._digests = False
         self.pages = 0
         self.zero_pages = 0
         self.sections = 0
@@ -214,6 +222,7 @@ class Encoder:
     def hello(self, n_pages: int, machine: bytes, features: Sequence[str] = ()) -> bytes:
         """``machine`` is a JSON object; the codec carries it as it is."""
         self._n_pages = n_pages
+        self._digests = PAGE_DIGESTS in features
         return self._frame(
             Kind.HELLO, msgspec.json.encode(Hello(n_pages, msgspec.Raw(machine), tuple(features)))
         )
@@ -221,13 +230,17 @@ class Encoder:
     def page_runs(self, runs: Runs, data: Sequence[memoryview]) -> list[memoryview]:
         """A PAGES frame: its header and table, then ``data`` itself, uncopied.
 
-        ``data`` holds the pages of all runs in order; how it is cut into buffers does not matter.
+        ``data`` holds the pages of all runs in order; how it is cut into buffers does not matter. With
+        `PAGE_DIGESTS` it must not change any more.
         """
         count = self._check_runs(runs)
         length = sum(buffer.nbytes for buffer in data)
         if length != count * PAGE_SIZE:
             raise LocalStreamError(f"a frame of {count} pages was given {length} bytes")
-        head = self._frame(Kind.PAGES, runs.astype("<u8").tobytes(), runs=len(runs), extra=length)
+        table = runs.astype("<u8").tobytes()
+        if self._digests:
+            table += _digest(data)
+        head = self._frame(Kind.PAGES, table, runs=len(runs), extra=length)
         self.pages += count
         return [memoryview(head), *data]
 
@@ -298,6 +311,9 @@ class Decoder:
         self._want: list[memoryview] = [memoryview(bytearray(_PREAMBLE.size))]
         self._scratch = self._want[0]
         self._placing = 0
+        self._placed: Sequence[memoryview] = ()
+        self._digests = False
+        self._digest = b""
 
     @property
     def finished(self) -> bool:
@@ -319,7 +335,7 @@ class Decoder:
         if self._want:
             return None
         if self._placing:
-            self._placing = 0
+            self._check_placed()
             self._expect(_HEADER.size)
             return PagesDone()
         return self._complete(bytes(self._scratch))
@@ -330,6 +346,7 @@ class Decoder:
         if not self._placing or self._want or length != self._placing:
             raise LocalStreamError(f"{length} bytes of room were offered where {self._placing} are needed")
         self._want = [buffer for buffer in buffers if buffer.nbytes]
+        self._placed = tuple(self._want)
 
     def end_of_stream(self) -> None:
         """The bytes have ended. `StreamTruncated` unless they may end here."""
@@ -337,6 +354,11 @@ class Decoder:
             raise StreamTruncated(
                 f"the stream ends after {self.position} bytes, {self.phase.value}; it is not whole"
             )
+
+    def _check_placed(self) -> None:
+        if self._digests and _digest(self._placed) != self._digest:
+            raise StreamError(f"the pages before byte {self.position} are damaged: their digest is wrong")
+        self._placing, self._placed = 0, ()
 
     def _expect(self, count: int) -> None:
         self._scratch = memoryview(bytearray(count))
@@ -379,7 +401,7 @@ class Decoder:
             raise StreamVersion(f"the {kind.name} frame {at} uses fields that version {VERSION} leaves zero")
         following = _follow(self.phase, kind, StreamError)
         if kind in (Kind.PAGES, Kind.ZEROS):
-            table = runs * 16
+            table = runs * 16 + (_DIGEST.size if self._digests and kind is Kind.PAGES else 0)
             most = table + (MAX_FRAME_PAGES * PAGE_SIZE if kind is Kind.PAGES else 0)
             if not 0 < runs <= MAX_RUNS or not table <= length <= most:
                 raise StreamError(f"the {kind.name} frame {at} claims {runs} runs in {length} bytes")
@@ -417,6 +439,9 @@ class Decoder:
             case Kind.HELLO:
                 return self._hello(body)
             case Kind.PAGES:
+                if self._digests:
+                    body, self._digest = body[: -_DIGEST.size], body[-_DIGEST.size :]
+                    length -= _DIGEST.size
                 runs, count = self._table(kind, body)
                 if length - len(body) != count * PAGE_SIZE:
                     raise StreamError(
@@ -441,11 +466,12 @@ class Decoder:
 
     def _hello(self, body: bytes) -> Hello:
         hello = _json(body, Hello)
-        if hello.features:
+        if unknown := sorted(set(hello.features) - _KNOWN_FEATURES):
             raise StreamVersion(
-                f"the stream uses {', '.join(hello.features)}, which this kvmmig does not know; "
+                f"the stream uses {', '.join(unknown)}, which this kvmmig does not know; "
                 "use the same version of kvmmig on both sides"
             )
+        self._digests = PAGE_DIGESTS in hello.features
         if hello.n_pages <= 0:
             raise StreamError(f"the hello names a guest of {hello.n_pages} pages")
         self._n_pages = hello.n_pages
@@ -487,6 +513,13 @@ class Decoder:
                 "but {}, {} and {} came".format(*theirs, *mine)
             )
         return end
+
+
+def _digest(data: Sequence[memoryview]) -> bytes:
+    hasher = xxhash.xxh3_64()
+    for buffer in data:
+        hasher.update(buffer)
+    return _DIGEST.pack(hasher.intdigest())
 
 
 def check_runs(runs: Runs, n_pages: int) -> str:

@@ -60,6 +60,8 @@ class FakeMachine:
         self.state = State.RUNNING
         self.sections = sections or [StateSection("cpu0/regs", 1, b"state")]
         self.tracker = FakeTracker(self.memory.n_pages)
+        #: Every share that `throttle` was told.
+        self.throttled: list[float] = []
         self._ending = trio.Event()
         self._how = Ending("exit")
 
@@ -96,6 +98,10 @@ class FakeMachine:
     async def wait(self) -> Ending:
         await self._ending.wait()
         return self._how
+
+    async def throttle(self, share: float) -> None:
+        await trio.lowlevel.checkpoint()
+        self.throttled.append(share)
 
     def mark_moved(self) -> None:
         assert self.state is State.PAUSED

@@ -26,7 +26,17 @@ from kvmmig.machine.pageset import Batch
 from kvmmig.migration import wire
 from kvmmig.migration.incoming import IncomingMigration
 from kvmmig.migration.outgoing import OutgoingMigration
-from kvmmig.migration.policy import Limits, MaxRounds, Policy
+from kvmmig.migration.policy import (
+    AutoConverge,
+    Continue,
+    Decision,
+    DowntimeLimit,
+    FirstOf,
+    Limits,
+    MaxRounds,
+    Policy,
+    RoundFigures,
+)
 from kvmmig.migration.registry import transport_for
 from kvmmig.migration.report import MigrationStatistics
 from kvmmig.migration.transport import Channel
@@ -160,6 +170,18 @@ async def test_what_was_typed_but_not_read_moves_too(where: str) -> None:
             await machine.start()
             while b"typed" not in echoed.text:
                 await echoed.wait_for(1)
+
+
+async def test_a_guest_that_outruns_the_link_is_slowed_down_until_it_fits(tmp_path: Path) -> None:
+    """Without throttling, 30 rounds of this guest leave as much as the first one did."""
+    async with running("dirtier", size=16 * MIB, hot="8MiB") as (source, _):
+        policy = FirstOf(DowntimeLimit(0.05), AutoConverge(first=0.5, step=0.2), MaxRounds(60))
+        limits = Limits(bandwidth=20e6)
+        migration = OutgoingMigration(source, f"file:{tmp_path}/guest.img", policy=policy, limits=limits)
+        statistics = await migration.run()
+    assert statistics.throttle == 0.0, "it is undone"
+    assert any("stand still" in event.what for event in statistics.events)
+    assert statistics.rounds[-1].dirty_pages < statistics.rounds[1].dirty_pages / 2
 
 
 @pytest.mark.slow
@@ -303,19 +325,17 @@ async def test_a_destination_that_is_cancelled_gives_the_guest_back() -> None:
         assert (await check(source)).ok
 
 
-class Never:
-    """A policy that always wants another round."""
+class Never(Policy):
+    """Always wants another round."""
 
-    def decide(self, figures: object) -> object:
-        from kvmmig.migration.policy import Continue
-
+    def decide(self, figures: RoundFigures) -> Decision:
         return Continue()
 
 
 async def receive_file(path: Path) -> None:
     async with await transport_for(f"file:{path}").listen() as listener:
         channel = await listener.accept()
-        async with IncomingMigration(channel, limits=Limits(setup=10)).machine():
+        async with IncomingMigration(channel, limits=Limits(setup_timeout=10)).machine():
             pytest.fail("it arrived")
 
 
@@ -366,6 +386,6 @@ async def test_a_source_that_says_nothing_is_not_waited_for(tmp_path: Path) -> N
         silent: Channel = await transport_for(listener.uri).connect()
         channel = await listener.accept()
         with trio.fail_after(10), pytest.raises(MigrationError, match=r"sent no hello within 0\.05 s"):
-            async with IncomingMigration(channel, limits=Limits(setup=0.05)).machine():
+            async with IncomingMigration(channel, limits=Limits(setup_timeout=0.05)).machine():
                 pytest.fail("it arrived")
         silent.abort()

@@ -27,7 +27,7 @@ from kvmmig.machine.memory import MEMORY_UNIT, PAGE_SIZE
 from kvmmig.machine.state import StateSection
 from kvmmig.migration import wire
 from kvmmig.migration.outgoing import OutgoingMigration
-from kvmmig.migration.policy import Decision, GiveUp, Limits, MaxRounds, RoundFigures
+from kvmmig.migration.policy import Continue, Decision, GiveUp, Limits, MaxRounds, Policy, RoundFigures, Stop
 from kvmmig.migration.report import Phase
 from kvmmig.migration.transport import Channel, ChannelFeatures, Listener, Transport, TransportURI
 from kvmmig.testing.machine import FakeMachine
@@ -273,14 +273,14 @@ async def test_a_cancel_by_command_says_who_asked() -> None:
 async def test_a_sink_that_accepts_nothing_is_given_up() -> None:
     machine = machine_with_pages()
     error = await run_to_failure(
-        OutgoingMigration(machine, Given(Sink(lambda room: 0)), limits=Limits(step=0.001, stall=0.05))
+        OutgoingMigration(machine, Given(Sink(lambda room: 0)), limits=Limits(step=0.001, stall_timeout=0.05))
     )
     assert "accepted nothing for 0.05 s" in str(error)
     assert restored(machine)
 
 
 async def test_a_policy_may_give_up() -> None:
-    class Never:
+    class Never(Policy):
         def decide(self, figures: RoundFigures) -> Decision:
             return GiveUp("this guest writes too fast")
 
@@ -290,6 +290,79 @@ async def test_a_policy_may_give_up() -> None:
     assert "given up: this guest writes too fast" in str(error)
     assert restored(machine)
     assert sink.aborted
+
+
+class Endless(Policy):
+    """Never stops the guest; slows it down a little more each time."""
+
+    def decide(self, figures: RoundFigures) -> Decision:
+        return Continue(throttle=min(0.1 * (figures.round + 1), 0.9))
+
+
+async def test_a_migration_that_takes_too_long_gives_the_guest_back() -> None:
+    machine = machine_with_pages()
+    sink = Sink(lambda room: min(room, 100))
+    limits = Limits(timeout=0.1)
+    error = await run_to_failure(OutgoingMigration(machine, Given(sink), policy=Endless(), limits=limits))
+    assert "took longer than 0.1 s" in str(error)
+    assert restored(machine)
+    assert sink.aborted
+
+
+async def test_a_migration_that_takes_too_long_can_be_forced_to_an_end() -> None:
+    machine = machine_with_pages()
+
+    def on_send(room: int) -> int:
+        if machine.state is State.RUNNING:
+            machine.write(40, len(sink.data) % 256)
+        return min(room, 700)  # so it is cut in the middle of a page
+
+    sink = Sink(on_send)
+    limits = Limits(timeout=0.1, on_timeout="force", step=0.001)
+    migration = OutgoingMigration(machine, Given(sink), policy=Endless(), limits=limits)
+    with trio.fail_after(10):
+        statistics = await migration.run()
+    assert machine.state is State.MOVED
+    assert received(bytes(sink.data))[0] == bytes(machine.memory.pages(0, 64))
+    assert any("whatever is left" in event.what for event in statistics.events)
+
+
+async def test_throttling_is_undone_when_the_guest_stays() -> None:
+    machine = machine_with_pages()
+    migration = OutgoingMigration(machine, Given(Sink()), policy=Endless(), limits=Limits(timeout=0.05))
+    await run_to_failure(migration)
+    assert machine.throttled[:2] == [0.1, 0.2]
+    assert machine.throttled[-1] == 0.0
+    assert migration.statistics().throttle == 0.0
+
+
+async def test_a_policys_bandwidth_holds_but_never_above_the_users() -> None:
+    class Greedy(Policy):
+        def start(self) -> Continue:
+            return Continue(bandwidth=3e6)
+
+        def decide(self, figures: RoundFigures) -> Decision:
+            return Stop(bandwidth=9e6)
+
+    machine = machine_with_pages()
+    limits = Limits(bandwidth=5e6)
+    statistics = await OutgoingMigration(machine, Given(Sink()), policy=Greedy(), limits=limits).run()
+    assert statistics.bandwidth == 5e6
+    assert statistics.rounds[0].rate < 4e6
+
+
+async def test_the_bandwidth_can_be_changed_while_it_runs() -> None:
+    machine = machine_with_pages()
+    migration = OutgoingMigration(machine, Given(Sink()), policy=MaxRounds(1), limits=Limits(bandwidth=10.0))
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(migration.run)
+            await trio.sleep(0.05)
+            assert migration.statistics().sent_bytes < 100
+            migration.set_bandwidth(None)
+    assert machine.state is State.MOVED
+    with pytest.raises(ValueError, match="would never end"):
+        migration.set_bandwidth(0)
 
 
 async def test_a_guest_that_ends_meanwhile_is_not_moved() -> None:
@@ -422,7 +495,7 @@ async def test_before_go_whatever_the_other_side_says_the_source_keeps_the_guest
     machine = machine_with_pages()
     peer = Conversation({**POLITE, at: answer})
     error = await run_to_failure(
-        OutgoingMigration(machine, Given(peer), limits=Limits(setup=0.1, handover=0.1))
+        OutgoingMigration(machine, Given(peer), limits=Limits(setup_timeout=0.1, handover_timeout=0.1))
     )
     assert isinstance(error, kind)
     assert sentence in str(error)
@@ -435,7 +508,7 @@ async def test_before_go_whatever_the_other_side_says_the_source_keeps_the_guest
 async def test_after_go_the_source_never_runs_again_by_itself(answer: str) -> None:
     machine = machine_with_pages()
     peer = Conversation({**POLITE, "Signal": answer})
-    migration = OutgoingMigration(machine, Given(peer), limits=Limits(handover=0.1))
+    migration = OutgoingMigration(machine, Given(peer), limits=Limits(handover_timeout=0.1))
     error = await run_to_failure(migration)
     assert isinstance(error, OutcomeUnknown)
     assert "Look there first" in str(error)

@@ -8,11 +8,16 @@ from dataclasses import replace
 import pytest
 
 from kvmmig.migration.policy import (
+    AutoConverge,
     Continue,
+    Decision,
     DowntimeLimit,
     FirstOf,
     GiveUp,
     MaxRounds,
+    NoProgress,
+    Policy,
+    RateAdaptive,
     RoundFigures,
     Stop,
     default_policy,
@@ -49,7 +54,7 @@ def test_max_rounds_counts_the_round_that_sent_all_of_memory(rounds: int, decisi
 
 
 def test_the_first_policy_that_has_an_opinion_is_obeyed() -> None:
-    class Tired:
+    class Tired(Policy):
         def decide(self, figures: RoundFigures) -> GiveUp:
             return GiveUp("tired")
 
@@ -63,3 +68,50 @@ def test_a_guest_that_never_gets_calmer_moves_all_the_same() -> None:
     decisions = [policy.decide(replace(hopeless, round=i)) for i in range(30)]
     assert decisions[:-1] == [Continue()] * 29
     assert decisions[-1] == Stop()
+
+
+def decide_all(policy: Policy, dirty_pages: list[int]) -> list[Decision]:
+    return [policy.decide(replace(ROUND, round=i, dirty_pages=n)) for i, n in enumerate(dirty_pages)]
+
+
+def test_no_progress_waits_as_long_as_the_rounds_shrink() -> None:
+    assert decide_all(NoProgress(2), [1000, 900, 800, 700]) == [Continue()] * 4
+
+
+def test_no_progress_stops_when_they_no_longer_do() -> None:
+    assert decide_all(NoProgress(2), [1000, 500, 490, 510]) == [Continue()] * 3 + [Stop()]
+    assert decide_all(NoProgress(2), [1000, 1000, 500, 600, 400]) == [Continue()] * 5, (
+        "one shrinks, patience anew"
+    )
+
+
+def test_rate_adaptive_sends_at_the_dirty_rate_and_a_little_more() -> None:
+    policy = RateAdaptive(minimum=10e6, maximum=100e6)
+    assert policy.start() == Continue(bandwidth=10e6)
+    assert policy.decide(replace(ROUND, dirty_rate=20e6)) == Continue(bandwidth=20e6 + 50e6 / 8)
+    assert policy.decide(replace(ROUND, dirty_rate=1e6)) == Continue(bandwidth=10e6)
+
+
+def test_rate_adaptive_stops_at_its_cap_or_when_little_is_left() -> None:
+    policy = RateAdaptive(minimum=10e6, maximum=100e6)
+    assert policy.decide(replace(ROUND, dirty_rate=99e6)) == Stop(bandwidth=100e6)
+    assert policy.decide(replace(ROUND, dirty_rate=1e6, dirty_pages=63)) == Stop(bandwidth=100e6)
+    assert isinstance(policy.decide(replace(ROUND, dirty_rate=1e6, dirty_pages=64)), Continue)
+
+
+def test_auto_converge_slows_down_after_two_bad_rounds_and_more_each_time() -> None:
+    decisions = decide_all(AutoConverge(0.2, 0.1, 0.35), [1000] * 8)
+    throttles = [decision.throttle for decision in decisions if isinstance(decision, Continue)]
+    assert throttles == [None, 0.2, None, pytest.approx(0.3), None, 0.35, None, 0.35]
+
+
+def test_auto_converge_leaves_a_guest_alone_whose_rounds_halve() -> None:
+    assert decide_all(AutoConverge(), [100] * 6) == [Continue()] * 6
+
+
+def test_wishes_of_several_policies_are_kept_together() -> None:
+    policy = FirstOf(AutoConverge(first=0.5), RateAdaptive(10e6, 1e9))
+    assert policy.start() == Continue(bandwidth=10e6)
+    first, second = decide_all(policy, [1000, 1000])
+    assert first == Continue(bandwidth=ROUND.dirty_rate + RateAdaptive.INCREMENT)
+    assert second == Continue(bandwidth=ROUND.dirty_rate + RateAdaptive.INCREMENT, throttle=0.5)

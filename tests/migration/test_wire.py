@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kvmmig.errors import LocalStreamError, StreamError, StreamTruncated, StreamVersion
@@ -42,13 +42,13 @@ def decode(data: bytes, split: Callable[[int], int] = lambda room: room) -> list
     return events
 
 
-def whole_stream() -> tuple[bytes, list[int]]:
+def whole_stream(features: tuple[str, ...] = ()) -> tuple[bytes, list[int]]:
     """One valid stream, and where its frames begin."""
     encoder = Encoder(Direction.FORWARDS)
     page = memoryview(bytes(range(256)) * 16)
     parts = [
         encoder.preamble(),
-        encoder.hello(N_PAGES, b'{"name":"guest"}'),
+        encoder.hello(N_PAGES, b'{"name":"guest"}', features),
         b"".join(encoder.page_runs(runs((0, 2), (5, 1)), [page, page, page])),
         encoder.zero_runs(runs((10, 20))),
         encoder.section(wire.Section("cpu0/regs", 1, b"registers")),
@@ -61,6 +61,7 @@ def whole_stream() -> tuple[bytes, list[int]]:
 
 
 STREAM, STARTS = whole_stream()
+SEALED, _ = whole_stream((wire.PAGE_DIGESTS,))
 
 
 def kinds(events: list[Event]) -> list[str]:
@@ -143,6 +144,53 @@ def test_any_damage_outside_the_pages_is_a_stream_error(data: st.DataObject) -> 
     damaged[at] ^= data.draw(st.integers(1, 255))
     with pytest.raises(StreamError):
         decode(bytes(damaged))
+
+
+def mutations(stream: bytes) -> st.SearchStrategy[bytes]:
+    """Streams that differ from this one: a byte changed, a part cut out, repeated, moved, or replaced."""
+    size = len(stream)
+    spans = st.tuples(st.integers(0, size), st.integers(0, size)).map(sorted)
+
+    def change(at: int, flip: int) -> bytes:
+        return stream[:at] + bytes([stream[at] ^ flip]) + stream[at + 1 :]
+
+    return st.one_of(
+        st.builds(change, st.integers(0, size - 1), st.integers(1, 255)),
+        spans.map(lambda s: stream[: s[0]] + stream[s[1] :]),
+        spans.map(lambda s: stream[: s[1]] + stream[s[0] :]),
+        st.builds(lambda s, to: stream[:to] + stream[s[0] : s[1]] + stream[to:], spans, st.integers(0, size)),
+        st.builds(lambda s, new: stream[: s[0]] + new + stream[s[1] :], spans, st.binary(max_size=100)),
+    ).filter(lambda mutant: mutant != stream)
+
+
+def check_mutant(mutant: bytes) -> None:
+    """A typed error, or the very guest that was sent; never a hang, a crash, or a large allocation."""
+    tracemalloc.start()
+    try:
+        events = decode(mutant)
+    except StreamError:
+        pass
+    else:
+        # All that was meant to come has come; what follows behind "go" belongs to nobody.
+        assert kinds(events) == ALL
+        assert mutant.startswith(SEALED)
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 10 << 20
+
+
+@settings(max_examples=500, deadline=None)
+@given(mutations(SEALED))
+def test_any_mutation_of_a_stream_with_digests_is_an_error_or_the_same_guest(mutant: bytes) -> None:
+    check_mutant(mutant)
+
+
+@pytest.mark.slow
+@settings(max_examples=100_000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(mutations(SEALED))
+def test_a_hundred_thousand_mutations_are_errors_or_the_same_guest(mutant: bytes) -> None:
+    check_mutant(mutant)
 
 
 @settings(max_examples=300)

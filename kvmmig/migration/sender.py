@@ -1,0 +1,113 @@
+"""Sending in bounded steps, no faster than allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import perf_counter
+
+import trio
+
+from kvmmig.errors import MigrationError
+from kvmmig.migration.cursor import Cursor
+from kvmmig.migration.policy import Limits
+from kvmmig.migration.stall import Histogram
+from kvmmig.migration.transport import Channel
+
+#: What may be sent at once after a pause, as so many seconds of the bandwidth: far less than the 100 ms
+#: within which the rate is to be smooth, and enough that one call is worth its cost.
+_BURST = 0.020
+
+
+class TokenBucket:
+    """Bytes that may be sent, refilled at ``rate`` bytes a second; no limit where that is None."""
+
+    def __init__(self, rate: float | None = None) -> None:
+        self._rate = rate
+        self._tokens = 0.0
+        self._filled = perf_counter()
+
+    @property
+    def rate(self) -> float | None:
+        """The limit in bytes a second. Setting it takes effect at once, also on who is waiting."""
+        return self._rate
+
+    @rate.setter
+    def rate(self, rate: float | None) -> None:
+        if rate is not None and rate <= 0:
+            raise ValueError(f"a bandwidth of {rate} bytes a second would never end; use None for no limit")
+        self._rate = rate
+        self._tokens = 0.0
+        self._filled = perf_counter()
+
+    def allowed(self) -> int | None:
+        """How many bytes may be sent now; None is no limit."""
+        if self._rate is None:
+            return None
+        now = perf_counter()
+        most = max(self._rate * _BURST, 1.0)
+        self._tokens = min(self._tokens + (now - self._filled) * self._rate, most)
+        self._filled = now
+        return int(self._tokens)
+
+    def spend(self, count: int) -> None:
+        """So many bytes were sent."""
+        if self._rate is not None:
+            self._tokens -= count
+
+    async def wait(self) -> None:
+        """Wait until there is something worth sending: a quarter of a burst, or a byte."""
+        if self._rate is not None:
+            worth = max(self._rate * _BURST / 4, 1.0)
+            await trio.sleep(max(worth - self._tokens, 0.0) / self._rate)
+
+
+class Sender:
+    """Sends the cursor in bounded steps: ``await send(more)``."""
+
+    def __init__(
+        self, channel: Channel, cursor: Cursor, steps: Histogram, limits: Limits, bucket: TokenBucket
+    ) -> None:
+        self._channel = channel
+        self._cursor = cursor
+        self._steps = steps
+        self._limits = limits
+        self._bucket = bucket
+
+    async def __call__(
+        self, more: Callable[[], bool] = lambda: False, *, enough: Callable[[], bool] = lambda: False
+    ) -> bool:
+        """Send until the cursor is empty and ``more()`` puts nothing in any more, and return True.
+
+        ``enough`` is asked between steps; where it says so, return False with the rest unsent. Raises
+        `MigrationError` when not one byte was accepted for `Limits.stall_timeout`.
+        """
+        moved_at = perf_counter()
+        done = False
+        while not done:
+            if enough():
+                return False
+            begin, before = perf_counter(), self._cursor.accepted
+            with trio.move_on_after(self._limits.step):
+                done = await self._step(more)
+            now = perf_counter()
+            self._steps.add(now - begin)
+            if self._cursor.accepted != before or self._bucket.allowed() == 0:
+                moved_at = now
+            elif now - moved_at > self._limits.stall_timeout:
+                raise MigrationError(
+                    f"{self._channel.peer} accepted nothing for {self._limits.stall_timeout:g} s; "
+                    "the migration ended"
+                )
+        return True
+
+    async def _step(self, more: Callable[[], bool]) -> bool:
+        while True:
+            if self._cursor.empty and not more():
+                return True
+            allowed = self._bucket.allowed()
+            if allowed == 0:
+                await self._bucket.wait()
+                continue
+            count = await self._channel.send_some(self._cursor.head(allowed))
+            self._cursor.advance(count)
+            self._bucket.spend(count)

@@ -1,0 +1,54 @@
+"""The token bucket: no more than allowed, whatever the moments of asking."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvmmig.migration import sender
+from kvmmig.migration.sender import TokenBucket
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_without_a_rate_there_is_no_limit() -> None:
+    bucket = TokenBucket()
+    assert bucket.allowed() is None
+    bucket.spend(10**12)
+    assert bucket.allowed() is None
+
+
+@given(st.lists(st.floats(0.0, 0.05), min_size=1, max_size=200), st.floats(1e3, 1e10))
+def test_in_no_100_ms_more_passes_than_the_rate_and_a_burst(pauses: list[float], rate: float) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        clock = Clock()
+        patch.setattr(sender, "perf_counter", clock)
+        bucket = TokenBucket(rate)
+        sent: list[tuple[float, int]] = []
+        for pause in pauses:
+            clock.now += pause
+            allowed = bucket.allowed()
+            assert allowed is not None
+            bucket.spend(allowed)
+            sent.append((clock.now, allowed))
+        for start, _ in sent:
+            window = sum(count for at, count in sent if start <= at < start + 0.1)
+            assert window <= rate * (0.1 + sender._BURST) * 1.001 + 1
+
+
+def test_a_new_rate_holds_from_now_on() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        clock = Clock()
+        patch.setattr(sender, "perf_counter", clock)
+        bucket = TokenBucket(1e9)
+        clock.now = 1.0
+        bucket.rate = 1000.0
+        assert bucket.allowed() == 0, "what the old rate had saved is gone"
+        clock.now += 0.0155
+        assert bucket.allowed() == 15
