@@ -153,8 +153,7 @@ class Machine:
         """Put a program into memory, ready to start. Raises `BadImage`, `BadConfig`, `KvmError`."""
         async with self._lock:
             self._check("load")
-            cpuid = self.description.cpuid
-            await self._in_thread(boot.load, program, self.config, self.memory, self.vcpus, cpuid)
+            await self._in_thread(boot.load, program, self.config, self.memory, self.vcpus)
             parameters = {**self.description.parameters, **program.parameters}
             self.description = msgspec.structs.replace(self.description, parameters=parameters)
 
