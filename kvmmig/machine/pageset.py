@@ -16,6 +16,9 @@ import numpy.typing as npt
 Runs: TypeAlias = npt.NDArray[np.int64]
 """Runs of pages: shape ``(n, 2)``, a row is ``first page, how many``; ascending, not overlapping."""
 
+PageNumbers: TypeAlias = npt.NDArray[np.int64]
+"""Page numbers, ascending, each once."""
+
 #: How many pages are looked at in one go: 128 MiB of guest, some tens of microseconds of work.
 WINDOW = 32768
 
@@ -26,7 +29,7 @@ class Batch:
 
     first: int
     stop: int
-    pages: npt.NDArray[np.int64]  # page numbers, ascending
+    pages: PageNumbers
 
 
 class PageSet:
@@ -77,7 +80,7 @@ class PageSet:
         """Put in what ``other`` has; the same ``n_pages``."""
         np.bitwise_or(self.words, other.words, out=self.words)
 
-    def pages(self, first: int = 0, stop: int | None = None) -> npt.NDArray[np.int64]:
+    def pages(self, first: int = 0, stop: int | None = None) -> PageNumbers:
         """The members in ``[first, stop)``, ascending."""
         stop = self.n_pages if stop is None else min(stop, self.n_pages)
         start = first >> 3
@@ -90,8 +93,10 @@ class PageSet:
         """The whole set as runs."""
         return runs_of(self.pages())
 
-    def batches(self, limit: int) -> Iterator[Batch]:
+    def batches(self, limit: int, scattered: int | None = None) -> Iterator[Batch]:
         """The set from its first page to its last, in batches of at most ``limit`` pages.
+
+        A batch of pages that do not lie side by side has at most ``scattered`` of them, if that is given.
 
         Each batch is found when it is asked for, in bounded time, so this may be iterated on an event loop.
         Members that lie before the place that has been reached may be discarded meanwhile; nothing may be
@@ -101,10 +106,12 @@ class PageSet:
         while at < self.n_pages:
             end = min(at + WINDOW, self.n_pages)
             members = self.pages(at, end)
-            for cut in range(0, len(members), limit):
-                part = members[cut : cut + limit]
-                last = cut + limit >= len(members)
-                stop = end if last else int(part[-1]) + 1
+            while len(members):
+                part = members[:limit]
+                if scattered is not None and part[-1] - part[0] + 1 != len(part):
+                    part = part[:scattered]
+                members = members[len(part) :]
+                stop = int(part[-1]) + 1 if len(members) else end
                 yield Batch(at, stop, part)
                 at = stop
             at = end
@@ -131,7 +138,7 @@ class PageSet:
                 self.words[high] &= ~tail
 
 
-def runs_of(pages: npt.NDArray[np.int64]) -> Runs:
+def runs_of(pages: PageNumbers) -> Runs:
     """Ascending page numbers as runs."""
     if not len(pages):
         return np.empty((0, 2), np.int64)
@@ -143,7 +150,7 @@ def runs_of(pages: npt.NDArray[np.int64]) -> Runs:
     return np.stack((firsts, lasts - firsts + 1), axis=1)
 
 
-def pages_of(runs: Runs) -> npt.NDArray[np.int64]:
+def pages_of(runs: Runs) -> PageNumbers:
     """Runs as page numbers; the inverse of `runs_of`."""
     counts = runs[:, 1]
     ends = np.cumsum(counts)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from time import perf_counter
 from typing import Protocol
 
@@ -34,7 +34,7 @@ from kvmmig.machine.cpu import Ending
 from kvmmig.machine.dirty import DirtyTracker
 from kvmmig.machine.machine import State
 from kvmmig.machine.memory import GuestMemory
-from kvmmig.machine.pageset import Batch, PageSet, runs_of
+from kvmmig.machine.pageset import Batch, PageNumbers, PageSet, runs_of
 from kvmmig.machine.state import StateSection
 from kvmmig.migration import wire
 from kvmmig.migration.cursor import Cursor
@@ -56,6 +56,8 @@ from kvmmig.migration.transport import Channel, Transport
 
 #: Runs shorter than this on average are gathered into one copy: a memcpy costs less than so many buffers.
 _GATHER_BELOW = 16
+#: The most pages that are copied in one go: 4 MiB.
+_COPIED_PAGES = 1024
 _KEPT_EVENTS = 1000
 
 
@@ -383,7 +385,10 @@ class OutgoingMigration:
 
     def _owed_pages(self) -> Callable[[], bool]:
         """Something that puts the next batch of pending pages into the cursor, and says whether it did."""
-        batches = self._pending.batches(wire.MAX_FRAME_PAGES)
+        # Pages that are copied first come in batches of 4 MiB: a copy holds the loop. Others come in large
+        # frames, which cost both sides less.
+        limit = _COPIED_PAGES if self._stable else wire.MAX_FRAME_PAGES
+        batches = self._pending.batches(limit, _COPIED_PAGES)
 
         def more() -> bool:
             batch = next(batches, None)
@@ -396,10 +401,9 @@ class OutgoingMigration:
 
     def _put_batch(self, batch: Batch) -> None:
         zero = self._memory.are_zero(batch.pages)
-        if zero.any():
-            self._cursor.put(self._encoder.zero_runs(runs_of(batch.pages[zero])))
-        pages = batch.pages[~zero]
-        if len(pages):
+        for pages in _frames(batch.pages[zero]):
+            self._cursor.put(self._encoder.zero_runs(runs_of(pages)))
+        for pages in _frames(batch.pages[~zero]):
             runs = runs_of(pages)
             if self._stable or len(pages) < len(runs) * _GATHER_BELOW:
                 data = [self._memory.gather(pages).data.cast("B")]
@@ -488,6 +492,15 @@ class OutgoingMigration:
 
     def _note(self, what: str) -> None:
         self._events.append(TimelineEvent(perf_counter() - self._started, what))
+
+
+def _frames(pages: PageNumbers) -> Iterator[PageNumbers]:
+    """Cut pages into what one frame may have: all of them where they lie side by side."""
+    if len(pages) and pages[-1] - pages[0] + 1 == len(pages):
+        yield pages
+    else:
+        for first in range(0, len(pages), _COPIED_PAGES):
+            yield pages[first : first + _COPIED_PAGES]
 
 
 def _only_cancelled(problem: BaseException) -> bool:

@@ -22,8 +22,10 @@ GROUP = "kvmmig.transports"
 
 _BUILT_IN = {
     "tcp": "kvmmig_transports.tcp:TcpTransport",
+    "unix": "kvmmig_transports.unix:UnixTransport",
     "pipe": "kvmmig_transports.pipe:PipeTransport",
     "file": "kvmmig_transports.file:FileTransport",
+    "exec": "kvmmig_transports.exec:ExecTransport",
 }
 _registered: dict[str, type[Transport]] = {}
 

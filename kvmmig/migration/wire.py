@@ -47,11 +47,11 @@ VERSION = 1
 MAGIC = b"kvmmig\r\n"
 PAGE_SIZE = 4096
 
-#: The most pages in one frame, 4 MiB: what a lane commits to before it can say something else, and what a
+#: The most pages in one frame, 16 MiB: what a lane commits to before it can say something else, and what a
 #: receiver clears or scatters in one go on its event loop.
-MAX_FRAME_PAGES = 1024
+MAX_FRAME_PAGES = 4096
 #: The most rows in one table. It bounds what a receiver must hold: 16 KiB.
-MAX_RUNS = MAX_FRAME_PAGES
+MAX_RUNS = 1024
 #: A hello with the CPUID of a large machine is some 10 KiB.
 MAX_HELLO = 1 << 20
 #: The largest piece of state known is a LAPIC or an XSAVE area of a few KiB.

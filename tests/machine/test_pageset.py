@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -67,15 +68,17 @@ def test_runs_and_pages_are_inverse(members: set[int]) -> None:
     assert all(runs[i, 0] + runs[i, 1] < runs[i + 1, 0] for i in range(len(runs) - 1)), "runs are maximal"
 
 
-@given(_edits, st.integers(1, 70))
+@given(_edits, st.integers(1, 70), st.none() | st.integers(1, 70))
 def test_batches_cover_every_member_once_even_when_what_was_sent_is_discarded(
-    edits: list[tuple[bool, tuple[int, int]]], limit: int
+    edits: list[tuple[bool, tuple[int, int]]], limit: int, scattered: int | None
 ) -> None:
     ours, model = _built(edits)
     seen: list[int] = []
     at = 0
-    for batch in ours.batches(limit):
+    for batch in ours.batches(limit, scattered):
         assert 0 < len(batch.pages) <= limit
+        if scattered is not None and len(batch.pages) > scattered:
+            assert (np.diff(batch.pages) == 1).all()
         assert batch.first >= at, "batches ascend and do not overlap"
         at = batch.stop
         seen += batch.pages.tolist()
