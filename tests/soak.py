@@ -204,13 +204,17 @@ class Soak:
         if where.startswith(("tcp", "unix")):
             return await self._live(guest, source, destination, what, after, limits)
         migration = OutgoingMigration(guest.machine, source, policy=self._policy(), limits=limits)
+        problem: KvmmigError | None = None
         async with trio.open_nursery() as nursery:
             if what != "move":
                 nursery.start_soon(_cancel_after, after, migration)
             try:
                 await migration.run()
-            finally:
-                nursery.cancel_scope.cancel()
+            except KvmmigError as error:
+                problem = error
+            nursery.cancel_scope.cancel()
+        if problem is not None:
+            raise problem
         async with await transport_for(destination).listen() as listener:
             return await self._arrival(guest, listener)
 

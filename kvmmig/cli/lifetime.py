@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import Awaitable, Callable, Iterator
 
@@ -44,6 +45,10 @@ def run_to_end(command: Callable[[], Awaitable[int]]) -> int:
                 raise
         return 128 + received[0] if received else status
 
+    # What has been imported stays. Without this, a full garbage collection walks all of it, for tens of
+    # milliseconds in which the event loop answers nobody.
+    gc.collect()
+    gc.freeze()
     try:
         return trio.run(main)
     except BaseExceptionGroup as group:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -14,7 +16,7 @@ from kvmmig.cli.programs import find_program
 from kvmmig.cli.progress import Populating, run_with_progress, summary
 from kvmmig.cli.serialport import SerialPort, open_serial
 from kvmmig.cli.terminal import Keyboard
-from kvmmig.errors import GuestEnded, KvmmigError, WrongState
+from kvmmig.errors import GuestEnded, KvmmigError, OutcomeUnknown, WrongState
 from kvmmig.machine import Ending, Machine, MachineConfig, Program, State
 from kvmmig.migration.incoming import IncomingMigration
 from kvmmig.migration.outgoing import OutgoingMigration
@@ -133,6 +135,11 @@ async def _leave(machine: Machine, transport: Transport, after: float, output: O
             ending = await machine.wait()
             raise GuestEnded(f"the guest ended before it was to move: {ending}")
         figures = await run_with_progress(OutgoingMigration(machine, transport), output)
+    except OutcomeUnknown as error:
+        output.say(f"kvmmig: {error}")
+        await _ask_operator(machine, output)
+        _exit_status(await machine.wait(), output)
+        return FAILED
     except KvmmigError as error:
         output.say(f"kvmmig: {error}")
         if machine.state is State.RUNNING:
@@ -141,6 +148,19 @@ async def _leave(machine: Machine, transport: Transport, after: float, output: O
         return FAILED
     output.say(summary(figures))
     return 0
+
+
+async def _ask_operator(machine: Machine, output: Output) -> None:
+    """Keep the guest, stopped, until somebody says that it does not run on the other side."""
+    with trio.open_signal_receiver(signal.SIGUSR1) as signals:
+        output.say(
+            f"kvmmig: if it does not run there, kill -USR1 {os.getpid()} lets it go on here; "
+            "if it does, Ctrl-C ends what is left of it here"
+        )
+        async for _ in signals:
+            break
+    await machine.resume(force=True)
+    output.say("kvmmig: the guest goes on running here")
 
 
 def _exit_status(ending: Ending, output: Output) -> int:

@@ -23,6 +23,7 @@ from kvmmig.machine.memory import GuestMemory
 from kvmmig.machine.pageset import PageSet, Runs
 from kvmmig.machine.state import StateSection
 from kvmmig.migration import wire
+from kvmmig.migration.cursor import Cursor
 from kvmmig.migration.policy import Limits
 from kvmmig.migration.stall import Durations, StallMeter
 from kvmmig.migration.transport import Channel
@@ -31,6 +32,7 @@ from kvmmig.migration.transport import Channel
 _SCATTER_BELOW = 16
 #: How long a refused source may take to read why.
 _LAST_WORDS = 0.5
+_LAST_WORDS_OF_A_CANCEL = 0.05
 
 
 class IncomingMigration:
@@ -57,6 +59,7 @@ class IncomingMigration:
         self._on_populate = on_populate
         self._decoder = wire.Decoder(wire.Direction.FORWARDS)
         self._encoder = wire.Encoder(wire.Direction.BACKWARDS)
+        self._cursor = Cursor()
         self._meter = StallMeter()
         self.received_pages = 0
         self.zero_pages = 0
@@ -87,7 +90,8 @@ class IncomingMigration:
                 try:
                     machine = await self._arrive(stack)
                 except BaseException as error:
-                    with trio.move_on_after(_LAST_WORDS, shield=True):
+                    patience = _LAST_WORDS if isinstance(error, KvmmigError) else _LAST_WORDS_OF_A_CANCEL
+                    with trio.move_on_after(patience, shield=True):
                         await self._last_words(error)
                     self._channel.abort()
                     raise
@@ -181,9 +185,10 @@ class IncomingMigration:
                 return event
 
     async def _send(self, data: bytes) -> None:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[await self._channel.send_some([rest]) :]
+        """After a cancel the rest is still in the cursor, and goes before what is sent next."""
+        self._cursor.put(data)
+        while not self._cursor.empty:
+            self._cursor.advance(await self._channel.send_some(self._cursor.head()))
 
     async def _last_words(self, error: BaseException) -> None:
         """Tell the source why, and let it read that before the connection goes."""

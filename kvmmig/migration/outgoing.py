@@ -282,9 +282,17 @@ class OutgoingMigration:
             nursery.start_soon(guard, self._watch_guest)
             nursery.start_soon(guard, hand_over)
 
-        if failures:
-            refusals = [failure for failure in failures if isinstance(failure, MigrationRefused)]
-            raise (refusals or failures)[0]
+        if not failures or self._said[wire.Kind.RUNNING].is_set():
+            return
+        refusals = [failure for failure in failures if isinstance(failure, MigrationRefused)]
+        failure = (refusals or failures)[0]
+        if not self._moved:
+            raise failure
+        # Also when it is found out before this side knows itself that "go" was accepted.
+        raise OutcomeUnknown(
+            f'the guest was handed over ("go" was sent to {self._peer}), but the other side never said that '
+            f"it runs: {failure}. Look there first; it is stopped here and does not start again by itself"
+        ) from failure
 
     async def _hand_over(self, channel: Channel) -> None:
         send = Sender(channel, self._cursor, self._steps, self._limits, self._bucket)
@@ -361,7 +369,8 @@ class OutgoingMigration:
         self._round_started = perf_counter()
         self._round_base = self._cursor.accepted
         pages, zeros = self._encoder.pages, self._encoder.zero_pages
-        await send(self._owed_pages(), enough=self._is_forced)
+        if not await send(self._owed_pages(), enough=self._is_forced):
+            await send()  # what is half sent: see _collect
         now = perf_counter()
         rate = self._rate(now)
         dirty = await self._collect()
@@ -381,6 +390,9 @@ class OutgoingMigration:
         return figures
 
     async def _collect(self) -> int:
+        """Read the dirty log into what is owed. Never while a frame is half sent: once that is accepted its
+        pages are owed no more, and one that was written meanwhile would be forgotten with them."""
+        assert self._cursor.empty
         return await trio.to_thread.run_sync(self._tracker.collect, self._pending)
 
     def _owed_pages(self) -> Callable[[], bool]:
@@ -428,10 +440,7 @@ class OutgoingMigration:
         self._cursor.put(self._encoder.signal(wire.Kind.GO), accepted=self._hand_off)
         await send()
         # The guest belongs to the other side now. All that can still be had is the good news.
-        try:
-            await self._hear(wire.Kind.RUNNING, self._limits.handover_timeout)
-        except MigrationError as error:
-            raise self._unknown(str(error)) from error
+        await self._hear(wire.Kind.RUNNING, self._limits.handover_timeout)
         channel.abort()
 
     def _hand_off(self) -> None:
@@ -440,12 +449,6 @@ class OutgoingMigration:
         self._deadline.deadline = math.inf
         self._machine.mark_moved()
         self._note("the guest belongs to the other side")
-
-    def _unknown(self, why: str) -> OutcomeUnknown:
-        return OutcomeUnknown(
-            f'the guest was handed over ("go" was sent to {self._peer}), but the other side never said that '
-            f"it runs: {why}. Look there first; it is stopped here and does not start again by itself"
-        )
 
     # -- those who may end it -----------------------------------------------------------------------
 
@@ -461,17 +464,13 @@ class OutgoingMigration:
                 count = await channel.receive_some(decoder.buffer())
                 if count == 0:
                     raise ChannelBroken(
-                        f"{self._peer} closed the connection while this side was in {self._phase}"
+                        f"{self._peer} closed the connection in this side's {self._phase} phase"
                     )
                 match decoder.advance(count):
                     case wire.Signal(kind):
                         self._said[kind].set()
                     case wire.Fail(text):
                         raise MigrationRefused(f"{self._peer} can't take the guest: {text}")
-        except KvmmigError as error:
-            if self._moved:
-                raise self._unknown(str(error)) from error
-            raise
         finally:
             self._peer_silent.set()
 

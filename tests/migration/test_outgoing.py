@@ -108,8 +108,10 @@ def received(data: bytes) -> tuple[bytes, list[wire.Event]]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**32), st.integers(1, 6))
-def test_the_destinations_memory_is_the_sources_whatever_is_written_when(seed: int, rounds: int) -> None:
+@given(st.integers(0, 2**32), st.integers(1, 6), st.booleans())
+def test_the_destinations_memory_is_the_sources_whatever_is_written_when(
+    seed: int, rounds: int, forced: bool
+) -> None:
     """Random prefixes, blocked steps, frames cut anywhere, pages written and zeroed all the while."""
 
     async def main() -> None:
@@ -125,7 +127,7 @@ def test_the_destinations_memory_is_the_sources_whatever_is_written_when(seed: i
         for page in range(0, 64, random_.randint(1, 9)):
             machine.write(page, page + 1)
         sink = Sink(on_send)
-        limits = Limits(step=0.0005)
+        limits = Limits(step=0.0005, timeout=0.002 if forced else None, on_timeout="force")
         migration = OutgoingMigration(machine, Given(sink), policy=MaxRounds(rounds), limits=limits)
         statistics = await migration.run()
         memory, told = received(bytes(sink.data))
@@ -135,7 +137,7 @@ def test_the_destinations_memory_is_the_sources_whatever_is_written_when(seed: i
         assert not machine.tracker.on
         assert sink.closed
         assert statistics.remaining_pages == 0
-        assert len(statistics.rounds) == rounds
+        assert len(statistics.rounds) == rounds or forced
         machine.memory.close()
 
     trio.run(main)

@@ -1,0 +1,175 @@
+"""The hand-over under a link that dies: at every frame, in both directions, never two sides run.
+
+Both machines are real. The guest only spins, so that every migration of it is the same to the byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import trio
+
+from kvmmig.errors import KvmmigError, OutcomeUnknown
+from kvmmig.machine import Entry, Machine, MachineConfig, Program, State
+from kvmmig.migration import wire
+from kvmmig.migration.incoming import IncomingMigration
+from kvmmig.migration.outgoing import OutgoingMigration
+from kvmmig.migration.policy import Limits, MaxRounds
+from kvmmig.migration.transport import Channel, ChannelFeatures, Listener, Transport, TransportURI
+from kvmmig.testing.memory import MemoryChannel, memory_channel_pair
+
+pytestmark = pytest.mark.kvm
+
+SPINNER = Program("spinner", Entry.LONG64, b"\xeb\xfe")
+CONFIG = MachineConfig(memory=2 << 20)
+LIMITS = Limits(handover_timeout=5, setup_timeout=5, stall_timeout=5)
+
+
+class Link:
+    """A wire with two ends that dies after so many bytes in one direction.
+
+    ``swallow``: what comes after them is accepted all the same, and lost, as a kernel does whose peer has
+    just vanished.
+    """
+
+    def __init__(self, *, cut: str = "", after: int = 0, swallow: bool = False) -> None:
+        self.dead = False
+        there, back = memory_channel_pair(capacity=1 << 26)
+        self.source = LinkEnd(self, there, after if cut == "forwards" else None, swallow)
+        self.destination = LinkEnd(self, back, after if cut == "backwards" else None, swallow)
+
+    def die(self) -> None:
+        self.dead = True
+        self.source.inner.abort()
+        self.destination.inner.abort()
+
+
+class LinkEnd(Channel):
+    features = ChannelFeatures(two_way=True)
+    peer = "the other end"
+
+    def __init__(self, link: Link, inner: MemoryChannel, left: int | None, swallow: bool) -> None:
+        self.inner = inner
+        self.sent = bytearray()
+        self._link = link
+        self._left = left
+        self._swallow = swallow
+
+    async def send_some(self, buffers: Sequence[memoryview]) -> int:
+        data = memoryview(b"".join(buffers))
+        if self._left is not None:
+            if self._left == 0:
+                await trio.lowlevel.checkpoint()
+                self._link.die()
+                if not self._swallow:
+                    return await self.inner.send_some([data])  # which says that the link is dead
+                self.sent += data
+                return len(data)
+            data = data[: self._left]
+            self._left -= len(data)
+        assert await self.inner.send_some([data]) == len(data)
+        self.sent += data
+        return len(data)
+
+    async def receive_some(self, buffer: memoryview) -> int:
+        return await self.inner.receive_some(buffer)
+
+    async def flush(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    def abort(self) -> None:
+        self.inner.abort()
+
+    async def aclose(self) -> None:
+        await self.inner.aclose()
+
+
+class Given(Transport):
+    def __init__(self, channel: Channel) -> None:
+        super().__init__(TransportURI("given", "x"))
+        self._channel = channel
+
+    async def connect(self) -> Channel:
+        return self._channel
+
+    async def listen(self) -> Listener:
+        raise NotImplementedError
+
+
+class Outcome:
+    """Who runs, a moment after it is over, and what the source was told."""
+
+    source: State
+    destination_ran = False
+    error: KvmmigError | None = None
+
+
+async def hand_over(link: Link) -> Outcome:
+    outcome = Outcome()
+    async with Machine.open(CONFIG) as source:
+        await source.load(SPINNER)
+        await source.start()
+
+        async def receive() -> None:
+            try:
+                async with IncomingMigration(link.destination, limits=LIMITS).machine() as machine:
+                    outcome.destination_ran = machine.state is State.RUNNING
+            except KvmmigError:
+                return
+
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(receive)
+                migration = OutgoingMigration(source, Given(link.source), policy=MaxRounds(1), limits=LIMITS)
+                try:
+                    await migration.run()
+                except KvmmigError as error:
+                    outcome.error = error
+        outcome.source = source.state
+    return outcome
+
+
+def frames(data: bytes, direction: wire.Direction) -> tuple[list[int], list[wire.Event]]:
+    """Where the preamble and each whole frame end, and what they said."""
+    decoder = wire.Decoder(direction)
+    ends: list[int] = [16]
+    events: list[wire.Event] = []
+    rest = memoryview(data)
+    while rest:
+        room = decoder.buffer()[: len(rest)]
+        room[:], rest = rest[: len(room)], rest[len(room) :]
+        event = decoder.advance(len(room))
+        if isinstance(event, wire.Pages):
+            decoder.place([memoryview(bytearray(event.n_pages * 4096))])
+        elif event is not None:
+            ends.append(decoder.position)
+            events.append(event)
+    return ends, events
+
+
+@pytest.mark.parametrize("swallow", [False, True], ids=["refused", "swallowed"])
+@pytest.mark.parametrize("direction", list(wire.Direction), ids=lambda d: d.name.lower())
+async def test_wherever_the_link_dies_at_most_one_side_runs(direction: wire.Direction, swallow: bool) -> None:
+    whole = Link()
+    undisturbed = await hand_over(whole)
+    assert undisturbed.source is State.MOVED
+    assert undisturbed.destination_ran
+    assert undisturbed.error is None
+    forwards = direction is wire.Direction.FORWARDS
+    data = bytes((whole.source if forwards else whole.destination).sent)
+    ends, _ = frames(data, direction)
+    cuts = sorted({0, *ends[:-1], ends[-1] - 1, *(end + 1 for end in ends[-4:-1])})
+    for cut in cuts:
+        link = Link(cut=direction.name.lower(), after=cut, swallow=swallow)
+        outcome = await hand_over(link)
+        where = f"cut {direction.name.lower()} after {cut} of {len(data)} bytes: {outcome.error}"
+        said = frames(bytes(link.source.sent), wire.Direction.FORWARDS)[1]
+        go_was_accepted = wire.Signal(wire.Kind.GO) in said
+        runs_here = outcome.source is State.RUNNING
+        assert not (runs_here and outcome.destination_ran), f"two sides run, {where}"
+        assert runs_here != go_was_accepted, f"the source runs whenever go was not sent, {where}"
+        assert link.dead == (outcome.error is not None), (
+            where
+        )  # a stream may be a page shorter than the first
+        assert isinstance(outcome.error, OutcomeUnknown) == (go_was_accepted and link.dead), where
