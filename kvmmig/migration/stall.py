@@ -2,6 +2,7 @@
 
 A *turn* is what the loop does between two polls for I/O: while it lasts, no monitor answers and no cancel
 takes effect. The meter is an instrument of trio's, cheap enough to be left on: a microsecond or two a turn.
+It sees what tasks do, and not how long the loop's thread waits for the GIL or for a CPU before it may begin.
 """
 
 from __future__ import annotations
