@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
 from collections.abc import Generator
 
@@ -24,6 +25,10 @@ def _why_not() -> str | None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell's background job has it ignored, and so would every program that a test starts and interrupts.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
     config.stash[_marked] = set()
     config.stash[_outcomes] = Counter()
     config.pluginmanager.register(_Counting(config))
