@@ -33,6 +33,14 @@ def test_own_transport_carries_a_guest() -> None:
     assert run("own_transport.py") == "the guest is running at the other end\n"
 
 
+@pytest.mark.kvm
+def test_own_policy_decides_when_the_guest_stops() -> None:
+    printed = run("own_policy.py").splitlines()
+    assert 1 <= len(printed) - 1 <= 10
+    assert re.fullmatch(r"round 0: dirtied \d+ pages, \d+ MB/s", printed[0])
+    assert re.fullmatch(r"stopped: expected a downtime of [\d.]+ ms, it was [\d.]+ ms", printed[-1])
+
+
 # It runs seven ways of saving a guest beside each other.
 LONGER = {"blackout.py": 350}
 
