@@ -14,6 +14,7 @@ from kvmmig.machine.devices import DEVICE_VERSIONS, Serial, SystemControlA
 
 _VERSION = 1
 _MSR_TSC_DEADLINE = 0x6E0
+_WALL_CLOCK = (0x11, 0x4B564D00)  # MSR_KVM_WALL_CLOCK and MSR_KVM_WALL_CLOCK_NEW: one value, the VM's
 _MSR_ENTRY = struct.Struct("<IIQ")  # kvm_msr_entry
 S = TypeVar("S", bound=ctypes.Structure)
 
@@ -107,6 +108,8 @@ def apply(parts: Parts, sections: Iterable[StateSection]) -> None:
 #   events        last of a vCPU: it holds what is in the middle of being delivered
 #   pit, clock, pic-master, pic-slave, ioapic: of the VM, after its vCPUs: an interrupt that the IOAPIC
 #                 resends must find the LAPICs in place
+#   wall-clock    after the clock, by which KVM reckons the time of the guest's boot, and writes it into guest
+#                 memory at once
 #   devices       last: their interrupt lines go into the chips, whose state knows them as high already
 def _pieces(parts: Parts) -> list[_Piece]:
     pieces: list[_Piece] = []
@@ -133,7 +136,8 @@ def _vcpu_pieces(cpu: str, vcpu: Vcpu, parts: Parts) -> Iterator[_Piece]:
     yield _structure(f"{cpu}/debugregs", abi.kvm_debugregs, vcpu.get_debugregs, vcpu.set_debugregs)
     if parts.irqchip:
         yield _structure(f"{cpu}/lapic", abi.kvm_lapic_state, vcpu.get_lapic, vcpu.set_lapic)
-    yield _msrs(f"{cpu}/msrs", vcpu, [index for index in parts.msrs if index != _MSR_TSC_DEADLINE])
+    apart = (_MSR_TSC_DEADLINE, *_WALL_CLOCK)
+    yield _msrs(f"{cpu}/msrs", vcpu, [index for index in parts.msrs if index not in apart])
     if _MSR_TSC_DEADLINE in parts.msrs:
         yield _msrs(f"{cpu}/tsc-deadline", vcpu, [_MSR_TSC_DEADLINE])
     yield _structure(f"{cpu}/events", abi.kvm_vcpu_events, vcpu.get_vcpu_events, vcpu.set_vcpu_events)
@@ -148,6 +152,8 @@ def _vm_pieces(parts: Parts) -> Iterator[_Piece]:
         yield _chip("vm/pic-master", vm, abi.KVM_IRQCHIP_PIC_MASTER)
         yield _chip("vm/pic-slave", vm, abi.KVM_IRQCHIP_PIC_SLAVE)
         yield _chip("vm/ioapic", vm, abi.KVM_IRQCHIP_IOAPIC)
+    if wall_clock := [index for index in parts.msrs if index in _WALL_CLOCK]:
+        yield _msrs("vm/wall-clock", parts.vcpus[0], wall_clock)
 
 
 def _device_pieces(parts: Parts) -> Iterator[_Piece]:

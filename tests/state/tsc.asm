@@ -1,0 +1,10 @@
+# tsc: the time stamp counter never goes back
+#@ entry real16
+start:
+    rdtsc
+    mov ebp, edx
+    call be_moved
+    rdtsc
+    cmp edx, ebp
+    jb failed
+    jmp passed
