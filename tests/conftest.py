@@ -7,9 +7,14 @@ from collections import Counter
 from collections.abc import Generator
 
 import pytest
+from hypothesis import settings
 
 from kvmmig.errors import KvmUnavailable
 from kvmmig.kvm import System
+
+# How long one example takes says more of the machine than of the code.
+settings.register_profile("kvmmig", deadline=None)
+settings.load_profile("kvmmig")
 
 _marked = pytest.StashKey[set[str]]()
 _outcomes = pytest.StashKey[Counter[str]]()

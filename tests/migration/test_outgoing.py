@@ -107,7 +107,7 @@ def received(data: bytes) -> tuple[bytes, list[wire.Event]]:
     return bytes(memory), told
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32), st.integers(1, 6), st.booleans())
 def test_the_destinations_memory_is_the_sources_whatever_is_written_when(
     seed: int, rounds: int, forced: bool

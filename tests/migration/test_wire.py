@@ -180,14 +180,14 @@ def check_mutant(mutant: bytes) -> None:
     assert peak < 10 << 20
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(mutations(SEALED))
 def test_any_mutation_of_a_stream_with_digests_is_an_error_or_the_same_guest(mutant: bytes) -> None:
     check_mutant(mutant)
 
 
 @pytest.mark.slow
-@settings(max_examples=100_000, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100_000, suppress_health_check=list(HealthCheck))
 @given(mutations(SEALED))
 def test_a_hundred_thousand_mutations_are_errors_or_the_same_guest(mutant: bytes) -> None:
     check_mutant(mutant)
