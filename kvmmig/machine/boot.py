@@ -29,6 +29,7 @@ from kvmmig.units import format_size
 if TYPE_CHECKING:
     from kvmmig.kvm import Vcpu
     from kvmmig.machine.config import MachineConfig
+    from kvmmig.machine.cpuid import CpuidTuple
 
 REAL_START, REAL_END = 0x7C00, 0x9FC00  # a PC's BIOS keeps its own data above
 LONG_START = 0x100000
@@ -77,6 +78,7 @@ def load(
     config: MachineConfig,
     memory: GuestMemory,
     vcpus: Sequence[Vcpu],
+    features: Sequence[CpuidTuple],
 ) -> None:
     """Put a program into memory and the vCPUs at its start. Blocking: dozens of ioctls.
 
@@ -101,7 +103,7 @@ def load(
     for address, data in boot_area(last.gpa + last.size, config.cpus).items():
         memory.write(address, data)
     for index, vcpu in enumerate(vcpus):
-        _enter_long(vcpu, index, start, config)
+        _enter_long(vcpu, index, start, config, features)
 
 
 def _load_real(program: Program, config: MachineConfig, memory: GuestMemory, vcpus: Sequence[Vcpu]) -> None:
@@ -183,10 +185,11 @@ def _tss_descriptor(base: int, limit: int) -> bytes:
     return struct.pack("<QQ", low, base >> 32)
 
 
-def _enter_long(vcpu: Vcpu, index: int, start: int, config: MachineConfig) -> None:
+def _enter_long(
+    vcpu: Vcpu, index: int, start: int, config: MachineConfig, features: Sequence[CpuidTuple]
+) -> None:
     tss, _, stack = _vcpu_area(index)
-    # As the guest sees it: some KVMs give a vCPU XSAVE and AVX although they do not list them as supported.
-    xcr0 = cpuid.xcr0(vcpu.get_cpuid2())
+    xcr0 = cpuid.xcr0(features)
     sregs = vcpu.get_sregs()
     sregs.cr0, sregs.cr3, sregs.efer = _CR0, PML4, _EFER
     sregs.cr4 = _CR4 | (_CR4_OSXSAVE if xcr0 else 0)

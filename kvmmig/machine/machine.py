@@ -153,7 +153,8 @@ class Machine:
         """Put a program into memory, ready to start. Raises `BadImage`, `BadConfig`, `KvmError`."""
         async with self._lock:
             self._check("load")
-            await self._in_thread(boot.load, program, self.config, self.memory, self.vcpus)
+            cpuid = self.description.cpuid
+            await self._in_thread(boot.load, program, self.config, self.memory, self.vcpus, cpuid)
             parameters = {**self.description.parameters, **program.parameters}
             self.description = msgspec.structs.replace(self.description, parameters=parameters)
 

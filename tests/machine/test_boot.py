@@ -80,7 +80,7 @@ def load(program: Program, config: MachineConfig = SMALL) -> None:
     """Only for programs that are refused before any vCPU is touched."""
     memory = GuestMemory(config.memory)
     try:
-        boot.load(program, config, memory, ())
+        boot.load(program, config, memory, (), ())
     finally:
         memory.close()
 
