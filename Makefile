@@ -4,12 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test lint types check-tests bench clean
+.PHONY: help setup demo test lint types check-tests bench pressure faults soak clean
 
 help:
 	@echo "make demo    run the whole story on this machine: live migration over TCP, save and restore"
 	@echo "make test    lint, types, tests"
 	@echo "make bench   the figures, each beside its limit measured in the same run"
+	@echo "make pressure  a loaded machine, a slow sink, a cancel in the middle of a long final pass"
+	@echo "make faults  transport x fault x phase: what the source does when the other end fails (minutes; root)"
+	@echo "make soak    200 moves back and forth, with cancels and faults (minutes)"
 	@echo "make clean   remove everything that make has made"
 
 setup: $(STAMP)
@@ -42,6 +45,17 @@ test: lint types check-tests
 
 bench: setup
 	@$(BIN)/python tests/bench.py
+
+pressure: setup
+	@$(BIN)/python tests/pressure.py
+
+faults: setup
+	@$(BIN)/python -m tests.faults
+
+soak: setup
+	@$(BIN)/python tests/soak.py
+	@echo "== 100,000 mutated streams"
+	@$(BIN)/python -m pytest -q -m slow tests/migration/test_wire.py
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

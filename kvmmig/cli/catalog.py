@@ -9,7 +9,8 @@ from rich.text import Text
 
 from kvmmig.errors import KvmmigError
 from kvmmig.guests import available, find
-from kvmmig.migration.registry import Registration, registrations
+from kvmmig.migration.registry import Registration, registrations, wrapper_registrations
+from kvmmig.migration.transport import Transport, Wrapper
 
 
 def list_guests() -> None:
@@ -29,14 +30,19 @@ def print_guest(name: str) -> None:
 
 
 def list_transports() -> None:
-    """A row for each transport; one that can't be loaded says why."""
+    """A row for each transport, and one for each wrapper; one that can't be loaded says why."""
+    console = Console()
     table = _table("transport", "how its URI is written, and what it is")
-    for registration in registrations():
-        table.add_row(registration.scheme, Text("\n".join(_describe(registration))))
-    Console().print(table)
+    for transport in registrations():
+        table.add_row(transport.scheme, Text("\n".join(_describe(transport, ""))))
+    console.print(table)
+    table = _table("wrapper", "how it stands before a transport, and what it does")
+    for wrapper in wrapper_registrations():
+        table.add_row(wrapper.scheme, Text("\n".join(_describe(wrapper, f"{wrapper.scheme}."))))
+    console.print(table)
 
 
-def _describe(registration: Registration) -> list[str]:
+def _describe(registration: Registration[Transport] | Registration[Wrapper], prefix: str) -> list[str]:
     try:
         transport = registration.load()
     except (KvmmigError, ImportError, AttributeError) as error:
@@ -45,7 +51,7 @@ def _describe(registration: Registration) -> list[str]:
     for option in transport.options:
         choices = f", {' or '.join(option.choices)}" if option.choices else ""
         default = f" (default {option.default})" if option.default else ""
-        lines.append(f"{option.name}: {option.help}{choices}{default}")
+        lines.append(f"{prefix}{option.name}: {option.help}{choices}{default}")
     return lines
 
 

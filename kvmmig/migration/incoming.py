@@ -121,9 +121,9 @@ class IncomingMigration:
         await machine.apply(sections)
         if two_way:
             await self._send(self._encoder.signal(wire.Kind.READY))
-            # No limit of time here: only the source knows whether it has said "go".
-            await self._event()
-        elif await self._channel.receive_some(memoryview(bytearray(1))):
+        # Until "go" is here the guest is the source's. No limit of time: only the source knows if it was sent
+        await self._event()
+        if not two_way and await self._channel.receive_some(memoryview(bytearray(1))):
             raise StreamError(f"the stream goes on behind its end at byte {self.received_bytes}")
         if end.running:
             await machine.start()

@@ -110,6 +110,7 @@ class OutgoingMigration:
         self._bucket = TokenBucket(self._limits.bandwidth)
         self._throttled = 0.0
         self._deadline = trio.CancelScope()
+        self._channel: Channel | None = None
         self._scope = trio.CancelScope()
         self._cancelled_by = ""
         self._moved = False
@@ -231,6 +232,8 @@ class OutgoingMigration:
             channel = await self._connect()
             self._peer = channel.peer or self._peer
             self._notices = channel.notices
+            self._channel = channel
+            channel.phase_changed(str(self._phase))
             try:
                 await self._with_watchers(channel)
             except BaseException:
@@ -332,9 +335,22 @@ class OutgoingMigration:
 
         self._enter(Phase.COMMIT)
         if channel.features.two_way:
-            await self._commit_two_way(channel, send)
+            await self._hear(wire.Kind.READY, self._limits.handover_timeout)
+            await self._go(send)
+            await self._hear(wire.Kind.RUNNING, self._limits.handover_timeout)
+            channel.abort()
+        elif channel.features.live:
+            # Whoever reads this may start the guest as soon as "go" is there.
+            await self._drain(channel)
+            await self._go(send)
+            with trio.CancelScope(shield=True):  # cutting it off now could cost a reader who has the guest
+                await self._finish(channel)
         else:
-            await self._commit_one_way(channel)
+            # Nobody starts it from there by themselves: it stays ours until all of it is safe.
+            self._cursor.put(self._encoder.signal(wire.Kind.GO))
+            await send()
+            await self._finish(channel)
+            self._hand_off()
         self._downtime = perf_counter() - self._stopped_at
 
     async def _introduce(self, channel: Channel, send: Sender) -> None:
@@ -424,24 +440,22 @@ class OutgoingMigration:
             self._cursor.put(*self._encoder.page_runs(runs, data))
         self._cursor.put(accepted=lambda: self._pending.discard(batch.first, batch.stop - batch.first))
 
-    async def _commit_one_way(self, channel: Channel) -> None:
-        with trio.move_on_after(self._limits.handover_timeout) as scope:
-            await channel.flush()
-            await channel.aclose()
-        if scope.cancelled_caught:
-            raise MigrationError(
-                f"{self._peer} was not on the disk within {self._limits.handover_timeout:g} s"
-            )
-        self._hand_off()
-
-    async def _commit_two_way(self, channel: Channel, send: Sender) -> None:
-        await channel.flush()
-        await self._hear(wire.Kind.READY, self._limits.handover_timeout)
+    async def _go(self, send: Sender) -> None:
         self._cursor.put(self._encoder.signal(wire.Kind.GO), accepted=self._hand_off)
         await send()
-        # The guest belongs to the other side now. All that can still be had is the good news.
-        await self._hear(wire.Kind.RUNNING, self._limits.handover_timeout)
-        channel.abort()
+
+    async def _drain(self, channel: Channel) -> None:
+        await self._bounded(channel.flush, "did not take the last bytes")
+
+    async def _finish(self, channel: Channel) -> None:
+        await self._drain(channel)
+        await self._bounded(channel.aclose, "did not end in order")
+
+    async def _bounded(self, call: Callable[[], Awaitable[None]], what: str) -> None:
+        with trio.move_on_after(self._limits.handover_timeout) as scope:
+            await call()
+        if scope.cancelled_caught:
+            raise MigrationError(f"{self._peer} {what} within {self._limits.handover_timeout:g} s")
 
     def _hand_off(self) -> None:
         """The point of no return: called the moment that the last byte of "go" was accepted."""
@@ -487,6 +501,8 @@ class OutgoingMigration:
 
     def _enter(self, phase: Phase) -> None:
         self._phase = phase
+        if self._channel is not None:
+            self._channel.phase_changed(str(phase))
         self._note(str(phase))
 
     def _note(self, what: str) -> None:

@@ -1,10 +1,13 @@
 """From a URI to a transport: the built-in ones by lazy strings, everybody else's by entry points.
 
-Nothing is imported before it is used. A package of yours brings a transport with this in its
+Nothing is imported before it is used. A package of yours brings a transport, or a wrapper, with this in its
 ``pyproject.toml``; see ``transports/README.md``::
 
     [project.entry-points."kvmmig.transports"]
     carrier-pigeon = "pigeons.transport:PigeonTransport"
+
+    [project.entry-points."kvmmig.wrappers"]
+    flock = "pigeons.transport:FlockWrapper"
 """
 
 from __future__ import annotations
@@ -14,11 +17,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Generic, TypeVar
 
 from kvmmig.errors import BadURI, TransportError
-from kvmmig.migration.transport import Transport, TransportURI
+from kvmmig.migration.transport import Transport, TransportURI, Wrapper
 
 GROUP = "kvmmig.transports"
+WRAPPERS_GROUP = "kvmmig.wrappers"
 
 _BUILT_IN = {
     "tcp": "kvmmig_transports.tcp:TcpTransport",
@@ -26,17 +31,25 @@ _BUILT_IN = {
     "pipe": "kvmmig_transports.pipe:PipeTransport",
     "file": "kvmmig_transports.file:FileTransport",
     "exec": "kvmmig_transports.exec:ExecTransport",
+    "fd": "kvmmig_transports.fd:FdTransport",
+}
+_BUILT_IN_WRAPPERS = {
+    "throttle": "kvmmig_transports.throttle:ThrottleWrapper",
+    "fault": "kvmmig_transports.fault:FaultWrapper",
 }
 _registered: dict[str, type[Transport]] = {}
+_registered_wrappers: dict[str, type[Wrapper]] = {}
+
+T = TypeVar("T", bound=Transport)
 
 
 @dataclass(frozen=True, slots=True)
-class Registration:
-    """A scheme that can be used, and where its transport comes from. ``load`` imports it."""
+class Registration(Generic[T]):
+    """A scheme, or a wrapper's name, that can be used, and where it comes from. ``load`` imports it."""
 
     scheme: str
     origin: str
-    load: Callable[[], type[Transport]]
+    load: Callable[[], type[T]]
 
 
 def register(scheme: str, transport: type[Transport]) -> None:
@@ -44,58 +57,81 @@ def register(scheme: str, transport: type[Transport]) -> None:
     _registered[scheme] = transport
 
 
-def registrations() -> tuple[Registration, ...]:
-    """All that can be used, by scheme. `register` goes before built-in, that before installed."""
-    found: dict[str, Registration] = {}
-    for scheme, transport in _registered.items():
-        found[scheme] = Registration(scheme, "this program", partial(_same, transport))
-    for scheme, path in _BUILT_IN.items():
-        found.setdefault(scheme, Registration(scheme, "built in", partial(_import, path)))
-    for entry in entry_points(group=GROUP):
-        origin = entry.dist.name if entry.dist is not None else "an installed package"
-        found.setdefault(entry.name, Registration(entry.name, origin, partial(_load, entry)))
-    return tuple(found[scheme] for scheme in sorted(found))
+def register_wrapper(name: str, wrapper: type[Wrapper]) -> None:
+    """Add a wrapper for this process alone, as `register` does a transport."""
+    _registered_wrappers[name] = wrapper
+
+
+def registrations() -> tuple[Registration[Transport], ...]:
+    """All transports, by scheme. `register` goes before built-in, that before installed."""
+    return _collect(_registered, _BUILT_IN, GROUP, Transport)
+
+
+def wrapper_registrations() -> tuple[Registration[Wrapper], ...]:
+    """All wrappers, by name, as `registrations` has the transports."""
+    return _collect(_registered_wrappers, _BUILT_IN_WRAPPERS, WRAPPERS_GROUP, Wrapper)
 
 
 def transport_for(uri: str | TransportURI) -> Transport:
-    """The transport that a URI names.
+    """The transport that a URI names, with its wrappers around it.
 
-    Raises `BadURI` where the URI is not understood or nobody has its scheme, and `TransportError` where the
-    package that has it can't be imported.
+    Raises `BadURI` where the URI is not understood or nobody has its scheme or a wrapper, and
+    `TransportError` where the package that has it can't be imported.
     """
     parsed = TransportURI.parse(uri) if isinstance(uri, str) else uri
     if parsed.wrappers:
-        raise BadURI(f"{str(parsed)!r}: there is no wrapper {parsed.wrappers[0]!r}; write it without")
-    known = registrations()
+        name = parsed.wrappers[0]
+        if name in parsed.wrappers[1:]:
+            raise BadURI(f"{str(parsed)!r} has the wrapper {name!r} twice; have it once")
+        wrapper = _find(name, wrapper_registrations(), parsed, "wrapper", WRAPPERS_GROUP)
+        return wrapper(parsed, transport_for(parsed.unwrapped()[1]))
+    return _find(parsed.scheme, registrations(), parsed, "transport", GROUP)(parsed)
+
+
+def _find(name: str, known: tuple[Registration[T], ...], uri: TransportURI, what: str, group: str) -> type[T]:
     for registration in known:
-        if registration.scheme == parsed.scheme:
-            return registration.load()(parsed)
+        if registration.scheme == name:
+            return registration.load()
     raise BadURI(
-        f"{str(parsed)!r}: no transport is called {parsed.scheme!r}; there are "
-        f"{', '.join(one.scheme for one in known)} (others come with packages that offer {GROUP!r})"
+        f"{str(uri)!r}: no {what} is called {name!r}; there are "
+        f"{', '.join(one.scheme for one in known)} (others come with packages that offer {group!r})"
     )
 
 
-def _same(transport: type[Transport]) -> type[Transport]:
+def _collect(
+    registered: dict[str, type[T]], built_in: dict[str, str], group: str, base: type
+) -> tuple[Registration[T], ...]:
+    found: dict[str, Registration[T]] = {}
+    for scheme, transport in registered.items():
+        found[scheme] = Registration(scheme, "this program", partial(_same, transport))
+    for scheme, path in built_in.items():
+        found.setdefault(scheme, Registration(scheme, "built in", partial(_import, path)))
+    for entry in entry_points(group=group):
+        origin = entry.dist.name if entry.dist is not None else "an installed package"
+        found.setdefault(entry.name, Registration(entry.name, origin, partial(_load, entry, base)))
+    return tuple(found[scheme] for scheme in sorted(found))
+
+
+def _same(transport: type[T]) -> type[T]:
     return transport
 
 
-def _import(path: str) -> type[Transport]:
+def _import(path: str) -> Any:
     module, _, name = path.partition(":")
-    transport: type[Transport] = getattr(importlib.import_module(module), name)
-    return transport
+    return getattr(importlib.import_module(module), name)
 
 
-def _load(entry: EntryPoint) -> type[Transport]:
+def _load(entry: EntryPoint, base: type) -> Any:
+    what = base.__name__
     try:
         loaded = entry.load()
     except Exception as error:  # whatever a stranger's package does at import is not our traceback
         raise TransportError(
-            f"the transport {entry.name!r} ({entry.value}) can't be loaded: {error}"
+            f"the {what.lower()} {entry.name!r} ({entry.value}) can't be loaded: {error}"
         ) from error
-    if not (isinstance(loaded, type) and issubclass(loaded, Transport)):
+    if not (isinstance(loaded, type) and issubclass(loaded, base)):
         raise TransportError(
-            f"the transport {entry.name!r} ({entry.value}) is no Transport; derive it from "
-            "kvmmig.migration.transport.Transport"
+            f"the {what.lower()} {entry.name!r} ({entry.value}) is no {what}; derive it from "
+            f"kvmmig.migration.transport.{what}"
         )
     return loaded

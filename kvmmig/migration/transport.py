@@ -2,7 +2,7 @@
 
 A *transport* is a cheap value made from a URI. It connects (the source's side) or listens (the
 destination's side) and yields *channels*; a channel moves bytes. Everything here is about bytes: no
-transport knows what a page, a round or a machine is.
+transport knows what a page, a round or a machine is. A *wrapper* is a transport around a transport.
 
 The contract is small on purpose, and each sentence of it is tested by ``kvmmig.testing``.
 """
@@ -20,7 +20,7 @@ from urllib.parse import parse_qsl
 from kvmmig.errors import BadURI, ChannelBusy
 
 _SCHEME = re.compile(r"[a-z][a-z0-9.-]*")
-_OPTIONS = re.compile(r"[a-z][a-z0-9_-]*=[^&]*(&[a-z][a-z0-9_-]*=[^&]*)*")
+_OPTIONS = re.compile(r"[a-z][a-z0-9._-]*=[^&]*(&[a-z][a-z0-9._-]*=[^&]*)*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,8 @@ class TransportURI:
     """``[wrapper+...]scheme:target[?option=value&...]``, taken apart.
 
     The target's own grammar belongs to the transport. A ``?`` starts the options only where options follow
-    it, so that a file name or a shell command may hold one.
+    it, so that a file name or a shell command may hold one. The first wrapper is the outermost; its options
+    have its name before them: ``throttle+tcp:127.0.0.1:4444?throttle.rate=50MB/s``.
     """
 
     scheme: str
@@ -56,6 +57,17 @@ class TransportURI:
                 options[name] = value
         return cls(scheme, target, options, tuple(wrappers))
 
+    def unwrapped(self) -> tuple[dict[str, str], TransportURI]:
+        """The outermost wrapper's options, under their own names, and what it wraps."""
+        own, rest = {}, {}
+        for name, value in self.options.items():
+            wrapper, dot, option = name.partition(".")
+            if dot and wrapper == self.wrappers[0]:
+                own[option] = value
+            else:
+                rest[name] = value
+        return own, TransportURI(self.scheme, self.target, rest, self.wrappers[1:])
+
     def __str__(self) -> str:
         head = "+".join((*self.wrappers, self.scheme))
         tail = "&".join(f"{name}={value}" for name, value in self.options.items())
@@ -78,6 +90,7 @@ class ChannelFeatures:
 
     two_way: bool = False  # the other side can answer: the hand-over is "ready" / "go"
     durable: bool = False  # `aclose` returns only when all of it would survive a power cut
+    live: bool = False  # one way, to a reader who may start the guest as soon as the stream is whole
 
 
 class Channel(ABC):
@@ -156,6 +169,12 @@ class Channel(ABC):
         else:
             self.abort()
 
+    def phase_changed(self, phase: str) -> None:  # noqa: B027 - most channels need not know
+        """The migration enters this phase: ``setup``, ``rounds``, ``stop``, ``final`` or ``commit``.
+
+        For tools that do something at a certain phase. Called by the source alone; must not block or raise.
+        """
+
 
 class Listener(ABC):
     """A place where a channel can be accepted. Owned by whoever called `Transport.listen`."""
@@ -192,20 +211,24 @@ class Transport(ABC):
 
     def __init__(self, uri: TransportURI) -> None:
         """Check the URI. Raises `BadURI` with the right form in its text."""
-        known = {option.name: option for option in self.options}
-        for name, value in uri.options.items():
-            if name not in known:
-                right = f"it knows {', '.join(known)}" if known else "it has none"
-                raise BadURI(f"{str(uri)!r}: {uri.scheme} has no option {name!r}; {right}")
-            if known[name].choices and value not in known[name].choices:
-                right = " or ".join(f"{name}={choice}" for choice in known[name].choices)
-                raise BadURI(f"{str(uri)!r}: {name}={value} is not understood; write {right}")
         self.uri = uri
+        self._given = uri.options
+        self._check_options(uri.scheme)
 
     def option(self, name: str) -> str:
         """The option's value: as the URI has it, or its default."""
         default = next(option.default for option in self.options if option.name == name)
-        return self.uri.options.get(name, default)
+        return self._given.get(name, default)
+
+    def _check_options(self, owner: str) -> None:
+        known = {option.name: option for option in self.options}
+        for name, value in self._given.items():
+            if name not in known:
+                right = f"it knows {', '.join(known)}" if known else "it has none"
+                raise BadURI(f"{str(self.uri)!r}: {owner} has no option {name!r}; {right}")
+            if known[name].choices and value not in known[name].choices:
+                right = " or ".join(f"{name}={choice}" for choice in known[name].choices)
+                raise BadURI(f"{str(self.uri)!r}: {name}={value} is not understood; write {right}")
 
     @abstractmethod
     async def connect(self) -> Channel:
@@ -214,6 +237,78 @@ class Transport(ABC):
     @abstractmethod
     async def listen(self) -> Listener:
         """The destination's side: a place to read from. Raises `ConnectFailed`; a cancel leaves nothing."""
+
+
+class Wrapper(Transport):
+    """A transport around a transport, named before it: ``throttle+tcp:...``. It wraps channels."""
+
+    def __init__(self, uri: TransportURI, inner: Transport) -> None:
+        """Check this wrapper's options, the first of ``uri``. ``inner`` is what the rest of it names."""
+        self.uri = uri
+        self.inner = inner
+        self._given, _ = uri.unwrapped()
+        self._check_options(uri.wrappers[0])
+
+    @abstractmethod
+    async def wrap(self, channel: Channel) -> Channel:
+        """A channel around ``channel``, which is aborted if this fails or is cancelled."""
+
+    async def connect(self) -> Channel:
+        return await _wrapped(await self.inner.connect(), self)
+
+    async def listen(self) -> Listener:
+        return _WrappedListener(await self.inner.listen(), self)
+
+
+class _WrappedListener(Listener):
+    """Says where the inner one listens: the other side need not have the same wrapper."""
+
+    def __init__(self, inner: Listener, wrapper: Wrapper) -> None:
+        self.uri = inner.uri
+        self._inner = inner
+        self._wrapper = wrapper
+
+    async def accept(self) -> Channel:
+        return await _wrapped(await self._inner.accept(), self._wrapper)
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+async def _wrapped(channel: Channel, wrapper: Wrapper) -> Channel:
+    try:
+        return await wrapper.wrap(channel)
+    except BaseException:
+        channel.abort()
+        raise
+
+
+class PassingChannel(Channel):
+    """Does what the channel below it does; the base of a wrapper's channel. Owns ``below``."""
+
+    def __init__(self, below: Channel) -> None:
+        self.below = below
+        self.features = below.features
+        self.peer = below.peer
+        self.notices = below.notices
+
+    async def send_some(self, buffers: Sequence[memoryview]) -> int:
+        return await self.below.send_some(buffers)
+
+    async def receive_some(self, buffer: memoryview) -> int:
+        return await self.below.receive_some(buffer)
+
+    async def flush(self) -> None:
+        await self.below.flush()
+
+    def abort(self) -> None:
+        self.below.abort()
+
+    async def aclose(self) -> None:
+        await self.below.aclose()
+
+    def phase_changed(self, phase: str) -> None:
+        self.below.phase_changed(phase)
 
 
 class OneAtATime:

@@ -7,7 +7,7 @@ where a frame's pages belong and lets them be received straight into it.
 
 A stream, forwards (source to destination) and backwards (destination to source, on two-way channels)::
 
-    forwards    preamble HELLO (PAGES | ZEROS)* (SECTION | PAGES | ZEROS)* END [GO]
+    forwards    preamble HELLO (PAGES | ZEROS)* (SECTION | PAGES | ZEROS)* END GO
     backwards   preamble ACCEPT READY RUNNING
     either      FAIL, anywhere: the sender gives up and says why
 

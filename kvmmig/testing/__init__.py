@@ -1,33 +1,30 @@
 """For the authors of transports and of tests: the conformance suite and the fakes.
 
-The suite needs no pytest; see `kvmmig.testing.conformance`.
+The suite needs no pytest; see `kvmmig.testing.conformance`. `plans`, for `check_plan`, needs hypothesis.
 """
 
-from kvmmig.testing.conformance import (
-    CHECKS,
-    CLOGGED_CHECKS,
-    STORED_CHECKS,
-    STREAM_CHECKS,
-    Check,
-    Ends,
-    Maker,
-    Nonconformance,
-    stored_ends,
-    stream_ends,
-)
+from kvmmig.testing._moving import Check, Ends, Maker, Nonconformance, stored_ends, stream_ends
+from kvmmig.testing.conformance import CHECKS, CLOGGED_CHECKS, STORED_CHECKS, STREAM_CHECKS
+from kvmmig.testing.leftovers import leftovers
 from kvmmig.testing.memory import MemoryChannel, memory_channel_pair
+from kvmmig.testing.plans import Call, Plan, check_plan, plans
 
 __all__ = [
     "CHECKS",
     "CLOGGED_CHECKS",
     "STORED_CHECKS",
     "STREAM_CHECKS",
+    "Call",
     "Check",
     "Ends",
     "Maker",
     "MemoryChannel",
     "Nonconformance",
+    "Plan",
+    "check_plan",
+    "leftovers",
     "memory_channel_pair",
+    "plans",
     "stored_ends",
     "stream_ends",
 ]

@@ -13,6 +13,7 @@ from kvmmig.errors import KvmUnavailable, TransportError
 from kvmmig.guests import available, find
 from kvmmig.kvm import System
 from kvmmig.migration.registry import Registration
+from kvmmig.migration.transport import Transport
 
 from .conftest import Kvmmig
 
@@ -52,7 +53,7 @@ def test_guests_are_listed_and_printed_just_as_they_are(kvmmig: Kvmmig) -> None:
 
 def test_transports_are_listed_with_their_options(kvmmig: Kvmmig) -> None:
     listed = kvmmig("transports").stdout
-    for text in ("tcp:HOST:PORT", "file:PATH", "pipe:PATH", "helper:", "built in"):
+    for text in ("tcp:HOST:PORT", "file:PATH", "pipe:PATH", "helper:", "built in", "throttle.rate:"):
         assert text in listed
 
 
@@ -62,7 +63,7 @@ def test_a_transport_that_can_not_be_imported_is_a_row(
     def fail() -> None:
         raise TransportError("the pigeons have flown")
 
-    broken = Registration("pigeon", "a loft", fail)  # type: ignore[arg-type]  # it never returns
+    broken: Registration[Transport] = Registration("pigeon", "a loft", fail)  # type: ignore[arg-type]  # it never returns
     monkeypatch.setattr(catalog, "registrations", lambda: (broken,))
     catalog.list_transports()
     assert "the pigeons have flown" in capsys.readouterr().out

@@ -132,7 +132,7 @@ def test_the_destinations_memory_is_the_sources_whatever_is_written_when(
         statistics = await migration.run()
         memory, told = received(bytes(sink.data))
         assert memory == bytes(machine.memory.pages(0, 64))
-        assert [type(event).__name__ for event in told] == ["Hello", "Section", "End"]
+        assert [type(event).__name__ for event in told] == ["Hello", "Section", "End", "Signal"]
         assert machine.state is State.MOVED
         assert not machine.tracker.on
         assert sink.closed
@@ -390,7 +390,7 @@ async def test_a_paused_guest_moves_paused_and_stays_so_after_a_failure() -> Non
     assert restored(machine, State.PAUSED)
     sink = Sink()
     await OutgoingMigration(machine, Given(sink)).run()
-    end = received(bytes(sink.data))[1][-1]
+    end = received(bytes(sink.data))[1][-2]
     assert isinstance(end, wire.End)
     assert not end.running
 

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmmig.errors import BadURI, TransportError
+from kvmmig.errors import BadURI, ChannelBroken, TransportError
 from kvmmig.migration import registry
-from kvmmig.migration.transport import Channel, Listener, Option, Transport, TransportURI
+from kvmmig.migration.transport import Channel, Listener, Option, Transport, TransportURI, Wrapper
+from kvmmig.testing import memory_channel_pair
 
 
 class Nowhere(Transport):
@@ -28,6 +29,7 @@ class Nowhere(Transport):
 @pytest.fixture(autouse=True)
 def _only_for_one_test(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_registered", {})
+    monkeypatch.setattr(registry, "_registered_wrappers", {})
 
 
 @pytest.mark.parametrize(
@@ -65,13 +67,71 @@ def test_wrappers_are_kept_in_order() -> None:
 
 
 def test_an_unknown_scheme_lists_the_known_ones() -> None:
-    with pytest.raises(BadURI, match=r"no transport is called 'carrier'; there are file, pipe, tcp"):
+    with pytest.raises(
+        BadURI, match=r"no transport is called 'carrier'; there are exec, fd, file, pipe, tcp, unix"
+    ):
         registry.transport_for("carrier:pigeon")
 
 
 def test_an_unknown_wrapper_is_an_error() -> None:
-    with pytest.raises(BadURI, match="no wrapper 'turbo'"):
+    with pytest.raises(BadURI, match="no wrapper is called 'turbo'; there are fault, throttle"):
         registry.transport_for("turbo+tcp:127.0.0.1:1")
+
+
+class Layer(Wrapper):
+    options = (Option("depth", "how deep", "1"), Option("kind", "which", "a", ("a", "b")))
+
+    async def wrap(self, channel: Channel) -> Channel:
+        raise ChannelBroken("it does not hold")
+
+
+def test_wrappers_stand_around_the_transport_outermost_first_and_each_gets_its_own_options() -> None:
+    for name in ("outer", "inner"):
+        registry.register_wrapper(name, Layer)
+    registry.register("nowhere", Nowhere)
+    outer = registry.transport_for("outer+inner+nowhere:x?inner.depth=2&speed=fast&outer.kind=b")
+    assert isinstance(outer, Layer)
+    assert isinstance(outer.inner, Layer)
+    assert isinstance(outer.inner.inner, Nowhere)
+    assert (outer.option("depth"), outer.option("kind")) == ("1", "b")
+    assert (outer.inner.option("depth"), outer.inner.option("kind")) == ("2", "a")
+    assert outer.inner.inner.option("speed") == "fast"
+    assert str(outer.inner.inner.uri) == "nowhere:x?speed=fast"
+
+
+def test_a_wrapper_given_twice_or_with_a_wrong_option_is_an_error() -> None:
+    registry.register_wrapper("layer", Layer)
+    with pytest.raises(BadURI, match="has the wrapper 'layer' twice"):
+        registry.transport_for("layer+layer+tcp:127.0.0.1:1")
+    with pytest.raises(BadURI, match="layer has no option 'width'; it knows depth, kind"):
+        registry.transport_for("layer+tcp:127.0.0.1:1?layer.width=1")
+    with pytest.raises(BadURI, match="write kind=a or kind=b"):
+        registry.transport_for("layer+tcp:127.0.0.1:1?layer.kind=c")
+    with pytest.raises(BadURI, match=r"tcp has no option 'other\.depth'"):
+        registry.transport_for("layer+tcp:127.0.0.1:1?other.depth=1")
+
+
+async def test_a_wrapper_that_fails_aborts_the_channel() -> None:
+    ends = memory_channel_pair()
+
+    class Somewhere(Nowhere):
+        async def connect(self) -> Channel:
+            return ends[0]
+
+    registry.register("somewhere", Somewhere)
+    registry.register_wrapper("layer", Layer)
+    with pytest.raises(ChannelBroken, match="it does not hold"):
+        await registry.transport_for("layer+somewhere:x").connect()
+    with pytest.raises(ChannelBroken, match="the other side has closed it"):
+        await ends[1].receive_some(memoryview(bytearray(1)))
+
+
+def test_an_installed_packages_wrapper_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = EntryPoint("odd", "json:dumps", registry.WRAPPERS_GROUP)
+    offered = {registry.WRAPPERS_GROUP: (entry,)}
+    monkeypatch.setattr(registry, "entry_points", lambda group: offered.get(group, ()))
+    with pytest.raises(TransportError, match=r"the wrapper 'odd' .* is no Wrapper; derive it from"):
+        registry.transport_for("odd+tcp:127.0.0.1:1")
 
 
 def test_an_option_given_twice_or_unknown_or_wrong_is_an_error() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import subprocess
 import threading
 import time
@@ -12,23 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from kvmmig.migration.transport import Transport, TransportURI
-from kvmmig_transports.file import FileTransport
-from kvmmig_transports.pipe import PipeTransport
-from kvmmig_transports.tcp import TcpTransport
-
-_TRANSPORTS: dict[str, type[Transport]] = {"tcp": TcpTransport, "file": FileTransport, "pipe": PipeTransport}
+from kvmmig.migration.registry import transport_for
+from kvmmig.migration.transport import Transport
+from kvmmig.testing import leftovers
 
 
 @pytest.fixture
 def transport() -> Callable[[str], Transport]:
-    """A URI's transport, without the registry."""
-
-    def make(text: str) -> Transport:
-        uri = TransportURI.parse(text)
-        return _TRANSPORTS[uri.scheme](uri)
-
-    return make
+    return transport_for
 
 
 @pytest.fixture
@@ -79,27 +68,9 @@ def _wait_for(done: Callable[[], bool], what: str, left: Callable[[], object] = 
 
 
 def _left() -> set[str]:
-    return _threads() | _children() | _open_fds()
+    return leftovers() | _threads()
 
 
 def _threads() -> set[str]:
     ours = ("write ", "read ", "end of ", "unlink ")
     return {thread.name for thread in threading.enumerate() if thread.name.startswith(ours)}
-
-
-def _children() -> set[str]:
-    found = set()
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it has ended meanwhile
-            name, _, fields = stat.read_text().rpartition(")")
-            if int(fields.split()[1]) == os.getpid():
-                found.add(name)
-    return found
-
-
-def _open_fds() -> set[str]:
-    found = set()
-    for fd in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # the one that lists them
-            found.add(f"{fd} -> {os.readlink(f'/proc/self/fd/{fd}')}")
-    return found

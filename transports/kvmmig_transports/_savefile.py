@@ -16,34 +16,10 @@ import threading
 from typing import Self
 
 from kvmmig.errors import ConnectFailed
+from kvmmig_transports._threads import attempt
+from kvmmig_transports._words import kind, why
 
 _PRIVATE = 0o600  # a guest's memory holds its secrets
-
-_KINDS = {
-    stat.S_IFDIR: "a directory",
-    stat.S_IFCHR: "a character device",
-    stat.S_IFBLK: "a block device",
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFSOCK: "a socket",
-}
-_WORDS = {
-    errno.ENOENT: "there is no such file or directory",
-    errno.EACCES: "you have no permission",
-    errno.EPERM: "you have no permission",
-    errno.EROFS: "its file system is mounted read-only",
-    errno.ENOSPC: "no space is left on its file system",
-    errno.EDQUOT: "your disk quota is used up",
-    errno.EIO: "the disk reports an I/O error",
-    errno.EFBIG: "it grew beyond the largest file that is allowed here",
-    errno.ELOOP: "its symbolic links go round in a circle",
-}
-
-
-def why(error: Exception) -> str:
-    """What went wrong, as the end of a sentence."""
-    if not isinstance(error, OSError):
-        return str(error)
-    return _WORDS.get(error.errno or 0) or error.strerror or str(error)
 
 
 class SaveFile:
@@ -129,11 +105,7 @@ class SaveFile:
             self._given_up = True
             if self._committing or not self._temporary:
                 return
-        # Removing a name takes microseconds, except where the disk hangs; a program that ends right after
-        # this would take the thread with it, so it gets these few milliseconds.
-        thread = threading.Thread(target=self._unlink, name=f"unlink partial {self.path}", daemon=True)
-        thread.start()
-        thread.join(0.005)
+        attempt(self._unlink, f"unlink partial {self.path}")
 
     def close(self) -> None:
         """Close the file descriptors, and so remove what was not published. Idempotent, never raises."""
@@ -209,8 +181,7 @@ class SavedFile:
 
 def _refuse_special(path: str, mode: int, verb: str) -> None:
     if not stat.S_ISREG(mode):
-        kind = _KINDS.get(stat.S_IFMT(mode), "not a file")
-        raise ConnectFailed(f"can't {verb} {path}: it is {kind}; name a regular file")
+        raise ConnectFailed(f"can't {verb} {path}: it is {kind(mode)}; name a regular file")
 
 
 def _no_direct(path: str) -> str:

@@ -45,6 +45,17 @@ async def open_in_thread(make: Callable[[], T], drop: Callable[[T], None]) -> T:
     return made[0]
 
 
+def attempt(call: Callable[[], object], name: str) -> None:
+    """Have ``call`` called in a thread, and wait for it no longer than a few milliseconds. Never raises.
+
+    For what takes microseconds except where a disk hangs, such as removing a name. A program that ends right
+    after this would take the thread with it, hence the milliseconds.
+    """
+    thread = threading.Thread(target=call, name=name, daemon=True)
+    thread.start()
+    thread.join(0.005)
+
+
 class Workers:
     """A channel's own daemon threads. They take calls in order and report each to the event loop.
 

@@ -30,8 +30,9 @@ from kvmmig.migration.transport import (
     TransportURI,
 )
 from kvmmig.units import format_size
-from kvmmig_transports._savefile import SavedFile, SaveFile, why
+from kvmmig_transports._savefile import SavedFile, SaveFile
 from kvmmig_transports._threads import Workers, open_in_thread
+from kvmmig_transports._words import why
 
 _BLOCK = 4 << 20  # a disk's full speed; with 4 KiB at a time O_DIRECT reaches a fortieth of it
 _BLOCKS = 4  # one in each thread, one ready for whichever is done first, one being filled

@@ -1,8 +1,7 @@
 """``tcp:HOST:PORT``: a TCP connection, the transport of a live migration.
 
-The socket's own promise is the contract's: a non-blocking ``sendmsg`` accepts a prefix or nothing, and trio
-makes each call a checkpoint. What is added is a bound on one call, a `flush` that means the other side's
-kernel, and errors that name the address.
+What is added to any stream socket's channel is a `flush` that means the other side's kernel, and an abort
+that the other side can't take for an end.
 """
 
 from __future__ import annotations
@@ -14,26 +13,14 @@ import re
 import socket
 import struct
 import termios
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import trio
 
-from kvmmig.errors import BadURI, ChannelBroken, ChannelClosed, ConnectFailed
-from kvmmig.migration.transport import (
-    Channel,
-    ChannelFeatures,
-    Listener,
-    OneAtATime,
-    Transport,
-    TransportURI,
-)
-from kvmmig_transports._buffers import prefix
-
-# One call copies at most this much, so that it holds the event loop for 0.2 ms at the 5 GB/s of a good
-# loopback connection and for 1 ms at 1 GB/s. A quarter of it cost up to a third of the throughput.
-_MOST_BYTES = 1 << 20
+from kvmmig.errors import BadURI, ConnectFailed
+from kvmmig.migration.transport import Channel, Listener, Transport, TransportURI
+from kvmmig_transports._sockets import WORDS, SocketChannel, SocketListener
+from kvmmig_transports._words import why
 
 _TARGET = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+(?:%[^\]]+)?)\]|(?P<host>[^:\[\]]+)):(?P<port>[0-9]{1,5})")
 _LINGER_ZERO = struct.pack("ii", 1, 0)
@@ -43,9 +30,7 @@ _TCP_CLOSE = 7  # <linux/tcp_states.h>: the connection is over, by a reset or by
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
 
 _WORDS = {
-    errno.ECONNREFUSED: "nobody listens there; start the other side first",
-    errno.ECONNRESET: "the other side cut the connection",
-    errno.EPIPE: "the other side has closed the connection",
+    **WORDS,
     errno.ETIMEDOUT: "the other side does not answer",
     errno.EHOSTUNREACH: "there is no route to that host",
     errno.ENETUNREACH: "there is no route to that network",
@@ -88,7 +73,7 @@ class TcpTransport(Transport):
                     raise
                 failure = error
         assert failure is not None  # a name that stands for no address is an error of _resolve
-        raise ConnectFailed(f"can't connect to {self.uri}: {_why(failure)}") from failure
+        raise ConnectFailed(f"can't connect to {self.uri}: {why(failure, _WORDS)}") from failure
 
     async def listen(self) -> Listener:
         """Listen on the first address that the host name stands for; port 0 takes any free port."""
@@ -98,84 +83,36 @@ class TcpTransport(Transport):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             await sock.bind(address)
             sock.listen()
-            return TcpListener(sock)
+            return SocketListener(sock, f"tcp:{_address(sock.getsockname())}", TcpChannel, _WORDS)
         except BaseException as error:
             sock.close()
             if not isinstance(error, OSError):
                 raise
-            raise ConnectFailed(f"can't listen on {self.uri}: {_why(error)}") from error
+            raise ConnectFailed(f"can't listen on {self.uri}: {why(error, _WORDS)}") from error
 
     async def _resolve(self) -> list[tuple[socket.AddressFamily, tuple[Any, ...]]]:
         try:
             found = await trio.socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
             raise ConnectFailed(
-                f"{self.uri}: the host name {self._host!r} can't be resolved: {_why(error)}"
+                f"{self.uri}: the host name {self._host!r} can't be resolved: {why(error, _WORDS)}"
             ) from error
         return [(family, address) for family, _, _, _, address in found]
 
 
-class TcpListener(Listener):
-    """A listening socket. Every `accept` takes one connection; the socket goes on listening."""
-
-    def __init__(self, sock: trio.socket.SocketType) -> None:
-        self._socket = sock
-        self._closed = False
-        self.uri = f"tcp:{_address(sock.getsockname())}"
-
-    async def accept(self) -> Channel:
-        """Skips a source that has gone away again while it waited: the next one may be well."""
-        while True:
-            try:
-                sock, _ = await self._socket.accept()
-            except (OSError, trio.ClosedResourceError) as error:
-                if self._closed or not isinstance(error, OSError):
-                    raise ConnectFailed(f"{self.uri} is not listened on any more") from error
-                if error.errno == errno.ECONNABORTED:
-                    continue
-                raise ConnectFailed(f"can't accept a connection on {self.uri}: {_why(error)}") from error
-            try:
-                return TcpChannel(sock)
-            except OSError:
-                sock.close()
-
-    async def aclose(self) -> None:
-        self._closed = True
-        self._socket.close()
-        await trio.lowlevel.checkpoint()
-
-
-class TcpChannel(Channel):
+class TcpChannel(SocketChannel):
     """One connection. Takes over ``sock``, which must be connected.
 
     The size of the send buffer is left to the kernel: its own tuning reaches the maximum within a few
     round trips, and setting it by hand would cap it at ``net.core.wmem_max``, 208 KiB on most hosts.
     """
 
-    features = ChannelFeatures(two_way=True)
-
     def __init__(self, sock: trio.socket.SocketType) -> None:
-        self.peer = _address(sock.getpeername())
+        super().__init__(sock, _address(sock.getpeername()), _WORDS)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # a "go" must not wait for an ACK
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in _KEEPALIVE:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
-        self._socket = sock
-        self._sending = OneAtATime("sending")
-        self._receiving = OneAtATime("receiving")
-        self._closed = False
-        self._broken: OSError | None = None
-        self._unflushed = False
-
-    async def send_some(self, buffers: Sequence[memoryview]) -> int:
-        with self._sending, self._translated():
-            sent = await self._socket.sendmsg(prefix(buffers, _MOST_BYTES))
-            self._unflushed = True
-            return sent
-
-    async def receive_some(self, buffer: memoryview) -> int:
-        with self._receiving, self._translated():
-            return await self._socket.recv_into(buffer[:_MOST_BYTES])
 
     async def flush(self) -> None:
         """Return when the other side's kernel has acknowledged everything.
@@ -199,27 +136,10 @@ class TcpChannel(Channel):
     def abort(self) -> None:
         """Reset the connection: the other side sees an error, never an end."""
         if not self._closed:
-            self._closed = True
             try:
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
             finally:
-                self._socket.close()
-
-    async def aclose(self) -> None:
-        """Flush what was sent since the last `flush`, end the stream, close."""
-        if self._closed:
-            await trio.lowlevel.checkpoint()
-            return
-        try:
-            if self._unflushed:
-                await self.flush()
-            else:
-                await trio.lowlevel.checkpoint()
-        except BaseException:
-            self.abort()
-            raise
-        self._closed = True
-        self._socket.close()
+                super().abort()
 
     def _check_alive(self) -> None:
         number = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
@@ -229,34 +149,7 @@ class TcpChannel(Channel):
         if number:
             raise OSError(number, os.strerror(number))
 
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        """The one place where this channel's operating-system errors become sentences."""
-        if self._closed:
-            raise ChannelClosed(f"the connection to {self.peer} was closed by this side")
-        if self._broken:
-            raise self._sentence(self._broken)
-        try:
-            yield
-        except (OSError, trio.ClosedResourceError) as error:
-            if self._closed or not isinstance(error, OSError):
-                raise ChannelClosed(f"the connection to {self.peer} was closed by this side") from error
-            # Kept, because the kernel tells a reset only once and reports an orderly end from then on.
-            self._broken = error
-            raise self._sentence(error) from error
-
-    def _sentence(self, error: OSError) -> ChannelBroken:
-        broken = ChannelBroken(f"the connection to {self.peer} is broken: {_why(error)}")
-        broken.__cause__ = error
-        return broken
-
 
 def _address(name: tuple[Any, ...]) -> str:
     host, port = name[0], name[1]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _why(error: OSError | UnicodeError) -> str:
-    if isinstance(error, OSError):
-        return _WORDS.get(error.errno or 0) or error.strerror or str(error)
-    return str(error)

@@ -1,0 +1,85 @@
+"""Which cells can't exist, and why; and which need more than this host gives."""
+
+from __future__ import annotations
+
+from kvmmig.errors import BadURI
+from kvmmig.migration.registry import transport_for
+from tests.faults.cells import Cell, Fault, Moment, Verdict
+from tests.faults.world import World
+
+_NO_HELPER = "{transport} has no helper process"
+_NO_DISK = "the other side of {transport} keeps the guest in memory: no disk is on the way"
+_STARTED = "it has started by then"
+_TINY = "there are only the few hundred bytes of the hello to send: no sink is too slow for them"
+
+_SOCKETS: dict[Fault, str] = {
+    Fault.HELPER_KILLED: _NO_HELPER,
+    Fault.HELPER_STOPPED: _NO_HELPER,
+    Fault.DISK_FULL: _NO_DISK,
+    Fault.WRITE_ERROR: _NO_DISK,
+    Fault.FROZEN: _NO_DISK,
+}
+_FILES: dict[Fault, str] = {
+    Fault.LINK_CUT: "a file on this host is reached over no link",
+    Fault.PEER_KILLED: "nobody reads a file while it is being written: there is no peer",
+    Fault.PEER_STOPPED: "nobody reads a file while it is being written: there is no peer",
+}
+
+#: Where the fault can't exist at any moment.
+_NEVER: dict[str, dict[Fault, str]] = {
+    "tcp": _SOCKETS,
+    "unix": {**_SOCKETS, Fault.LINK_CUT: "a Unix socket never leaves the host: there is no link to cut"},
+    "pipe": _FILES,
+    "file": {
+        **_FILES,
+        Fault.HELPER_KILLED: _NO_HELPER,
+        Fault.HELPER_STOPPED: _NO_HELPER,
+        Fault.SLOW_START: "a file has nothing to start; a slow disk at the open is the frozen one",
+    },
+    "exec": {
+        Fault.LINK_CUT: "the command's pipe is no link; a link behind it fails as its process does",
+    },
+}
+
+_EARLY = (Moment.CONNECT, Moment.HELLO)
+
+
+def why_not(cell: Cell, world: World) -> tuple[Verdict, str] | None:
+    """Why there is nothing to see in a cell; None if there is."""
+    reason = _NEVER[cell.transport].get(cell.fault, "") or _not_then(cell)
+    if reason:
+        return Verdict.IMPOSSIBLE, reason.format(transport=cell.transport)
+    if reason := _not_here(cell, world):
+        return Verdict.UNAVAILABLE, reason
+    return None
+
+
+def _not_then(cell: Cell) -> str:
+    match cell.fault:
+        case Fault.SLOW_SINK if cell.moment in _EARLY:
+            return _TINY
+        case Fault.SLOW_START if cell.transport in ("tcp", "unix"):
+            return "" if cell.moment in _EARLY else _STARTED
+        case Fault.SLOW_START:
+            if cell.moment in _EARLY:
+                return "the pipe to the process is there, and takes the hello, before the process gets going"
+            return "" if cell.moment is Moment.FIRST else _STARTED
+        case Fault.NOT_WRITABLE if cell.moment is not Moment.CONNECT:
+            if cell.transport in ("tcp", "unix"):
+                return "what is connected stays writable until its peer ends: see peer killed"
+            if cell.transport == "exec":
+                return "the shell has opened the command's target by then, and open it stays writable"
+    return ""
+
+
+def _not_here(cell: Cell, world: World) -> str:
+    try:
+        transport_for(f"{cell.transport}:/dev/null" if cell.transport != "tcp" else "tcp:127.0.0.1:1")
+    except BadURI:
+        return "not there yet"
+    if cell.transport == "tcp":
+        return world.why_no_cable if cell.fault is Fault.LINK_CUT else ""
+    if cell.transport in ("pipe", "file", "exec"):
+        throttle = world.why_no_throttle if cell.fault is Fault.SLOW_SINK else ""
+        return world.why_no_disk or throttle
+    return ""

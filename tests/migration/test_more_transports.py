@@ -1,0 +1,184 @@
+"""Real guests through the other transports, and through the wrappers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from kvmmig import guests
+from kvmmig.errors import ChannelBroken, KvmmigError
+from kvmmig.machine import Machine, MachineConfig, State
+from kvmmig.migration.incoming import IncomingMigration
+from kvmmig.migration.outgoing import OutgoingMigration
+from kvmmig.migration.policy import MaxRounds
+from kvmmig.migration.registry import transport_for
+from kvmmig.migration.transport import Listener
+
+pytestmark = pytest.mark.kvm
+
+SIZE = 16 << 20
+
+
+@asynccontextmanager
+async def dirtier() -> AsyncIterator[Machine]:
+    """A guest that writes all the while."""
+    program = guests.find("dirtier").program(memory=SIZE, cpus=1, settings={"hot": "1MiB"})
+    config = MachineConfig(memory=SIZE, name=program.name, parameters=program.parameters)
+    async with Machine.open(config) as machine:
+        await machine.load(program)
+        await machine.start()
+        yield machine
+
+
+async def require_sound(machine: Machine) -> None:
+    await machine.pause()
+    result = await trio.to_thread.run_sync(
+        lambda: guests.check("dirtier", machine.memory, cpus=1, parameters=machine.description.parameters)
+    )
+    assert result is not None
+    assert result.ok, result.summary
+
+
+async def arrive(listener: Listener) -> None:
+    async with await listener.accept() as channel, IncomingMigration(channel).machine() as machine:
+        assert machine.state is State.RUNNING
+        await require_sound(machine)
+
+
+async def move(sending: str, receiving: str) -> None:
+    """At the same time on both sides."""
+    with trio.fail_after(60):
+        async with dirtier() as source, await transport_for(receiving).listen() as listener:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(arrive, listener)
+                where = sending.format(uri=listener.uri)
+                await OutgoingMigration(source, where, policy=MaxRounds(3)).run()
+            assert source.state is State.MOVED
+
+
+async def save(sending: str) -> None:
+    with trio.fail_after(60):
+        async with dirtier() as source:
+            await OutgoingMigration(source, sending, policy=MaxRounds(3)).run()
+            assert source.state is State.MOVED
+
+
+async def restore(receiving: str) -> None:
+    with trio.fail_after(60):
+        async with await transport_for(receiving).listen() as listener:
+            await arrive(listener)
+
+
+async def fail_to_save(sending: str) -> KvmmigError:
+    """The guest runs on here, and is sound."""
+    with trio.fail_after(60):
+        async with dirtier() as source:
+            with pytest.raises(KvmmigError) as caught:
+                await OutgoingMigration(source, sending, policy=MaxRounds(3)).run()
+            assert source.state is State.RUNNING
+            await require_sound(source)
+            return caught.value
+
+
+async def test_unix(tmp_path: Path) -> None:
+    await move("{uri}", f"unix:{tmp_path}/a.sock")
+
+
+async def test_exec_there_and_back(tmp_path: Path) -> None:
+    await save(f"exec:gzip -1 > {tmp_path}/guest.gz")
+    await restore(f"exec:gzip -dc {tmp_path}/guest.gz")
+
+
+async def test_a_command_that_fails_gives_the_guest_back() -> None:
+    error = await fail_to_save("exec:head -c 1000000 >/dev/null; echo no room for more >&2; exit 1")
+    assert isinstance(error, ChannelBroken)
+    assert "ended with status 1; it said: no room for more" in str(error)
+
+
+async def test_fds_of_a_socket_pair() -> None:
+    ours, theirs = (end.detach() for end in socket.socketpair())
+    await move(f"fd:{ours}", f"fd:{theirs}")
+
+
+async def test_fds_of_a_pipe() -> None:
+    reading, writing = os.pipe()
+    await move(f"fd:{writing}", f"fd:{reading}")
+
+
+async def test_throttled_tcp() -> None:
+    options = "throttle.rate=200MB/s&throttle.latency=2ms&throttle.jitter=2ms"
+    await move("throttle+{uri}?" + options, "tcp:127.0.0.1:0")
+
+
+@pytest.mark.parametrize("what", ["short", "stall"])
+async def test_a_fault_that_ends_by_itself_loses_nothing(what: str) -> None:
+    await move("fault+{uri}?fault.for=100ms&fault.at=1MiB&fault.what=" + what, "tcp:127.0.0.1:0")
+
+
+@pytest.mark.parametrize("where", ["at=1MiB", "seed=7&fault.at=10MiB", "at=3", "phase=final"])
+async def test_a_cut_link_gives_the_guest_back_and_leaves_no_file(where: str, tmp_path: Path) -> None:
+    error = await fail_to_save(f"fault+file:{tmp_path}/guest.img?fault.{where}")
+    assert "fault+ cut the connection" in str(error)
+    assert not os.listdir(tmp_path)
+
+
+async def test_a_corrupted_byte_is_found(tmp_path: Path) -> None:
+    await save(f"fault+file:{tmp_path}/guest.img?fault.what=corrupt&fault.at=2MiB")
+    with pytest.raises(KvmmigError):
+        await restore(f"file:{tmp_path}/guest.img")
+
+
+async def test_the_command_takes_a_guest_from_its_standard_input(tmp_path: Path) -> None:
+    await save(f"exec:cat > {tmp_path}/guest.img")
+    command = [sys.executable, "-m", "kvmmig", "run", "--incoming", "fd:0"]
+    said = ""
+    with trio.fail_after(60):
+        reading, writing = os.pipe()
+        cat = await trio.lowlevel.open_process(["cat", f"{tmp_path}/guest.img"], stdout=writing)
+        arriving = await trio.lowlevel.open_process(
+            command, stdin=reading, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        os.close(reading)
+        os.close(writing)
+        assert arriving.stderr is not None
+        async for chunk in arriving.stderr:
+            said += chunk.decode()
+            if "has arrived" in said:
+                arriving.terminate()
+        await arriving.wait()
+        await cat.wait()
+    assert "the guest 'dirtier' has arrived" in said
+
+
+async def test_a_standard_input_that_is_neither_socket_nor_pipe_is_a_sentence() -> None:
+    command = [sys.executable, "-m", "kvmmig", "run", "--incoming", "fd:0"]
+    with trio.fail_after(60):
+        done = await trio.run_process(
+            command, stdin=subprocess.DEVNULL, capture_stdout=True, capture_stderr=True, check=False
+        )
+    assert "descriptor 0 is a character device; give a socket or a pipe" in done.stderr.decode()
+
+
+async def test_a_command_that_goes_on_with_the_guest_is_left_with_it(tmp_path: Path) -> None:
+    printed = tmp_path / "printed"
+    command = f"exec {sys.executable} -m kvmmig run --incoming fd:0 --serial {printed}"
+    pid = tmp_path / "pid"
+    with trio.fail_after(60):
+        async with dirtier() as source:
+            figures = await OutgoingMigration(source, f"exec:echo $$ > {pid}; {command}?live=on").run()
+            assert source.state is State.MOVED
+            assert figures.downtime is not None
+        with trio.fail_after(30):
+            while not printed.exists() or len(printed.read_bytes()) < 3:  # noqa: ASYNC110  # its own pace
+                await trio.sleep(0.05)
+    assert b"FAIL" not in printed.read_bytes()
+    os.kill(int(pid.read_text()), signal.SIGTERM)

@@ -1,0 +1,20 @@
+"""The soak, in a short form: the long one is ``make soak``."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOAK = Path(__file__).parent / "soak.py"
+
+
+@pytest.mark.kvm
+@pytest.mark.parametrize("seed", [5, 7])  # these two once lost a page
+def test_twenty_random_moves_lose_nothing(seed: int) -> None:
+    command = [sys.executable, str(SOAK), "--moves", "20", "--seed", str(seed)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert (done.stderr, done.returncode) == ("", 0), done.stdout
+    assert "nothing was lost" in done.stdout

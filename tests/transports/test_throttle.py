@@ -1,0 +1,138 @@
+"""``throttle+``: how much later, and how much at a time. Times are lower bounds: no slow host breaks them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import trio
+import trio.testing
+
+from kvmmig.errors import BadURI, ChannelBroken, ChannelClosed
+from kvmmig.migration.transport import Channel, Transport
+from kvmmig.testing import memory_channel_pair
+
+Make = Callable[[str], Transport]
+
+
+async def _wrapped(transport: Make, below: Channel, options: str) -> Channel:
+    wrapper = transport(f"throttle+tcp:127.0.0.1:1?{options}")
+    return await wrapper.wrap(below)  # type: ignore[attr-defined, no-any-return]  # it is a Wrapper
+
+
+async def _read(channel: Channel, count: int) -> bytes:
+    got = bytearray()
+    buffer = memoryview(bytearray(1 << 20))
+    while len(got) < count:
+        got += buffer[: await channel.receive_some(buffer[: count - len(got)])]
+    return bytes(got)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("throttle.rate=fast", "'fast' is not a size"),
+        ("throttle.rate=0", "a rate of 0 would never end"),
+        ("throttle.latency=soon", "'soon' is not a duration"),
+        ("throttle.speed=1", "throttle has no option 'speed'; it knows rate, latency, jitter"),
+        ("rate=1MB", "tcp has no option 'rate'"),
+    ],
+)
+def test_what_is_not_understood_is_one_sentence(options: str, sentence: str, transport: Make) -> None:
+    with pytest.raises(BadURI, match=sentence):
+        transport(f"throttle+tcp:127.0.0.1:1?{options}")
+
+
+@pytest.mark.parametrize("side", ["sending", "receiving"])
+async def test_no_more_than_the_rate_passes(side: str, transport: Make) -> None:
+    sender: Channel
+    receiver: Channel
+    sender, receiver = memory_channel_pair(capacity=1 << 20)
+    if side == "sending":
+        sender = await _wrapped(transport, sender, "throttle.rate=1MB/s")
+    else:
+        receiver = await _wrapped(transport, receiver, "throttle.rate=1MB/s")
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_send_all, sender, bytes(200_000))
+        await _read(receiver, 200_000)
+    assert trio.current_time() - began >= 0.17, "200 kB take 0.2 s, of which 20 ms may come at once"
+
+
+async def _send_all(channel: Channel, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[await channel.send_some([view]) :]
+
+
+async def test_a_slow_rate_gets_on_though_each_call_is_cancelled_early(transport: Make) -> None:
+    """As the migration's steps are."""
+    sender, receiver = memory_channel_pair()
+    slow = await _wrapped(transport, sender, "throttle.rate=200")
+    accepted = 0
+    with trio.fail_after(20):
+        while accepted < 10:
+            with trio.move_on_after(0.002):
+                accepted += await slow.send_some([memoryview(bytes(10))])
+    assert await _read(receiver, accepted) == bytes(accepted)
+
+
+async def test_every_byte_comes_so_much_later_and_in_order(transport: Make) -> None:
+    sender, receiver = memory_channel_pair()
+    late = await _wrapped(transport, sender, "throttle.latency=20ms&throttle.jitter=20ms")
+    began = trio.current_time()
+    data = bytes(range(100))
+    for value in data:
+        await late.send_some([memoryview(bytes([value]))])
+    assert await _read(receiver, len(data)) == data
+    assert trio.current_time() - began >= 0.02
+
+
+async def test_flush_waits_for_what_is_on_its_way(transport: Make) -> None:
+    sender, receiver = memory_channel_pair()
+    late = await _wrapped(transport, sender, "throttle.latency=50ms")
+    began = trio.current_time()
+    await late.send_some([memoryview(b"x")])
+    await late.flush()
+    assert trio.current_time() - began >= 0.05
+    with trio.fail_after(1):
+        assert await _read(receiver, 1) == b"x"
+
+
+async def test_what_is_received_is_late_too_and_so_is_the_end(transport: Make) -> None:
+    sender, receiver = memory_channel_pair()
+    late = await _wrapped(transport, receiver, "throttle.latency=30ms")
+    await _send_all(sender, b"data")
+    await sender.aclose()
+    began = trio.current_time()
+    assert await _read(late, 4) == b"data"
+    assert await late.receive_some(memoryview(bytearray(1))) == 0
+    assert trio.current_time() - began >= 0.03
+
+
+async def test_what_is_on_its_way_is_bounded(transport: Make) -> None:
+    sender, _ = memory_channel_pair()
+    late = await _wrapped(transport, sender, "throttle.latency=1h&throttle.rate=1000MB/s")
+    late = late.below  # type: ignore[attr-defined]  # without the rate, so as not to wait
+    late._out._most = 5 << 20
+    accepted = 0
+    with trio.move_on_after(0.2) as clogged:
+        while True:
+            count = await late.send_some([memoryview(bytes(3 << 20))])
+            assert count
+            accepted += count
+    assert clogged.cancelled_caught
+    assert accepted == 5 << 20
+    late.abort()
+
+
+async def test_an_error_comes_with_the_next_call(transport: Make) -> None:
+    sender, receiver = memory_channel_pair()
+    late = await _wrapped(transport, sender, "throttle.latency=1ms")
+    receiver.abort()
+    with pytest.raises(ChannelBroken, match="the other side has closed it"), trio.fail_after(20):
+        await _send_all(late, bytes(100 << 20))
+    with pytest.raises(ChannelBroken):
+        await late.aclose()
+    with pytest.raises(ChannelClosed):
+        await late.flush()

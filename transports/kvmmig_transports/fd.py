@@ -1,0 +1,174 @@
+"""``fd:NUMBER`` or ``fd:NAME``: a descriptor that this process was started with, or was given.
+
+A socket goes both ways, a pipe one. The descriptor is taken over: it is closed at the end, and meanwhile its
+number is free for others, except that 0, 1 and 2 lead to /dev/null. It is made non-blocking, which whoever
+shares it notices, and gets its former mode back at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import stat
+
+import trio
+
+from kvmmig.errors import BadURI, ConnectFailed
+from kvmmig.migration.transport import Channel, Listener, PassingChannel, Transport, TransportURI
+from kvmmig_transports._pipes import LivePipeSender, PipeReceiver
+from kvmmig_transports._sockets import SocketChannel
+from kvmmig_transports._words import kind, why
+from kvmmig_transports.tcp import TcpChannel
+
+_STANDARD = 3  # below it are those that every process expects to be open
+_FAMILIES = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
+_names: dict[str, int] = {}
+
+
+def register(name: str, fd: int) -> None:
+    """Let ``fd:NAME`` mean this descriptor, once. Whoever uses that URI takes it over.
+
+    Raises `ValueError` for a name that could be a number, or that is empty.
+    """
+    if not name or name.isdecimal():
+        raise ValueError(f"{name!r} is no name for a descriptor; give it one with a letter in it")
+    _names[name] = fd
+
+
+class FdTransport(Transport):
+    """Writes to, or reads from, one open descriptor."""
+
+    summary = "an open descriptor that this process was started with: a socket or a pipe"
+    syntax = "fd:NUMBER or fd:NAME"
+
+    def __init__(self, uri: TransportURI) -> None:
+        super().__init__(uri)
+        if not uri.target:
+            raise BadURI(f"{str(uri)!r} names no descriptor: write fd:NUMBER, such as fd:0")
+
+    async def connect(self) -> Channel:
+        await trio.lowlevel.checkpoint()
+        return self.take(writing=True)
+
+    async def listen(self) -> Listener:
+        await trio.lowlevel.checkpoint()
+        return _FdListener(self)
+
+    def take(self, *, writing: bool) -> Channel:
+        """Take the descriptor over. Raises `ConnectFailed` for one that can't serve."""
+        target = self.uri.target
+        number = int(target) if target.isdecimal() else _names.get(target, -1)
+        if number < 0:
+            raise ConnectFailed(f"{self.uri}: no descriptor has that name; pass one with it, or its number")
+        try:
+            mode = os.fstat(number).st_mode
+            flags = fcntl.fcntl(number, fcntl.F_GETFL)
+        except (OSError, OverflowError) as error:
+            raise ConnectFailed(
+                f"{self.uri}: descriptor {number} is not open; have it inherited, without close-on-exec"
+            ) from error
+        self._check(number, mode, flags & os.O_ACCMODE, writing)
+        try:
+            fd, keeper = (fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, _STANDARD) for _ in range(2))
+            _let_go(number)
+            os.set_blocking(fd, False)
+        except OSError as error:
+            raise ConnectFailed(f"{self.uri} can't be taken over: {why(error)}") from error
+        _names.pop(target, None)
+        return _TakenChannel(_channel(fd, str(self.uri), mode, writing), keeper, not flags & os.O_NONBLOCK)
+
+    def _check(self, number: int, mode: int, access: int, writing: bool) -> None:
+        """Raise `ConnectFailed` unless it is a connected stream socket, or a pipe in the right direction."""
+        if stat.S_ISFIFO(mode):
+            if access not in (os.O_RDWR, os.O_WRONLY if writing else os.O_RDONLY):
+                has, wants = ("reading", "writing") if writing else ("writing", "reading")
+                raise ConnectFailed(
+                    f"{self.uri}: descriptor {number} is a pipe's end for {has}; give the one for {wants}"
+                )
+        elif stat.S_ISSOCK(mode):
+            _check_socket(number, str(self.uri))
+        else:
+            right = "use file:PATH" if stat.S_ISREG(mode) else "give a socket or a pipe"
+            raise ConnectFailed(f"{self.uri}: descriptor {number} is {kind(mode)}; {right}")
+
+
+class _FdListener(Listener):
+    """The descriptor itself is the one connection that can be accepted."""
+
+    def __init__(self, transport: FdTransport) -> None:
+        self.uri = str(transport.uri)
+        self._transport = transport
+        self._taken = False
+
+    async def accept(self) -> Channel:
+        await trio.lowlevel.checkpoint()
+        if self._taken:
+            raise ConnectFailed(f"{self.uri} has been accepted already; it is one connection")
+        channel = self._transport.take(writing=False)
+        self._taken = True
+        return channel
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+class _TakenChannel(PassingChannel):
+    """Gives the descriptor its mode back at the end, for whoever else has it open."""
+
+    def __init__(self, below: Channel, keeper: int, blocking: bool) -> None:
+        super().__init__(below)
+        self._keeper = keeper
+        self._blocking = blocking
+
+    def abort(self) -> None:
+        super().abort()
+        self._give_back()
+
+    async def aclose(self) -> None:
+        try:
+            await super().aclose()
+        finally:
+            self._give_back()
+
+    def _give_back(self) -> None:
+        if self._keeper >= 0:
+            with contextlib.suppress(OSError):
+                os.set_blocking(self._keeper, self._blocking)
+            os.close(self._keeper)
+            self._keeper = -1
+
+
+def _channel(fd: int, name: str, mode: int, writing: bool) -> Channel:
+    if stat.S_ISFIFO(mode):
+        return LivePipeSender(fd, name) if writing else PipeReceiver(fd, name)
+    sock = trio.socket.from_stdlib_socket(socket.socket(fileno=fd))
+    return SocketChannel(sock, name) if sock.family == socket.AF_UNIX else TcpChannel(sock)
+
+
+def _check_socket(number: int, name: str) -> None:
+    with socket.socket(fileno=os.dup(number)) as sock:
+        wrong = ""
+        if sock.type != socket.SOCK_STREAM or sock.family not in _FAMILIES:
+            wrong = "a socket of another kind"
+        elif sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            wrong = "a socket that listens"
+        else:
+            try:
+                sock.getpeername()
+            except OSError:
+                wrong = "a socket that is not connected"
+        if wrong:
+            raise ConnectFailed(
+                f"{name}: descriptor {number} is {wrong}; give a connected TCP or Unix socket"
+            )
+
+
+def _let_go(number: int) -> None:
+    if number >= _STANDARD:
+        os.close(number)
+        return
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, number)
+    os.close(null)

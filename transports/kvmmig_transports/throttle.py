@@ -1,0 +1,258 @@
+"""``throttle+TRANSPORT?throttle.rate=50MB/s&throttle.latency=20ms&throttle.jitter=5ms``: a slower way.
+
+The rate is a bound on what is accepted: a sender waits before any byte of the next call is. Latency and
+jitter are a line in which bytes stand until their time has come; it keeps their order and is bounded, as the
+window of a real link is. Each direction has its own.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+
+import trio
+
+from kvmmig.errors import BadURI, ChannelBroken, ChannelClosed, TransportError
+from kvmmig.migration.sender import TokenBucket
+from kvmmig.migration.transport import (
+    Channel,
+    OneAtATime,
+    Option,
+    PassingChannel,
+    Transport,
+    TransportURI,
+    Wrapper,
+)
+from kvmmig.units import parse_duration, parse_size
+from kvmmig_transports._buffers import prefix
+from kvmmig_transports._interrupts import Interrupts
+
+_MOST_BYTES = 1 << 20  # copied in one call
+_SMALLEST_LINE = 1 << 20
+_LINE_WITHOUT_RATE = 64 << 20
+
+
+class ThrottleWrapper(Wrapper):
+    """Slows down both directions of a transport."""
+
+    summary = "slows a transport down, as a link that is narrow or long would"
+    syntax = "throttle+TRANSPORT:...[?throttle.rate=50MB/s&throttle.latency=20ms&throttle.jitter=5ms]"
+    options = (
+        Option("rate", "the most bytes a second in each direction, such as 50MB/s; without it, no limit"),
+        Option("latency", "how much later each byte arrives, such as 20ms", "0"),
+        Option("jitter", "how much later still, at random, at the most", "0"),
+    )
+
+    def __init__(self, uri: TransportURI, inner: Transport) -> None:
+        super().__init__(uri, inner)
+        try:
+            self._rate = parse_size(self.option("rate").removesuffix("/s")) if self.option("rate") else None
+            self._latency = parse_duration(self.option("latency"))
+            self._jitter = parse_duration(self.option("jitter"))
+        except ValueError as error:
+            raise BadURI(f"{str(uri)!r}: {error}") from error
+        if self._rate == 0:
+            raise BadURI(f"{str(uri)!r}: a rate of 0 would never end; write it like throttle.rate=50MB/s")
+
+    async def wrap(self, channel: Channel) -> Channel:
+        await trio.lowlevel.checkpoint()
+        if self._latency or self._jitter:
+            most = _LINE_WITHOUT_RATE
+            if self._rate is not None:
+                most = max(_SMALLEST_LINE, int(self._rate * (self._latency + self._jitter)))
+            channel = DelayedChannel(channel, self._latency, self._jitter, most)
+        return channel if self._rate is None else LimitedChannel(channel, self._rate)
+
+
+class LimitedChannel(PassingChannel):
+    """Lets ``rate`` bytes a second through, in each direction."""
+
+    def __init__(self, below: Channel, rate: float) -> None:
+        super().__init__(below)
+        self._out, self._in = TokenBucket(rate), TokenBucket(rate)
+        self._sending, self._receiving = OneAtATime("sending"), OneAtATime("receiving")
+        self._interrupts = Interrupts()
+        self._closed = False
+
+    async def send_some(self, buffers: Sequence[memoryview]) -> int:
+        with self._sending:
+            return await self._move(self._out, lambda most: self.below.send_some(prefix(buffers, most)))
+
+    async def receive_some(self, buffer: memoryview) -> int:
+        with self._receiving:
+            return await self._move(self._in, lambda most: self.below.receive_some(buffer[:most]))
+
+    def abort(self) -> None:
+        self._closed = True
+        self._interrupts.now()
+        super().abort()
+
+    async def _move(self, bucket: TokenBucket, move: Callable[[int], Awaitable[int]]) -> int:
+        while not (allowed := bucket.allowed()) and not self._closed:
+            with self._interrupts.allowed():
+                await bucket.wait()
+        count = await move(allowed or 1)
+        bucket.spend(count)
+        return count
+
+
+class _Line:
+    """What is on its way in one direction: bytes, then perhaps an end (no bytes) or an error."""
+
+    def __init__(self, latency: float, jitter: float, most: int, seed: int) -> None:
+        self.items: deque[tuple[float, memoryview | TransportError]] = deque()
+        self.size = 0
+        self.changed = trio.lowlevel.ParkingLot()
+        self._latency = latency
+        self._jitter = jitter
+        self._most = most
+        self._chance = random.Random(seed)  # the same waits in each run
+
+    @property
+    def room(self) -> int:
+        return self._most - self.size
+
+    def put(self, item: memoryview | TransportError) -> None:
+        due = trio.current_time() + self._latency + self._chance.uniform(0, self._jitter)
+        self.items.append((due, item))  # one that is due earlier waits for those before it
+        if isinstance(item, memoryview):
+            self.size += len(item)
+        self.changed.unpark_all()
+
+    def take(self, count: int) -> None:
+        """So many bytes of the first item have arrived."""
+        due, item = self.items.popleft()
+        assert isinstance(item, memoryview)
+        if count < len(item):
+            self.items.appendleft((due, item[count:]))
+        self.size -= count
+        self.changed.unpark_all()
+
+
+class DelayedChannel(PassingChannel):
+    """Delivers everything later. Two system tasks carry the bytes; they end with the channel.
+
+    An error on the way is raised by the next call of the sender, and for the receiver when its time has come.
+    """
+
+    def __init__(self, below: Channel, latency: float, jitter: float, most: int) -> None:
+        """At most ``most`` bytes are on their way in each direction."""
+        super().__init__(below)
+        self._out, self._in = _Line(latency, jitter, most, 1), _Line(latency, jitter, most, 2)
+        self._sending, self._receiving = OneAtATime("sending"), OneAtATime("receiving")
+        self._interrupts = Interrupts()
+        self._closed = False
+        self._error: TransportError | None = None
+        self._carriers: dict[Callable[[], Awaitable[None]], trio.CancelScope] = {}
+
+    async def send_some(self, buffers: Sequence[memoryview]) -> int:
+        line = self._out
+        with self._sending:
+            await trio.lowlevel.checkpoint()
+            self._check()
+            while line.room <= 0:
+                await line.changed.park()
+                self._check()
+            data = b"".join(prefix(buffers, min(line.room, _MOST_BYTES)))
+            line.put(memoryview(data))
+            self._have(self._carry_out)
+            return len(data)
+
+    async def receive_some(self, buffer: memoryview) -> int:
+        line = self._in
+        with self._receiving:
+            await trio.lowlevel.checkpoint()
+            self._check_open()
+            self._have(self._carry_in)
+            while not line.items:
+                await line.changed.park()
+                self._check_open()
+            due, item = line.items[0]
+            with self._interrupts.allowed():
+                await trio.sleep_until(due)
+            self._check_open()
+            if isinstance(item, TransportError):
+                raise ChannelBroken(str(item)) from item
+            if not item:
+                return 0
+            count = min(len(buffer), len(item))
+            buffer[:count] = item[:count]
+            line.take(count)
+            return count
+
+    async def flush(self) -> None:
+        """Waits until the line is empty, and then as below."""
+        await trio.lowlevel.checkpoint()
+        self._check()
+        while self._out.items:
+            await self._out.changed.park()
+            self._check()
+        await self.below.flush()
+
+    def abort(self) -> None:
+        if not self._closed:
+            self._closed = True
+            for scope in self._carriers.values():
+                scope.cancel()
+            self._interrupts.now()
+            for line in (self._out, self._in):
+                line.changed.unpark_all()
+        self.below.abort()
+
+    async def aclose(self) -> None:
+        if self._closed:
+            await trio.lowlevel.checkpoint()
+            return
+        try:
+            await self.flush()
+            await self.below.aclose()
+        finally:
+            self.abort()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ChannelClosed(f"the connection to {self.peer} was closed by this side")
+
+    def _check(self) -> None:
+        self._check_open()
+        if self._error:
+            raise ChannelBroken(str(self._error)) from self._error
+
+    def _have(self, carry: Callable[[], Awaitable[None]]) -> None:
+        """Start a carrier, once, when it is first needed: a file that is written must not be read."""
+        if carry not in self._carriers:
+            self._carriers[carry] = trio.CancelScope()
+            trio.lowlevel.spawn_system_task(self._run, carry)
+
+    async def _run(self, carry: Callable[[], Awaitable[None]]) -> None:
+        with self._carriers[carry]:
+            await carry()
+
+    async def _carry_out(self) -> None:
+        line = self._out
+        try:
+            while True:
+                while not line.items:
+                    await line.changed.park()
+                due, item = line.items[0]
+                assert isinstance(item, memoryview)
+                await trio.sleep_until(due)
+                line.take(await self.below.send_some([item]))
+        except TransportError as error:
+            self._error = error
+            line.changed.unpark_all()
+
+    async def _carry_in(self) -> None:
+        line = self._in
+        buffer = memoryview(bytearray(_MOST_BYTES))
+        try:
+            while True:
+                while line.room <= 0:
+                    await line.changed.park()
+                count = await self.below.receive_some(buffer[: line.room])
+                line.put(memoryview(bytes(buffer[:count])))
+                if count == 0:
+                    return
+        except TransportError as error:
+            line.put(error)
