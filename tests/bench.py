@@ -193,9 +193,11 @@ async def measured(
     return [await call() for _ in range(runs)]
 
 
-def compare(what: str, rates: list[float], plain: float, limit: float) -> Row:
+def compare(what: str, rates: list[float], plain: float, limit: float | None) -> Row:
     rate = statistics.median(rates)
     ratio = rate / plain
+    if limit is None:
+        return Row(what, format_rate(rate), f"beside {format_rate(plain)}", f"{ratio:.0%}")
     return Row(
         what,
         format_rate(rate),
@@ -229,7 +231,8 @@ def main() -> None:
         for scheme in ("file", "pipe"):
             figures = trio.run(measured, partial(to_disk, f"{scheme}:{image}", size), runs)
             rates = [one.sent_bytes / (one.total_time - (one.setup_time or 0)) for one in figures]
-            rows.append(compare(f"{scheme}: with O_DIRECT, durable", rates, plain, 0.70))
+            limit = 0.70 if scheme == "file" else None  # a pipe costs two copies more
+            rows.append(compare(f"{scheme}: with O_DIRECT, durable", rates, plain, limit))
             everything += figures
 
         console.print("a 64 MiB hot set rewritten flat out, over TCP ...")

@@ -16,7 +16,8 @@ from kvmmig.migration.transport import Channel, ChannelFeatures, OneAtATime
 from kvmmig_transports._buffers import prefix
 from kvmmig_transports._words import why
 
-_MOST_BYTES = 1 << 20  # the whole pipe: copying it takes 0.3-0.5 ms
+# A quarter of the pipe: a write waits for the lock of a reader who is copying, and it is a shorter one so.
+_MOST_BYTES = 1 << 18
 
 
 class PipeChannel(Channel):

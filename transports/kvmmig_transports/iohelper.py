@@ -11,6 +11,7 @@ and one line on standard error. It imports little, for it is started while a gue
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
@@ -28,7 +29,10 @@ _Filled = tuple[memoryview, int] | OSError
 
 def copy(fill: Callable[[memoryview], int], empty: Callable[[memoryview, int], None]) -> None:
     """Call ``fill(block) -> size`` in a thread and ``empty(block, size)`` here, until a block is not full."""
-    pool = memoryview(mmap.mmap(-1, _BLOCK * _BLOCKS, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+    area = mmap.mmap(-1, _BLOCK * _BLOCKS, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # O_DIRECT pins a block's pages one by one: let there be few
+        area.madvise(mmap.MADV_HUGEPAGE)
+    pool = memoryview(area)
     free: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
     filled: queue.SimpleQueue[_Filled] = queue.SimpleQueue()
     for start in range(0, len(pool), _BLOCK):
