@@ -61,7 +61,7 @@ def test_the_limits_are_written_down_as_they_are() -> None:
         assert f"| {words} | {written} |" in text
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "bench", "clean"])
+@pytest.mark.parametrize("target", ["demo", "test", "bench", "pressure", "faults", "soak", "clean"])
 def test_make_knows_what_the_readme_tells_to_type(target: str) -> None:
     assert f"make {target}" in (ROOT / "README.md").read_text()
     subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
