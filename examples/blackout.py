@@ -151,7 +151,7 @@ class Save:
         await self._send()
         for one in sections:
             self._cursor.put(encoder.section(wire.Section(one.name, one.version, one.data)))
-        self._cursor.put(encoder.end(running=True))
+        self._cursor.put(encoder.end(running=True) + encoder.signal(wire.Kind.GO))
         await self._send()
         await trio.to_thread.run_sync(tracker.stop)
         await machine.resume()

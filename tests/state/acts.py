@@ -90,6 +90,19 @@ def double_tsc_khz(machine: Machine, cpu: int) -> None:
     machine.vcpus[cpu].set_tsc_khz(2 * machine.description.tsc_khz)
 
 
+def switch_avx_on(machine: Machine, cpu: int) -> None:
+    """As a machine does where KVM lists AVX as supported; some KVMs have it and do not say so."""
+    vcpu = machine.vcpus[cpu]
+    if not any(entry.function == 1 and entry.ecx >> 28 & 1 for entry in vcpu.get_cpuid2()):
+        return
+    sregs = vcpu.get_sregs()
+    sregs.cr4 |= 1 << 18  # OSXSAVE
+    vcpu.set_sregs(sregs)
+    xcrs = vcpu.get_xcrs()
+    xcrs.nr_xcrs, xcrs.xcrs[0].value = 1, 7  # x87, SSE, AVX
+    vcpu.set_xcrs(xcrs)
+
+
 def leave_avx_off(machine: Machine, cpu: int) -> None:
     """XCR0 with x87 and SSE alone: neither a fresh vCPU's value nor that which a program starts with."""
     xcrs = machine.vcpus[cpu].get_xcrs()

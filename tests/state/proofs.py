@@ -42,6 +42,7 @@ PROOFS = (
         section="cpu/xsave",
         guest="xsave",
         says="values in x87, SSE and AVX registers, rounding modes in both control words",
+        prepare=acts.switch_avx_on,
         # Intel SDM vol. 1, 13.4: the legacy area, and behind the header the upper halves of ymm0-15
         parts={
             "x87": span(0, 6, 32, 160),
