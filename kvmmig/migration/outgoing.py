@@ -449,7 +449,7 @@ class OutgoingMigration:
 
     async def _finish(self, channel: Channel) -> None:
         await self._drain(channel)
-        await self._bounded(channel.aclose, "did not end in order")
+        await self._bounded(channel.aclose, "was not done")
 
     async def _bounded(self, call: Callable[[], Awaitable[None]], what: str) -> None:
         with trio.move_on_after(self._limits.handover_timeout) as scope:

@@ -43,16 +43,17 @@ _LASTING = 0.2  # seconds that a fault has lasted when the cancel comes
 _WHILE_FLUSHING = frozenset({Fault.LINK_CUT, Fault.PEER_STOPPED})
 _CONGESTED = 2_000_000  # bytes a second: slow enough that something is on its way when the strike comes
 
+_NOT_CONFIRMED = r"(did not take the last bytes|was not done) within"
 _CAUSE = {
     Fault.LINK_CUT: r"accepted nothing for|did not (say|take)|gave no connection|no route|does not answer",
     Fault.PEER_KILLED: r"closed the connection|cut the connection|nobody listens|SIGKILL|status 137",
-    Fault.PEER_STOPPED: r"accepted nothing for|did not (say|take)|was not on the disk within",
+    Fault.PEER_STOPPED: rf"accepted nothing for|did not say|{_NOT_CONFIRMED}",
     Fault.HELPER_KILLED: r"SIGKILL|status 137",
-    Fault.HELPER_STOPPED: r"accepted nothing for|was not on the disk within",
+    Fault.HELPER_STOPPED: rf"accepted nothing for|{_NOT_CONFIRMED}",
     Fault.DISK_FULL: r"(?i)no space (is )?left",
     Fault.WRITE_ERROR: r"(?i)I/O error|input/output error",
     Fault.NOT_WRITABLE: r"(?i)read-only|permission|nobody listens|not a socket|Operation not permitted",
-    Fault.FROZEN: r"accepted nothing for|was not on the disk within|gave no connection",
+    Fault.FROZEN: rf"accepted nothing for|{_NOT_CONFIRMED}|gave no connection",
 }
 
 

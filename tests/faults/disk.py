@@ -6,6 +6,7 @@ It is ext4 on a loop device over a sealable memory file. Everything here may blo
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shlex
@@ -14,6 +15,7 @@ import signal
 import struct
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,7 +85,7 @@ class Disk:
                 _run("umount", str(folder))
         finally:
             os.close(memory_fd)
-            folder.rmdir()
+            _remove(folder)
 
     def fill(self) -> None:
         """From here on there is no space left."""
@@ -154,6 +156,20 @@ class Disk:
             yield fd
         finally:
             os.close(fd)
+
+
+def _remove(folder: Path) -> None:
+    """It is busy for a moment longer where a process with a mount namespace of its own just died."""
+    for _ in range(50):
+        try:
+            folder.rmdir()
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            time.sleep(0.1)
+        else:
+            return
+    folder.rmdir()
 
 
 def _run(*command: str) -> str:

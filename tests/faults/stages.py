@@ -79,10 +79,9 @@ def stage_for(cell: Cell, world: World) -> AbstractAsyncContextManager[Stage]:
 class PeerStage(Stage):
     """A process that waits for the guest, at the other end of a cable or of a Unix socket."""
 
-    swallows = 2 << 20
-
     def __init__(self, cell: Cell, world: World, process: trio.Process, uri: str) -> None:
         self.uri = uri
+        self.swallows = 2 << 20 if uri.startswith("unix:") else 256 << 10
         self.name = uri.partition(":")[2]
         self._cell = cell
         self._world = world
