@@ -16,6 +16,9 @@ from kvmmig.migration.transport import Channel
 #: What may be sent at once after a pause, as so many seconds of the bandwidth: far less than the 100 ms
 #: within which the rate is to be smooth, and enough that one call is worth its cost.
 _BURST = 0.020
+#: Seconds that the last call of a step may take: a copy, or a batch of pages, is not cut short. So a step's
+#: scope ends by so much before the step is to.
+_LAST_CALL = 0.003
 
 
 class TokenBucket:
@@ -87,7 +90,7 @@ class Sender:
             if enough():
                 return False
             begin, before = perf_counter(), self._cursor.accepted
-            with trio.move_on_after(self._limits.step):
+            with trio.move_on_after(max(self._limits.step - _LAST_CALL, self._limits.step / 2)):
                 done = await self._step(more)
             now = perf_counter()
             self._steps.add(now - begin)
