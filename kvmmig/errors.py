@@ -15,6 +15,7 @@ happens, and is kept as ``__cause__``::
     │   └── StateMismatch       a saved state that this host or this machine can't take
     ├── TransportError          the way to the other side
     │   ├── BadURI              a URI that names no transport, or not in the way that transport wants
+    │   ├── KnobError           a wrapper's knob that is not there, or can't be turned so
     │   ├── ConnectFailed       the channel could not be set up
     │   ├── ChannelBroken       the other side (or the disk, or the helper) broke it
     │   ├── ChannelClosed       you closed it
@@ -84,6 +85,10 @@ class TransportError(KvmmigError):
 
 class BadURI(TransportError):
     """A URI that names no transport, or names one in a way that it does not understand."""
+
+
+class KnobError(TransportError):
+    """There is no such knob on the channel, or it can't be turned to that. Nothing has changed."""
 
 
 class ConnectFailed(TransportError):

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from time import perf_counter
 from typing import Protocol
 
@@ -23,6 +24,7 @@ from kvmmig.errors import (
     ChannelBroken,
     ConnectFailed,
     GuestEnded,
+    KnobError,
     KvmmigError,
     MigrationCancelled,
     MigrationError,
@@ -34,10 +36,12 @@ from kvmmig.machine.cpu import Ending
 from kvmmig.machine.dirty import DirtyTracker
 from kvmmig.machine.machine import State
 from kvmmig.machine.memory import GuestMemory
-from kvmmig.machine.pageset import Batch, PageNumbers, PageSet, runs_of
+from kvmmig.machine.pageset import PageSet
 from kvmmig.machine.state import StateSection
 from kvmmig.migration import wire
 from kvmmig.migration.cursor import Cursor
+from kvmmig.migration.pages import OwedPages, PageMap
+from kvmmig.migration.peer import Peer
 from kvmmig.migration.policy import (
     Continue,
     Decision,
@@ -54,10 +58,6 @@ from kvmmig.migration.sender import Sender, TokenBucket
 from kvmmig.migration.stall import Histogram, StallMeter
 from kvmmig.migration.transport import Channel, Transport
 
-#: Runs shorter than this on average are gathered into one copy: a memcpy costs less than so many buffers.
-_GATHER_BELOW = 16
-#: The most pages that are copied in one go: 4 MiB.
-_COPIED_PAGES = 1024
 _KEPT_EVENTS = 1000
 
 
@@ -95,18 +95,27 @@ class OutgoingMigration:
         *,
         policy: Policy | None = None,
         limits: Limits | None = None,
+        pause_before_switchover: bool = False,
+        on_phase: Callable[[Phase], None] | None = None,
+        on_round: Callable[[RoundFigures], None] | None = None,
     ) -> None:
-        """``transport`` may be a URI, which raises `BadURI` here where it is not understood."""
+        """``transport`` may be a URI, which raises `BadURI` here where it is not understood.
+
+        With ``pause_before_switchover`` the guest stands still after the last round until `proceed` is
+        called. ``on_phase`` is told each phase as it begins, ``on_round`` the figures of each round as it
+        ends; both are called on the event loop, and must be quick and not raise.
+        """
         self._machine = machine
         self._memory = machine.memory
         self._transport = transport_for(transport) if isinstance(transport, str) else transport
         self._policy = policy if policy is not None else default_policy()
+        self._policy_is_new = True
         self._limits = limits if limits is not None else Limits()
         self._pending = PageSet(machine.memory.n_pages)
         self._tracker = machine.dirty_tracker()
         self._encoder = wire.Encoder(wire.Direction.FORWARDS)
         self._cursor = Cursor()
-        self._stable = False  # pages are copied before they are sent, so that they can have a digest
+        self._owed = OwedPages(self._memory, self._pending, self._encoder, self._cursor)
         self._bucket = TokenBucket(self._limits.bandwidth)
         self._throttled = 0.0
         self._deadline = trio.CancelScope()
@@ -115,8 +124,11 @@ class OutgoingMigration:
         self._cancelled_by = ""
         self._moved = False
         self._paused_by_us = False
-        self._said = {kind: trio.Event() for kind in (wire.Kind.ACCEPT, wire.Kind.READY, wire.Kind.RUNNING)}
-        self._peer_silent = trio.Event()
+        self._proceed = trio.Event()
+        if not pause_before_switchover:
+            self._proceed.set()
+        self._on_phase = on_phase
+        self._on_round = on_round
         # figures
         self._phase = Phase.SETUP
         self._meter = StallMeter()
@@ -131,7 +143,8 @@ class OutgoingMigration:
         self._round_started = self._started
         self._round_base = 0
         self._round = 0
-        self._peer = str(self._transport.uri)
+        self._peer_name = str(self._transport.uri)
+        self._peer = Peer(self._peer_name, lambda: self._phase)
         self._notices: tuple[str, ...] = ()
         self._error = ""
 
@@ -143,7 +156,7 @@ class OutgoingMigration:
         last = self._rounds[-1] if self._rounds else None
         return MigrationStatistics(
             phase=self._phase,
-            peer=self._peer,
+            peer=self._peer_name,
             round=self._round,
             total_pages=self._memory.n_pages,
             remaining_pages=len(self._pending),
@@ -181,6 +194,38 @@ class OutgoingMigration:
     def set_bandwidth(self, bytes_per_second: float | None) -> None:
         """Change the limit while the migration runs; None is no limit. `ValueError` unless it is positive."""
         self._bucket.rate = bytes_per_second
+        self._limits = replace(self._limits, bandwidth=bytes_per_second)
+
+    def set_policy(self, policy: Policy) -> None:
+        """Have another policy decide, from the end of this round on. What the former one wanted is undone."""
+        self._policy = policy
+        self._policy_is_new = True
+
+    def proceed(self) -> None:
+        """Go on from the pre-switchover phase. `MigrationError` in any other one."""
+        if self._phase is not Phase.PRE_SWITCHOVER:
+            raise MigrationError(
+                f"the migration is in its {self._phase} phase; it waits to be told to proceed only in the "
+                f"{Phase.PRE_SWITCHOVER} phase"
+            )
+        self._proceed.set()
+
+    def page_map(self, blocks: int) -> PageMap:
+        """What is owed and what was sent, for each of ``blocks`` parts of the guest's memory or fewer.
+
+        `ValueError` unless ``blocks`` is positive.
+        """
+        return self._owed.page_map(blocks)
+
+    def knobs(self) -> Mapping[str, str]:
+        """What can be turned on the channel now, and how it stands: ``{"throttle.rate": "50MB/s"}``."""
+        return self._channel.knobs() if self._channel is not None else {}
+
+    def turn(self, knob: str, value: str) -> None:
+        """Turn one of `knobs`. `KnobError` where there is no such knob, or not such a value."""
+        if self._channel is None:
+            raise KnobError(f"there is no {knob!r} to turn: the migration has no channel yet")
+        self._channel.turn(knob, value)
 
     async def run(self) -> MigrationStatistics:
         """Migrate. Returns the final figures once the guest has moved.
@@ -199,7 +244,9 @@ class OutgoingMigration:
                 with self._scope:
                     await self._in_time()
                 if self._cancelled_by and not self._moved:
-                    raise MigrationCancelled(f"the migration to {self._peer} ended: {self._cancelled_by}")
+                    raise MigrationCancelled(
+                        f"the migration to {self._peer_name} ended: {self._cancelled_by}"
+                    )
             except BaseException as problem:
                 self._ended = perf_counter()
                 cancelled = isinstance(problem, MigrationCancelled) or _only_cancelled(problem)
@@ -219,7 +266,9 @@ class OutgoingMigration:
         with trio.move_on_after(self._limits.timeout) as self._deadline:
             await self._migrate()
         if self._deadline.cancelled_caught:
-            raise MigrationError(f"the migration to {self._peer} took longer than {self._limits.timeout:g} s")
+            raise MigrationError(
+                f"the migration to {self._peer_name} took longer than {self._limits.timeout:g} s{self._why()}"
+            )
 
     def _is_forced(self) -> bool:
         limits = self._limits
@@ -230,7 +279,8 @@ class OutgoingMigration:
         self._enter(Phase.SETUP)
         try:
             channel = await self._connect()
-            self._peer = channel.peer or self._peer
+            self._peer_name = channel.peer or self._peer_name
+            self._peer = Peer(self._peer_name, lambda: self._phase)
             self._notices = channel.notices
             self._channel = channel
             channel.phase_changed(str(self._phase))
@@ -241,6 +291,7 @@ class OutgoingMigration:
                 raise
         finally:
             with trio.CancelScope(shield=True):  # short, and bounded: two ioctls a region and a resume
+                await self._owed.settle()
                 await self._slow_down(0.0)
                 await trio.to_thread.run_sync(self._tracker.stop)
                 if self._paused_by_us and not self._moved:
@@ -275,17 +326,16 @@ class OutgoingMigration:
                     await self._hand_over(channel)
                 except ChannelBroken:
                     if channel.features.two_way:  # its last words explain more than a broken pipe does
-                        with trio.move_on_after(0.5):
-                            await self._peer_silent.wait()
+                        await self._peer.last_words(0.5)
                     raise
                 nursery.cancel_scope.cancel()
 
             if channel.features.two_way:
-                nursery.start_soon(guard, lambda: self._watch_peer(channel))
+                nursery.start_soon(guard, lambda: self._peer.listen(channel))
             nursery.start_soon(guard, self._watch_guest)
             nursery.start_soon(guard, hand_over)
 
-        if not failures or self._said[wire.Kind.RUNNING].is_set():
+        if not failures or self._peer.has_said(wire.Kind.RUNNING):
             return
         refusals = [failure for failure in failures if isinstance(failure, MigrationRefused)]
         failure = (refusals or failures)[0]
@@ -293,8 +343,9 @@ class OutgoingMigration:
             raise failure
         # Also when it is found out before this side knows itself that "go" was accepted.
         raise OutcomeUnknown(
-            f'the guest was handed over ("go" was sent to {self._peer}), but the other side never said that '
-            f"it runs: {failure}. Look there first; it is stopped here and does not start again by itself"
+            f'the guest was handed over ("go" was sent to {self._peer_name}), but the other side never said '
+            f"that it runs: {failure}. Look there first; it is stopped here and does not start again by "
+            "itself"
         ) from failure
 
     async def _hand_over(self, channel: Channel) -> None:
@@ -305,29 +356,37 @@ class OutgoingMigration:
         self._enter(Phase.ROUNDS)
         await trio.to_thread.run_sync(self._tracker.start)
         await self._collect()
-        await self._obey(self._policy.start())
+        await self._begin_policy()
         while True:
             figures = await self._send_round(send)
+            if self._on_round is not None:
+                self._on_round(figures)
             if self._is_forced():
                 self._note(f"{self._limits.timeout:g} s are over: the guest is stopped, whatever is left")
                 break
+            if self._policy_is_new:
+                await self._begin_policy()
             decision = self._policy.decide(figures)
             await self._obey(decision)
             if isinstance(decision, Stop):
                 break
 
-        self._enter(Phase.STOP)
+        self._enter(Phase.STOP if self._proceed.is_set() else Phase.PRE_SWITCHOVER)
         running = self._machine.state is State.RUNNING
         self._stopped_at = perf_counter()
         if running:
             self._paused_by_us = True
             await self._machine.pause()
+        if self._phase is Phase.PRE_SWITCHOVER:
+            await self._wait_for_leave()
+            self._enter(Phase.STOP)
         # Reading state can write guest memory, so the last dirty log comes after it.
         sections = await self._machine.capture()
         await self._collect()
 
         self._enter(Phase.FINAL)
-        await send(self._owed_pages())
+        self._owed.begin()
+        await send(self._owed.more)
         for section in sections:
             self._cursor.put(self._encoder.section(wire.Section(section.name, section.version, section.data)))
         self._cursor.put(self._encoder.end(running=running))
@@ -335,9 +394,9 @@ class OutgoingMigration:
 
         self._enter(Phase.COMMIT)
         if channel.features.two_way:
-            await self._hear(wire.Kind.READY, self._limits.handover_timeout)
+            await self._peer.hear(wire.Kind.READY, self._limits.handover_timeout)
             await self._go(send)
-            await self._hear(wire.Kind.RUNNING, self._limits.handover_timeout)
+            await self._peer.hear(wire.Kind.RUNNING, self._limits.handover_timeout)
             channel.abort()
         elif channel.features.live:
             # Whoever reads this may start the guest as soon as "go" is there.
@@ -356,17 +415,31 @@ class OutgoingMigration:
     async def _introduce(self, channel: Channel, send: Sender) -> None:
         self._cursor.put(self._encoder.preamble())
         # Disks and files have no checksum of their own, and a saved guest lies there for long. A link has.
-        self._stable = channel.features.durable
-        features = (wire.PAGE_DIGESTS,) if self._stable else ()
+        self._owed.stable = channel.features.durable
+        features = (wire.PAGE_DIGESTS,) if self._owed.stable else ()
         description = self._machine.description.encode()
         self._cursor.put(self._encoder.hello(self._memory.n_pages, description, features))
         await send()
         if channel.features.two_way:
-            await self._hear(wire.Kind.ACCEPT, self._limits.setup_timeout)
+            await self._peer.hear(wire.Kind.ACCEPT, self._limits.setup_timeout)
+
+    async def _wait_for_leave(self) -> None:
+        limits = self._limits
+        patience = math.inf  # and a limit of time that cancels does so here too
+        if limits.timeout is not None and limits.on_timeout == "force":
+            patience = max(self._started + limits.timeout - perf_counter(), 0.0)
+        with trio.move_on_after(patience):
+            await self._proceed.wait()
+
+    async def _begin_policy(self) -> None:
+        self._policy_is_new = False
+        self._bucket.rate = self._limits.bandwidth
+        await self._slow_down(0.0)
+        await self._obey(self._policy.start())
 
     async def _obey(self, decision: Decision) -> None:
         if isinstance(decision, GiveUp):
-            raise MigrationError(f"the migration to {self._peer} was given up: {decision.reason}")
+            raise MigrationError(f"the migration to {self._peer_name} was given up: {decision.reason}")
         if decision.bandwidth is not None:
             # The user's own limit holds, whatever a policy wants.
             self._bucket.rate = min(decision.bandwidth, self._limits.bandwidth or math.inf)
@@ -385,7 +458,9 @@ class OutgoingMigration:
         self._round_started = perf_counter()
         self._round_base = self._cursor.accepted
         pages, zeros = self._encoder.pages, self._encoder.zero_pages
-        if not await send(self._owed_pages(), enough=self._is_forced):
+        self._owed.begin()
+        if not await send(self._owed.more, enough=self._is_forced):
+            await self._owed.settle()
             await send()  # what is half sent: see _collect
         now = perf_counter()
         rate = self._rate(now)
@@ -411,35 +486,6 @@ class OutgoingMigration:
         assert self._cursor.empty
         return await trio.to_thread.run_sync(self._tracker.collect, self._pending)
 
-    def _owed_pages(self) -> Callable[[], bool]:
-        """Something that puts the next batch of pending pages into the cursor, and says whether it did."""
-        # Pages that are copied first come in batches of 4 MiB: a copy holds the loop. Others come in large
-        # frames, which cost both sides less.
-        limit = _COPIED_PAGES if self._stable else wire.MAX_FRAME_PAGES
-        batches = self._pending.batches(limit, _COPIED_PAGES)
-
-        def more() -> bool:
-            batch = next(batches, None)
-            if batch is None:
-                return False
-            self._put_batch(batch)
-            return True
-
-        return more
-
-    def _put_batch(self, batch: Batch) -> None:
-        zero = self._memory.are_zero(batch.pages)
-        for pages in _frames(batch.pages[zero]):
-            self._cursor.put(self._encoder.zero_runs(runs_of(pages)))
-        for pages in _frames(batch.pages[~zero]):
-            runs = runs_of(pages)
-            if self._stable or len(pages) < len(runs) * _GATHER_BELOW:
-                data = [self._memory.gather(pages).data.cast("B")]
-            else:
-                data = [self._memory.pages(first, count) for first, count in runs.tolist()]
-            self._cursor.put(*self._encoder.page_runs(runs, data))
-        self._cursor.put(accepted=lambda: self._pending.discard(batch.first, batch.stop - batch.first))
-
     async def _go(self, send: Sender) -> None:
         self._cursor.put(self._encoder.signal(wire.Kind.GO), accepted=self._hand_off)
         await send()
@@ -455,7 +501,9 @@ class OutgoingMigration:
         with trio.move_on_after(self._limits.handover_timeout) as scope:
             await call()
         if scope.cancelled_caught:
-            raise MigrationError(f"{self._peer} {what} within {self._limits.handover_timeout:g} s")
+            raise MigrationError(
+                f"{self._peer_name} {what} within {self._limits.handover_timeout:g} s{self._why()}"
+            )
 
     def _hand_off(self) -> None:
         """The point of no return: called the moment that the last byte of "go" was accepted."""
@@ -471,51 +519,26 @@ class OutgoingMigration:
         if not self._moved:
             raise GuestEnded(f"the guest ended before it had moved: {ending}")
 
-    async def _watch_peer(self, channel: Channel) -> None:
-        decoder = wire.Decoder(wire.Direction.BACKWARDS)
-        try:
-            while not decoder.finished:
-                count = await channel.receive_some(decoder.buffer())
-                if count == 0:
-                    raise ChannelBroken(
-                        f"{self._peer} closed the connection in this side's {self._phase} phase"
-                    )
-                match decoder.advance(count):
-                    case wire.Signal(kind):
-                        self._said[kind].set()
-                    case wire.Fail(text):
-                        raise MigrationRefused(f"{self._peer} can't take the guest: {text}")
-        finally:
-            self._peer_silent.set()
-
-    async def _hear(self, kind: wire.Kind, seconds: float) -> None:
-        with trio.move_on_after(seconds) as scope:
-            await self._said[kind].wait()
-        if scope.cancelled_caught:
-            raise MigrationError(f'{self._peer} did not say "{kind.name.lower()}" within {seconds:g} s')
-
     # -- figures ------------------------------------------------------------------------------------
 
     def _rate(self, now: float) -> float:
         return (self._cursor.accepted - self._round_base) / max(now - self._round_started, 1e-9)
 
+    def _why(self) -> str:
+        """What the channel waits for, to be put behind a sentence."""
+        reason = self._channel.waits_for() if self._channel is not None else ""
+        return f": {reason}" if reason else ""
+
     def _enter(self, phase: Phase) -> None:
         self._phase = phase
+        if self._on_phase is not None:
+            self._on_phase(phase)
         if self._channel is not None:
             self._channel.phase_changed(str(phase))
         self._note(str(phase))
 
     def _note(self, what: str) -> None:
         self._events.append(TimelineEvent(perf_counter() - self._started, what))
-
-
-def _frames(pages: PageNumbers) -> Iterator[PageNumbers]:
-    """Cut pages into what one frame may have: all of them where they lie side by side."""
-    if len(pages) and pages[-1] - pages[0] + 1 == len(pages):
-        yield pages
-    else:
-        for first in range(0, len(pages), _COPIED_PAGES):
-            yield pages[first : first + _COPIED_PAGES]
 
 
 def _only_cancelled(problem: BaseException) -> bool:

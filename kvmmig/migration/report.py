@@ -14,6 +14,7 @@ class Phase(enum.StrEnum):
 
     SETUP = "setup"  # connect, hello, does the other side fit?    the guest runs
     ROUNDS = "rounds"  # memory, while it is being written          the guest runs
+    PRE_SWITCHOVER = "pre-switchover"  # waits to be told to proceed, if that was asked for; it is stopped
     STOP = "stop"  # vCPUs parked, state captured, last dirty log   the guest is stopped
     FINAL = "final"  # the last pages, the state, the end           the guest is stopped
     COMMIT = "commit"  # ready / go, or the disk                    the guest is stopped, then gone

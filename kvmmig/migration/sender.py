@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from time import perf_counter
 
 import trio
@@ -16,9 +16,13 @@ from kvmmig.migration.transport import Channel
 #: What may be sent at once after a pause, as so many seconds of the bandwidth: far less than the 100 ms
 #: within which the rate is to be smooth, and enough that one call is worth its cost.
 _BURST = 0.020
-#: Seconds that the last call of a step may take: a copy, or a batch of pages, is not cut short. So a step's
-#: scope ends by so much before the step is to.
-_LAST_CALL = 0.003
+#: Seconds of a step that are kept for its last call, which is not cut short: a copy of some hundred KiB, and
+#: the time slice that a busy thread may lose meanwhile to another one (a tick of the kernel's, 4 ms, or two).
+_LAST_CALL = 0.005
+
+
+async def _nothing() -> bool:
+    return False
 
 
 class TokenBucket:
@@ -77,9 +81,9 @@ class Sender:
         self._bucket = bucket
 
     async def __call__(
-        self, more: Callable[[], bool] = lambda: False, *, enough: Callable[[], bool] = lambda: False
+        self, more: Callable[[], Awaitable[bool]] = _nothing, *, enough: Callable[[], bool] = lambda: False
     ) -> bool:
-        """Send until the cursor is empty and ``more()`` puts nothing in any more, and return True.
+        """Send until the cursor is empty and ``await more()`` puts nothing in any more, and return True.
 
         ``enough`` is asked between steps; where it says so, return False with the rest unsent. Raises
         `MigrationError` when not one byte was accepted for `Limits.stall_timeout`.
@@ -98,14 +102,14 @@ class Sender:
                 moved_at = now
             elif now - moved_at > self._limits.stall_timeout:
                 raise MigrationError(
-                    f"{self._channel.peer} accepted nothing for {self._limits.stall_timeout:g} s; "
-                    "the migration ended"
+                    f"{self._channel.peer} accepted nothing for {self._limits.stall_timeout:g} s"
+                    + (f": {reason}" if (reason := self._channel.waits_for()) else "")
                 )
         return True
 
-    async def _step(self, more: Callable[[], bool]) -> bool:
+    async def _step(self, more: Callable[[], Awaitable[bool]]) -> bool:
         while True:
-            if self._cursor.empty and not more():
+            if self._cursor.empty and not await more():
                 return True
             allowed = self._bucket.allowed()
             if allowed == 0:

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import ClassVar, Self
 from urllib.parse import parse_qsl
 
-from kvmmig.errors import BadURI, ChannelBusy
+from kvmmig.errors import BadURI, ChannelBusy, KnobError
 
 _SCHEME = re.compile(r"[a-z][a-z0-9.-]*")
 _OPTIONS = re.compile(r"[a-z][a-z0-9._-]*=[^&]*(&[a-z][a-z0-9._-]*=[^&]*)*")
@@ -173,7 +173,23 @@ class Channel(ABC):
         """The migration enters this phase: ``setup``, ``rounds``, ``stop``, ``final`` or ``commit``.
 
         For tools that do something at a certain phase. Called by the source alone; must not block or raise.
+        ``pre-switchover`` comes before ``stop`` where it was asked for.
         """
+
+    def waits_for(self) -> str:
+        """What stands in the way when nothing moves, for an error: ``its I/O helper is stopped``.
+
+        Empty where that is not known. Quick, and never raises.
+        """
+        return ""
+
+    def knobs(self) -> Mapping[str, str]:
+        """What can be turned while it runs, and how it stands: names as in the URI, ``throttle.rate``."""
+        return {}
+
+    def turn(self, knob: str, value: str) -> None:
+        """Turn one of `knobs`, at once. `KnobError` for an unknown one, or a value that makes no sense."""
+        raise KnobError(f"there is no {knob!r} to turn here; {_these(self.knobs())}")
 
 
 class Listener(ABC):
@@ -309,6 +325,34 @@ class PassingChannel(Channel):
 
     def phase_changed(self, phase: str) -> None:
         self.below.phase_changed(phase)
+
+    def waits_for(self) -> str:
+        return self.below.waits_for()
+
+    def knobs(self) -> Mapping[str, str]:
+        return {**self.below.knobs(), **self.own_knobs()}
+
+    def turn(self, knob: str, value: str) -> None:
+        if knob in self.own_knobs():
+            self.turn_own(knob, value)
+        elif knob in self.below.knobs():
+            self.below.turn(knob, value)
+        else:
+            raise KnobError(f"there is no {knob!r} to turn here; {_these(self.knobs())}")
+
+    def own_knobs(self) -> Mapping[str, str]:
+        """This wrapper's alone, without those of what it wraps."""
+        return {}
+
+    def turn_own(self, knob: str, value: str) -> None:
+        """Turn one of `own_knobs`. Raises `KnobError` for a value that makes no sense."""
+        raise NotImplementedError
+
+
+def _these(knobs: Mapping[str, str]) -> str:
+    if not knobs:
+        return "only wrappers have knobs, such as throttle+ and fault+ in front of the URI"
+    return "there are " + ", ".join(f"{name} ({value})" for name, value in knobs.items())
 
 
 class OneAtATime:

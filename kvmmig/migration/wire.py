@@ -227,11 +227,11 @@ class Encoder:
             Kind.HELLO, msgspec.json.encode(Hello(n_pages, msgspec.Raw(machine), tuple(features)))
         )
 
-    def page_runs(self, runs: Runs, data: Sequence[memoryview]) -> list[memoryview]:
+    def page_runs(self, runs: Runs, data: Sequence[memoryview], known: bytes = b"") -> list[memoryview]:
         """A PAGES frame: its header and table, then ``data`` itself, uncopied.
 
         ``data`` holds the pages of all runs in order; how it is cut into buffers does not matter. With
-        `PAGE_DIGESTS` it must not change any more.
+        `PAGE_DIGESTS` it must not change any more; ``known`` is its `digest`, where that is there already.
         """
         count = self._check_runs(runs)
         length = sum(buffer.nbytes for buffer in data)
@@ -239,7 +239,7 @@ class Encoder:
             raise LocalStreamError(f"a frame of {count} pages was given {length} bytes")
         table = runs.astype("<u8").tobytes()
         if self._digests:
-            table += _digest(data)
+            table += known or digest(data)
         head = self._frame(Kind.PAGES, table, runs=len(runs), extra=length)
         self.pages += count
         return [memoryview(head), *data]
@@ -356,7 +356,7 @@ class Decoder:
             )
 
     def _check_placed(self) -> None:
-        if self._digests and _digest(self._placed) != self._digest:
+        if self._digests and digest(self._placed) != self._digest:
             raise StreamError(f"the pages before byte {self.position} are damaged: their digest is wrong")
         self._placing, self._placed = 0, ()
 
@@ -515,7 +515,8 @@ class Decoder:
         return end
 
 
-def _digest(data: Sequence[memoryview]) -> bytes:
+def digest(data: Sequence[memoryview]) -> bytes:
+    """The XXH3 of all these bytes, as it stands in a frame."""
     hasher = xxhash.xxh3_64()
     for buffer in data:
         hasher.update(buffer)

@@ -20,21 +20,20 @@ import sys
 from kvmmig.cli import main
 from kvmmig.migration import wire
 from kvmmig.migration.cursor import Cursor
-from kvmmig.migration.outgoing import OutgoingMigration
 """
 TAIL = "\nsys.exit(main())\n"
 DROP_A_PAGE = """
-from kvmmig.machine.pageset import Batch
-put_batch = OutgoingMigration._put_batch
-def without_the_last_page(self, batch):
-    last = self._memory.n_pages - 1
-    put_batch(self, Batch(batch.first, batch.stop, batch.pages[batch.pages != last]))
-OutgoingMigration._put_batch = without_the_last_page
+from kvmmig.machine.pageset import Batch, PageSet
+batches = PageSet.batches
+def without_the_last_page(self, limit, scattered=None):
+    for batch in batches(self, limit, scattered):
+        yield Batch(batch.first, batch.stop, batch.pages[batch.pages != self.n_pages - 1])
+PageSet.batches = without_the_last_page
 """
 REPEAT_A_FRAME = """
 page_runs = wire.Encoder.page_runs
-def twice(self, runs, data):
-    frame = page_runs(self, runs, data)
+def twice(self, runs, data, known):
+    frame = page_runs(self, runs, data, known)
     return [*frame, *frame]
 wire.Encoder.page_runs = twice
 """

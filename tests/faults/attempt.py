@@ -49,11 +49,11 @@ _CAUSE = {
     Fault.PEER_KILLED: r"closed the connection|cut the connection|nobody listens|SIGKILL|status 137",
     Fault.PEER_STOPPED: rf"accepted nothing for|did not say|{_NOT_CONFIRMED}",
     Fault.HELPER_KILLED: r"SIGKILL|status 137",
-    Fault.HELPER_STOPPED: rf"accepted nothing for|{_NOT_CONFIRMED}",
+    Fault.HELPER_STOPPED: "is stopped",
     Fault.DISK_FULL: r"(?i)no space (is )?left",
     Fault.WRITE_ERROR: r"(?i)I/O error|input/output error",
     Fault.NOT_WRITABLE: r"(?i)read-only|permission|nobody listens|not a socket|Operation not permitted",
-    Fault.FROZEN: rf"accepted nothing for|{_NOT_CONFIRMED}|gave no connection",
+    Fault.FROZEN: "does not answer|has not answered|gave no connection",
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from kvmmig.errors import (
     StreamTruncated,
 )
 from kvmmig.machine import Machine, MachineConfig, State
-from kvmmig.machine.pageset import Batch
+from kvmmig.machine.pageset import Batch, PageSet
 from kvmmig.migration import wire
 from kvmmig.migration.incoming import IncomingMigration
 from kvmmig.migration.outgoing import OutgoingMigration
@@ -197,18 +197,19 @@ async def test_memory_beyond_the_hole_moves_too() -> None:
 
 
 async def test_one_page_dropped_by_the_cursor_is_found(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
-    put_batch = OutgoingMigration._put_batch
+    batches = PageSet.batches
     dropped: list[int] = []
 
-    def drop_one(self: OutgoingMigration, batch: Batch) -> None:
-        if not dropped and len(batch.pages) > 100 and batch.first > 1024:
-            dropped.append(int(batch.pages[50]))
-            keep = [i for i in range(len(batch.pages)) if i != 50]
-            put_batch(self, Batch(batch.first, batch.stop, batch.pages[keep]))
-        else:
-            put_batch(self, batch)
+    def without_one(self: PageSet, limit: int, scattered: int | None = None) -> Iterator[Batch]:
+        for batch in batches(self, limit, scattered):
+            if not dropped and len(batch.pages) > 100 and batch.first > 1024:
+                dropped.append(int(batch.pages[50]))
+                keep = [i for i in range(len(batch.pages)) if i != 50]
+                yield Batch(batch.first, batch.stop, batch.pages[keep])
+            else:
+                yield batch
 
-    monkeypatch.setattr(OutgoingMigration, "_put_batch", drop_one)
+    monkeypatch.setattr(PageSet, "batches", without_one)
     async with running("dirtier", hot="1MiB") as (source, _):
         async with moved(source, where) as (machine, _, _):
             result = await check(machine)
@@ -223,8 +224,10 @@ async def test_one_frame_sent_twice_is_refused_and_the_source_runs_on(
     page_runs = wire.Encoder.page_runs
     repeated: list[int] = []
 
-    def twice(self: wire.Encoder, runs: wire.Runs, data: Sequence[memoryview]) -> list[memoryview]:
-        frame = page_runs(self, runs, data)
+    def twice(
+        self: wire.Encoder, runs: wire.Runs, data: Sequence[memoryview], known: bytes
+    ) -> list[memoryview]:
+        frame = page_runs(self, runs, data, known)
         if not repeated:
             repeated.append(1)
             return frame + frame

@@ -8,7 +8,8 @@ import os
 import select
 import signal
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import trio
 
@@ -67,6 +68,16 @@ class Process:
             return None
         return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
 
+    def hindrance(self) -> str:
+        """What keeps it from going on, as far as the kernel tells: that it is stopped, or in a dead disk."""
+        for pid in _family(self._process.pid):
+            match _state(pid):
+                case "T" | "t":
+                    return f"{self.name} (process {pid}) is stopped; SIGCONT lets it go on"
+                case "D":
+                    return f"{self.name} (process {pid}) waits for a disk that does not answer"
+        return ""
+
     def kill(self) -> None:
         """Kill it, and what it has started itself and left behind. Does not wait. Not after `reap`."""
         with contextlib.suppress(ProcessLookupError):
@@ -101,6 +112,22 @@ class Process:
         return f"{self.name} {ending}" + (f"; it said: {said}" if said else "")
 
 
+def _family(pid: int) -> Iterator[int]:
+    """A process and its descendants: a shell waits for what it has started."""
+    yield pid
+    with contextlib.suppress(OSError):  # it has ended, or this kernel has no such list
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            yield from _family(int(child))
+
+
+def _state(pid: int) -> str:
+    try:
+        # proc(5): the state comes behind the name, in which anything may stand
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
 class ProcessChannel(PipeChannel):
     """What both directions share: the process, and the end of it all. Takes over ``process``."""
 
@@ -122,6 +149,9 @@ class ProcessChannel(PipeChannel):
             super().abort()
             trio.lowlevel.notify_closing(self._process.pidfd)
             self._workers.stop()
+
+    def waits_for(self) -> str:
+        return "" if self._closed else self._process.hindrance()
 
     def _end_process(self) -> None:
         self._process.kill()

@@ -2,20 +2,21 @@
 
 It strikes once ``fault.at`` bytes have passed, counted from the beginning, or from the phase ``fault.phase``
 where that is given; ``fault.seed`` chooses the byte at random below ``fault.at``. With none of the three it
-strikes when the program says so, by `FaultWrapper.arm`. All of it is for tests and experiments: the channel
-stays within the contract, and the other side, or the guest there, sees the damage.
+strikes when the program says so, by `FaultWrapper.arm`, or a person, by the knob ``fault.strike``. All of it
+is for tests and experiments: the channel stays within the contract, and the other side, or the guest there,
+sees the damage.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import trio
 
-from kvmmig.errors import BadURI, ChannelBroken, ChannelClosed
+from kvmmig.errors import BadURI, ChannelBroken, ChannelClosed, KnobError
 from kvmmig.migration.sender import TokenBucket
 from kvmmig.migration.transport import (
     Channel,
@@ -33,6 +34,7 @@ from kvmmig_transports._interrupts import Interrupts
 _ALL = 1 << 62
 _TRICKLE = 100.0  # bytes a second
 _SHORT = 100  # the most bytes of a short accept
+_WHATS = ("cut", "stall", "trickle", "short", "corrupt")
 _SOMEWHERE = 64 << 20  # bytes, below which a seed chooses where it is not told
 
 
@@ -52,7 +54,7 @@ class FaultWrapper(Wrapper):
     summary = "makes a transport fail, for tests and experiments"
     syntax = "fault+TRANSPORT:...[?fault.what=cut&fault.at=1MiB]"
     options = (
-        Option("what", "what happens", "cut", ("cut", "stall", "trickle", "short", "corrupt")),
+        Option("what", "what happens", "cut", _WHATS),
         Option("side", "what it happens to: what is sent, or what is received", "send", ("send", "receive")),
         Option("at", "after so many bytes, such as 1MiB"),
         Option(
@@ -179,6 +181,25 @@ class FaultChannel(PassingChannel):
         if phase == self._plan.phase:
             self.arm()
         super().phase_changed(phase)
+
+    def own_knobs(self) -> Mapping[str, str]:
+        if self._cut or self._spoils:
+            now = self._plan.what
+        else:
+            now = self._plan.what if trio.current_time() < self._ends else "none"
+        return {"fault.strike": now}
+
+    def turn_own(self, knob: str, value: str) -> None:
+        """Strike now, in one of the ways that ``fault.what`` knows; ``none`` ends what lasts."""
+        if value == "none":
+            self._ends = -math.inf
+            self._interrupts.now()
+        elif value in _WHATS:
+            self._plan = replace(self._plan, what=value)
+            self._left = 0
+            self._strike()
+        else:
+            raise KnobError(f"{knob}: {value!r} is no fault; there are {', '.join(_WHATS)}, and none")
 
     def _strike(self) -> None:
         match self._plan.what:

@@ -113,6 +113,7 @@ class FileWriter(Channel):
         self._fill = 0
         self._offset = 0
         self._in_flight = 0
+        self._moved_at = 0.0  # when the first call in flight was begun, or the last one ended
         self._syncing = False  # a thread is writing the current block, so nothing may be added to it
         self._unsynced = False
         self._written = 0
@@ -161,6 +162,11 @@ class FileWriter(Channel):
         finally:
             self.abort()
 
+    def waits_for(self) -> str:
+        if not self._in_flight:
+            return ""
+        return f"the disk has not answered for {trio.current_time() - self._moved_at:.1f} s"
+
     def _take(self, buffers: Sequence[memoryview]) -> int:
         block = self._current = self._current or self._free.pop()
         start = fill = self._fill
@@ -183,12 +189,15 @@ class FileWriter(Channel):
     def _submit(self, call: Callable[[], object], then: Callable[[], None] = lambda: None) -> None:
         def done(error: Exception | None) -> None:
             self._in_flight -= 1
+            self._moved_at = trio.current_time()
             if error is None:
                 then()
             else:
                 self._error = self._error or error
             self._progress.unpark_all()
 
+        if not self._in_flight:
+            self._moved_at = trio.current_time()
         self._in_flight += 1
         self._workers.submit(call, done)
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import trio
 
-from kvmmig.errors import BadURI, ChannelBroken, ChannelClosed, TransportError
+from kvmmig.errors import BadURI, ChannelBroken, ChannelClosed, KnobError, TransportError
 from kvmmig.migration.sender import TokenBucket
 from kvmmig.migration.transport import (
     Channel,
@@ -24,13 +24,14 @@ from kvmmig.migration.transport import (
     TransportURI,
     Wrapper,
 )
-from kvmmig.units import parse_duration, parse_size
+from kvmmig.units import format_duration, format_rate, parse_duration, parse_size
 from kvmmig_transports._buffers import prefix
 from kvmmig_transports._interrupts import Interrupts
 
 _MOST_BYTES = 1 << 20  # copied in one call
 _SMALLEST_LINE = 1 << 20
 _LINE_WITHOUT_RATE = 64 << 20
+_ALL = 1 << 62
 
 
 class ThrottleWrapper(Wrapper):
@@ -47,13 +48,11 @@ class ThrottleWrapper(Wrapper):
     def __init__(self, uri: TransportURI, inner: Transport) -> None:
         super().__init__(uri, inner)
         try:
-            self._rate = parse_size(self.option("rate").removesuffix("/s")) if self.option("rate") else None
+            self._rate = _parse_rate(self.option("rate")) if self.option("rate") else None
             self._latency = parse_duration(self.option("latency"))
             self._jitter = parse_duration(self.option("jitter"))
         except ValueError as error:
             raise BadURI(f"{str(uri)!r}: {error}") from error
-        if self._rate == 0:
-            raise BadURI(f"{str(uri)!r}: a rate of 0 would never end; write it like throttle.rate=50MB/s")
 
     async def wrap(self, channel: Channel) -> Channel:
         await trio.lowlevel.checkpoint()
@@ -62,13 +61,13 @@ class ThrottleWrapper(Wrapper):
             if self._rate is not None:
                 most = max(_SMALLEST_LINE, int(self._rate * (self._latency + self._jitter)))
             channel = DelayedChannel(channel, self._latency, self._jitter, most)
-        return channel if self._rate is None else LimitedChannel(channel, self._rate)
+        return LimitedChannel(channel, self._rate)
 
 
 class LimitedChannel(PassingChannel):
-    """Lets ``rate`` bytes a second through, in each direction."""
+    """Lets ``rate`` bytes a second through, in each direction; all where it is None. A knob turns it."""
 
-    def __init__(self, below: Channel, rate: float) -> None:
+    def __init__(self, below: Channel, rate: float | None) -> None:
         super().__init__(below)
         self._out, self._in = TokenBucket(rate), TokenBucket(rate)
         self._sending, self._receiving = OneAtATime("sending"), OneAtATime("receiving")
@@ -88,11 +87,23 @@ class LimitedChannel(PassingChannel):
         self._interrupts.now()
         super().abort()
 
+    def own_knobs(self) -> Mapping[str, str]:
+        rate = self._out.rate
+        return {"throttle.rate": "none" if rate is None else format_rate(rate)}
+
+    def turn_own(self, knob: str, value: str) -> None:
+        try:
+            rate = None if value == "none" else _parse_rate(value)
+        except ValueError as error:
+            raise KnobError(f"{knob}: {error}; none is no limit") from error
+        self._out.rate = self._in.rate = rate
+        self._interrupts.now()  # who waits looks again
+
     async def _move(self, bucket: TokenBucket, move: Callable[[int], Awaitable[int]]) -> int:
-        while not (allowed := bucket.allowed()) and not self._closed:
+        while (allowed := bucket.allowed()) == 0 and not self._closed:
             with self._interrupts.allowed():
                 await bucket.wait()
-        count = await move(allowed or 1)
+        count = await move(_ALL if allowed is None else allowed or 1)
         bucket.spend(count)
         return count
 
@@ -104,8 +115,8 @@ class _Line:
         self.items: deque[tuple[float, memoryview | TransportError]] = deque()
         self.size = 0
         self.changed = trio.lowlevel.ParkingLot()
-        self._latency = latency
-        self._jitter = jitter
+        self.latency = latency
+        self.jitter = jitter
         self._most = most
         self._chance = random.Random(seed)  # the same waits in each run
 
@@ -114,7 +125,7 @@ class _Line:
         return self._most - self.size
 
     def put(self, item: memoryview | TransportError) -> None:
-        due = trio.current_time() + self._latency + self._chance.uniform(0, self._jitter)
+        due = trio.current_time() + self.latency + self._chance.uniform(0, self.jitter)
         self.items.append((due, item))  # one that is due earlier waits for those before it
         if isinstance(item, memoryview):
             self.size += len(item)
@@ -210,6 +221,24 @@ class DelayedChannel(PassingChannel):
         finally:
             self.abort()
 
+    def own_knobs(self) -> Mapping[str, str]:
+        return {
+            "throttle.latency": format_duration(self._out.latency),
+            "throttle.jitter": format_duration(self._out.jitter),
+        }
+
+    def turn_own(self, knob: str, value: str) -> None:
+        """Holds for what is put on the line from now on."""
+        try:
+            seconds = parse_duration(value)
+        except ValueError as error:
+            raise KnobError(f"{knob}: {error}") from error
+        for line in (self._out, self._in):
+            if knob == "throttle.latency":
+                line.latency = seconds
+            else:
+                line.jitter = seconds
+
     def _check_open(self) -> None:
         if self._closed:
             raise ChannelClosed(f"the connection to {self.peer} was closed by this side")
@@ -256,3 +285,10 @@ class DelayedChannel(PassingChannel):
                     return
         except TransportError as error:
             line.put(error)
+
+
+def _parse_rate(text: str) -> int:
+    rate = parse_size(text.removesuffix("/s"))
+    if rate == 0:
+        raise ValueError("a rate of 0 would never end; write it like 50MB/s")
+    return rate

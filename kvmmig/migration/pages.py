@@ -1,0 +1,179 @@
+"""From the pages that are owed to frames: batch by batch, prepared ahead of time where that costs something.
+
+Over a link, live memory is sent as it lies there. A saved guest's pages are copied and get a digest first;
+that is as much work as sending them, so a thread does it for one batch while the one before is being sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+import trio
+
+from kvmmig.machine.memory import GuestMemory
+from kvmmig.machine.pageset import Batch, PageNumbers, PageSet, Runs, runs_of
+from kvmmig.migration import wire
+from kvmmig.migration.cursor import Cursor
+
+#: Runs shorter than this on average are gathered into one copy: a memcpy costs less than so many buffers.
+_GATHER_BELOW = 16
+#: The most pages that are copied in one go: 4 MiB.
+_COPIED_PAGES = 1024
+#: Sends are counted for groups of pages, so many of them at most, whatever the guest's size.
+_MOST_GROUPS = 4096
+_GROUP_STEP = 64  # a group is so many pages, or a multiple of it: whole words of a bitmap
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageMap:
+    """A guest's memory as a row of blocks, for pictures. All lists have one number for each block."""
+
+    block_pages: int  # pages in a block; the last one may have fewer
+    pages: list[int]  # how many pages it has
+    pending: list[int]  # how many of them are owed: written, and not yet accepted by the channel
+    sent: list[int]  # how often pages of it have been sent, or said to be zero, so far
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """What one frame will hold: runs of pages with their bytes, or runs of zero pages."""
+
+    runs: Runs
+    data: list[memoryview]
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    batch: Batch
+    zeros: list[Runs]
+    frames: list[_Frame]
+
+
+class OwedPages:
+    """Puts what is pending into the cursor: `begin`, then ``await more()`` until it returns False.
+
+    A page leaves ``pending`` when the last byte of its frame has been accepted. What was prepared and not
+    yet put is nothing to anybody: after `settle` its pages are simply still owed.
+    """
+
+    def __init__(self, memory: GuestMemory, pending: PageSet, encoder: wire.Encoder, cursor: Cursor) -> None:
+        self._memory = memory
+        self._pending = pending
+        self._encoder = encoder
+        self._cursor = cursor
+        #: Copy pages, and give each frame a digest. To be set before anything is sent.
+        self.stable = False
+        self._batches: Iterator[Batch] = iter(())
+        # What the thread is at: nothing, or something, and what came of it.
+        self._busy = False
+        self._ahead: Callable[[], _Prepared] | None = None
+        self._done = trio.Event()
+        self._group = _GROUP_STEP * -(-memory.n_pages // (_GROUP_STEP * _MOST_GROUPS))
+        self._sent = np.zeros(-(-memory.n_pages // self._group), np.int64)
+
+    def begin(self) -> None:
+        """Start over from the first pending page. Nothing may be put into ``pending`` before all are sent."""
+        # Pages that are copied first come in batches of 4 MiB: a copy takes time. Others come in large
+        # frames, which cost both sides less.
+        limit = _COPIED_PAGES if self.stable else wire.MAX_FRAME_PAGES
+        self._batches = self._pending.batches(limit, _COPIED_PAGES)
+        self._ahead = None
+
+    async def more(self) -> bool:
+        """Put the next batch into the cursor; False when there is none. A cancel has put nothing."""
+        if not self.stable:
+            batch = next(self._batches, None)
+            if batch is not None:
+                self._put(self._prepare(batch))
+            return batch is not None
+        if not self._busy and self._ahead is None and not self._start():
+            return False
+        while self._busy:
+            await self._done.wait()
+        assert self._ahead is not None
+        prepared, self._ahead = self._ahead(), None
+        self._start()
+        self._put(prepared)
+        return True
+
+    async def settle(self) -> None:
+        """Wait for the thread, a few milliseconds, and forget what it has prepared."""
+        while self._busy:
+            await self._done.wait()
+        self._batches, self._ahead = iter(()), None
+
+    def page_map(self, blocks: int) -> PageMap:
+        """The guest's memory as at most ``blocks`` blocks, and never smaller ones than sends are counted for.
+
+        Takes microseconds a GiB, so it may be called on the event loop. `ValueError` unless ``blocks`` > 0.
+        """
+        if blocks <= 0:
+            raise ValueError(f"{blocks} blocks make no picture; ask for at least 1")
+        groups = -(-len(self._sent) // blocks)
+        n_pages, size = self._memory.n_pages, groups * self._group
+        count = -(-n_pages // size)
+        pages = [size] * (count - 1) + [n_pages - size * (count - 1)]
+        starts = np.arange(count)
+        words = np.bitwise_count(self._pending.words).astype(np.int64)
+        pending = np.add.reduceat(words, starts * (size // 64))
+        sent = np.add.reduceat(self._sent, starts * groups)
+        return PageMap(block_pages=size, pages=pages, pending=pending.tolist(), sent=sent.tolist())
+
+    def _start(self) -> bool:
+        """Have the thread prepare the next batch, if there is one."""
+        batch = next(self._batches, None)
+        if batch is None:
+            return False
+        self._busy, self._done = True, trio.Event()
+        token = trio.lowlevel.current_trio_token()
+        trio.lowlevel.start_thread_soon(
+            partial(self._prepare, batch), lambda outcome: token.run_sync_soon(self._note, outcome.unwrap)
+        )
+        return True
+
+    def _note(self, result: Callable[[], _Prepared]) -> None:
+        self._busy, self._ahead = False, result
+        self._done.set()
+
+    def _prepare(self, batch: Batch) -> _Prepared:
+        """Look for zeros, copy, digest. Touches guest memory and nothing else, so a thread may run it."""
+        zero = self._memory.are_zero(batch.pages)
+        zeros = [runs_of(pages) for pages in _frames(batch.pages[zero])]
+        frames = []
+        for pages in _frames(batch.pages[~zero]):
+            runs = runs_of(pages)
+            if self.stable or len(pages) < len(runs) * _GATHER_BELOW:
+                data = [self._memory.gather(pages).data.cast("B")]
+            else:
+                data = [self._memory.pages(first, count) for first, count in runs.tolist()]
+            frames.append(_Frame(runs, data, wire.digest(data) if self.stable else b""))
+        return _Prepared(batch, zeros, frames)
+
+    def _put(self, prepared: _Prepared) -> None:
+        for runs in prepared.zeros:
+            self._cursor.put(self._encoder.zero_runs(runs))
+        for frame in prepared.frames:
+            self._cursor.put(*self._encoder.page_runs(frame.runs, frame.data, frame.digest))
+        batch = prepared.batch
+        self._count(batch.pages)
+        self._cursor.put(accepted=lambda: self._pending.discard(batch.first, batch.stop - batch.first))
+
+    def _count(self, pages: PageNumbers) -> None:
+        if len(pages):
+            groups: npt.NDArray[np.int64] = pages // self._group
+            counts = np.bincount(groups - groups[0])
+            self._sent[groups[0] : groups[0] + len(counts)] += counts
+
+
+def _frames(pages: PageNumbers) -> Iterator[PageNumbers]:
+    """Cut pages into what one frame may have: all of them where they lie side by side."""
+    if len(pages) and pages[-1] - pages[0] + 1 == len(pages):
+        yield pages
+    else:
+        for first in range(0, len(pages), _COPIED_PAGES):
+            yield pages[first : first + _COPIED_PAGES]

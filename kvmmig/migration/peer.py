@@ -1,0 +1,59 @@
+"""What the other side of a two-way channel says while a guest moves there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import trio
+
+from kvmmig.errors import ChannelBroken, MigrationError, MigrationRefused
+from kvmmig.migration import wire
+from kvmmig.migration.transport import Channel
+
+
+class Peer:
+    """Listens to the other side: one task runs `listen`, another waits for what it is to say by `hear`."""
+
+    def __init__(self, name: str, phase: Callable[[], str]) -> None:
+        """``phase`` says where this side is, for errors."""
+        self._name = name
+        self._phase = phase
+        self._said = {kind: trio.Event() for kind in (wire.Kind.ACCEPT, wire.Kind.READY, wire.Kind.RUNNING)}
+        self._silent = trio.Event()
+
+    def has_said(self, kind: wire.Kind) -> bool:
+        """It has said so."""
+        return self._said[kind].is_set()
+
+    async def listen(self, channel: Channel) -> None:
+        """Take in what it says until it has said all.
+
+        Raises `MigrationRefused` with the reason that it gives, `ChannelBroken` where it goes away before.
+        """
+        decoder = wire.Decoder(wire.Direction.BACKWARDS)
+        try:
+            while not decoder.finished:
+                count = await channel.receive_some(decoder.buffer())
+                if count == 0:
+                    raise ChannelBroken(
+                        f"{self._name} closed the connection in this side's {self._phase()} phase"
+                    )
+                match decoder.advance(count):
+                    case wire.Signal(kind):
+                        self._said[kind].set()
+                    case wire.Fail(text):
+                        raise MigrationRefused(f"{self._name} can't take the guest: {text}")
+        finally:
+            self._silent.set()
+
+    async def hear(self, kind: wire.Kind, seconds: float) -> None:
+        """Wait until it has said so. Raises `MigrationError` when it has not within ``seconds``."""
+        with trio.move_on_after(seconds) as scope:
+            await self._said[kind].wait()
+        if scope.cancelled_caught:
+            raise MigrationError(f'{self._name} did not say "{kind.name.lower()}" within {seconds:g} s')
+
+    async def last_words(self, seconds: float) -> None:
+        """Wait until nothing more can be heard from it, or for so long."""
+        with trio.move_on_after(seconds):
+            await self._silent.wait()
