@@ -120,6 +120,11 @@ class Board:
             self.config, cpuid, vcpus[0].get_tsc_khz(), _readable_msrs(self._system, vcpus[0])
         )
 
+    @property
+    def thread_ids(self) -> Sequence[int]:
+        """The kernel's ids of the vCPUs' threads, in the order of the vCPUs; empty once they have ended."""
+        return tuple(cpu.thread_id for cpu in self._cpus if cpu.thread_id is not None)
+
     def run(self) -> None:
         """Let all vCPUs run. No effect on a guest that has ended, even if nobody knows it yet."""
         with self._running_or_ending:  # a guest that ends at once must find all vCPUs running, to park them

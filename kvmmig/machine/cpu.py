@@ -95,6 +95,11 @@ class Cpu:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
+    @property
+    def thread_id(self) -> int | None:
+        """The kernel's id of the thread; None once it has ended."""
+        return self._thread.native_id if self._thread.is_alive() else None
+
     def run(self) -> None:
         """Let the guest run. Only for a thread that is parked, see `wait_parked`; no effect after `quit`."""
         with self._changed:

@@ -24,7 +24,10 @@ class DirtyTracker(ABC):
 
     @abstractmethod
     def start(self) -> None:
-        """Begin. From here on, `collect` finds every page that is written; the first one finds all pages."""
+        """Begin. From here on, `collect` finds every page that is written; the first one finds all pages.
+
+        Raises `WrongState` where another tracker of the same guest has begun: a dirty log is one's own.
+        """
 
     @abstractmethod
     def collect(self, into: PageSet) -> int:
@@ -52,9 +55,9 @@ class BitmapTracker(DirtyTracker):
         self._on = False
 
     def start(self) -> None:
-        self._vm.enable_manual_dirty_log_protect(initially_set=True)
-        self._memory.track_host_writes(True)
+        self._memory.track_host_writes(True)  # first: it refuses a second tracker
         self._on = True
+        self._vm.enable_manual_dirty_log_protect(initially_set=True)
         self._set_flags(KVM_MEM_LOG_DIRTY_PAGES)
 
     def collect(self, into: PageSet) -> int:

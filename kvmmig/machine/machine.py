@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self, TypeVar
 
@@ -53,6 +54,7 @@ _COMMANDS: Mapping[str, Mapping[State, State]] = {
     "resume": dict.fromkeys((State.RUNNING, State.PAUSED), State.RUNNING),
     "resume by force": dict.fromkeys((State.RUNNING, State.PAUSED, State.MOVED), State.RUNNING),
     "pause": dict.fromkeys((State.RUNNING, State.PAUSED), State.PAUSED),
+    "reset": {state: state for state in (State.CREATED, State.RUNNING, State.PAUSED)},
     "feed": {state: state for state in (State.CREATED, State.RUNNING, State.PAUSED)},
     "capture": {State.PAUSED: State.PAUSED},
     "mark moved": dict.fromkeys((State.PAUSED, State.MOVED), State.MOVED),
@@ -62,6 +64,14 @@ _COMMANDS: Mapping[str, Mapping[State, State]] = {
     },
     "close": dict.fromkeys(State, State.CLOSED),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """What a reset goes back to: the program, and the state of everything else right after its load."""
+
+    program: boot.Program
+    sections: Sequence[StateSection]
 
 
 class Machine:
@@ -88,6 +98,7 @@ class Machine:
         # Its own: threads that others have lost to a dead disk must not keep a guest from being paused.
         self._limiter = trio.CapacityLimiter(2)
         self._state = State.CREATED
+        self._loaded: _Loaded | None = None
         self._ending: Ending | None = None
         self._ended = trio.Event()
         self._room = trio.Event()
@@ -147,6 +158,11 @@ class Machine:
         """COM1. To type at it, use `feed`."""
         return self._board.serial
 
+    @property
+    def thread_ids(self) -> Sequence[int]:
+        """The kernel's ids of the vCPUs' threads, as in proc(5); empty once they have ended."""
+        return self._board.thread_ids
+
     # Commands
 
     async def load(self, program: boot.Program) -> None:
@@ -157,6 +173,8 @@ class Machine:
             await self._in_thread(boot.load, program, self.config, self.memory, self.vcpus, cpuid)
             parameters = {**self.description.parameters, **program.parameters}
             self.description = msgspec.structs.replace(self.description, parameters=parameters)
+            sections = await self._in_thread(state.capture, self._board.parts(self.description))
+            self._loaded = _Loaded(program, sections)
 
     async def start(self) -> None:
         """Let the guest run, for the first time or again."""
@@ -182,6 +200,40 @@ class Machine:
                 await self._park()
             self._note_end()
             self._state = self._check("pause")
+
+    async def reset(self) -> None:
+        """Begin again as after `load`: memory zeroed, the program in it, vCPUs and devices as they were then.
+
+        A guest that runs goes on running, from its start; a paused one stays paused. Takes as long as zeroing
+        the memory, which a cancel waits for. Raises `WrongState` for a guest that came with captured state:
+        its program is not here. After any other error the guest is paused, and fit only to be stopped. Not to
+        be used while a migration runs, which would miss what is zeroed.
+        """
+        async with self._lock:
+            self._check("reset")
+            loaded = self._loaded
+            if loaded is None:
+                raise WrongState(
+                    f"can't reset {self.config.name!r}: no program was loaded here, as for a guest that came "
+                    "by migration; start its program anew instead"
+                )
+            with trio.CancelScope(shield=True):
+                await self._reset(loaded)
+
+    async def _reset(self, loaded: _Loaded) -> None:
+        before = self._state
+        if before is State.RUNNING:
+            await self._park()
+            self._note_end()
+            self._check("reset")
+            self._state = State.PAUSED
+        await self.memory.clear()
+        cpuid = self.description.cpuid
+        # Whatever mode the guest has left its vCPUs in, loading begins where it began the first time.
+        await self._in_thread(state.apply, self._board.parts(self.description), loaded.sections)
+        await self._in_thread(boot.load, loaded.program, self.config, self.memory, self.vcpus, cpuid)
+        if before is State.RUNNING:
+            self._run("resume")
 
     async def stop(self) -> None:
         """End the guest, and its vCPUs' threads with it. Its memory and registers can still be looked at."""

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import trio
 
-from kvmmig.errors import BadConfig
+from kvmmig.errors import BadConfig, WrongState
 from kvmmig.machine.pageset import PageSet, Runs, pages_of
 
 PAGE_SIZE = 4096
@@ -109,6 +109,15 @@ class GuestMemory:
             "use a smaller --memory"
         )
 
+    async def clear(self) -> None:
+        """Make all of it zero, in a thread. No migration sees it. A cancel leaves part of it as it was."""
+        for start in range(0, self.size, _POPULATE_CHUNK):
+            await trio.to_thread.run_sync(self._clear, start, min(_POPULATE_CHUNK, self.size - start))
+
+    def _clear(self, start: int, length: int) -> None:
+        first = start // PAGE_SIZE
+        self.words[first : first + length // PAGE_SIZE] = 0
+
     def address(self, region: Region) -> int:
         """The host's address of a region's first byte, for KVM_SET_USER_MEMORY_REGION."""
         return self._base + region.first_page * PAGE_SIZE
@@ -178,8 +187,15 @@ class GuestMemory:
         return self.words[first : last + 1] if last - first + 1 == len(pages) else None
 
     def track_host_writes(self, on: bool) -> None:
-        """Start or stop remembering what `write` touched. Thread-safe."""
+        """Start or stop remembering what `write` touched. Thread-safe.
+
+        Raises `WrongState` where somebody has started it already.
+        """
         with self._lock:
+            if on and self._host_writes is not None:
+                raise WrongState(
+                    "the guest's dirty log is in use already; one migration or measurement at a time has it"
+                )
             self._host_writes = PageSet(self.n_pages) if on else None
 
     def take_host_writes(self, into: PageSet) -> None:

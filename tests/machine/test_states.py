@@ -25,6 +25,7 @@ EXPECTED: dict[str, dict[State, State | None]] = {
     "resume": {C: None, R: R, P: R, M: None, E: None, X: None},
     "force": {C: None, R: R, P: R, M: R, E: None, X: None},
     "pause": {C: None, R: P, P: P, M: None, E: None, X: None},
+    "reset": {C: None, R: R, P: P, M: None, E: None, X: None},
     "capture": {C: None, R: None, P: P, M: None, E: None, X: None},
     "mark_moved": {C: None, R: None, P: M, M: M, E: None, X: None},
     "stop": {C: E, R: E, P: E, M: E, E: E, X: X},
@@ -72,6 +73,7 @@ def command(machine: Machine, program: Program, name: str) -> Callable[[], Await
         "resume": machine.resume,
         "force": lambda: machine.resume(force=True),
         "pause": machine.pause,
+        "reset": machine.reset,  # of one that has been loaded; see test_reset.py
         "capture": machine.capture,
         "mark_moved": mark_moved,
         "stop": machine.stop,

@@ -1,0 +1,266 @@
+"""Where a monitor listens: ``unix:PATH`` or ``tcp:HOST:PORT``, as QEMU's ``-qmp`` writes it.
+
+A Unix socket's file is private to its user from the moment it exists, and takes the place only of one that
+a dead monitor has left behind. TCP has no such guard, so without a host it is this machine's loopback
+address.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import os
+import re
+import socket
+import stat
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+
+from kvmmig.errors import BadURI, ConnectFailed
+
+_LONGEST_PATH = 107  # bytes: sun_path of <sys/un.h> without its final zero
+_LOOPBACK = "127.0.0.1"
+_TCP = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+(?:%[^\]]+)?)\]|(?P<host>[^:\[\]]*)):(?P<port>[0-9]{1,5})")
+_HOW = "write unix:PATH, such as unix:/tmp/a.sock, or tcp:HOST:PORT, such as tcp:127.0.0.1:4444"
+_AGAIN = 0.01  # seconds between two knocks at a door where others wait already
+_BACKLOG = 64
+_KEEPALIVE = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
+
+_WORDS: Mapping[int, str] = {
+    errno.ECONNREFUSED: "nobody listens there",
+    errno.ENOENT: "there is no such file or directory",
+    errno.ENOTDIR: "a part of that path is no directory",
+    errno.ENOTSOCK: "it is no socket",
+    errno.EPROTOTYPE: "it is no stream socket",
+    errno.EACCES: "you have no permission",
+    errno.EROFS: "its file system is mounted read-only",
+    errno.EADDRINUSE: "another process listens there already",
+    errno.EADDRNOTAVAIL: "that address is not one of this host's",
+    errno.ETIMEDOUT: "the other side does not answer",
+    errno.EHOSTUNREACH: "there is no route to that host",
+    errno.ENETUNREACH: "there is no route to that network",
+}
+
+
+@dataclass(frozen=True)
+class UnixAddress:
+    """A socket file."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}"
+
+
+@dataclass(frozen=True)
+class TcpAddress:
+    """A host, by name or number, and a port; port 0 listens on any free one."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"tcp:[{self.host}]:{self.port}" if ":" in self.host else f"tcp:{self.host}:{self.port}"
+
+
+Address = UnixAddress | TcpAddress
+
+
+@dataclass(frozen=True)
+class Listening:
+    """A socket that listens. ``private``: nobody else's processes and no other host can reach it unasked."""
+
+    socket: trio.socket.SocketType
+    address: Address
+    private: bool
+
+
+def parse_address(text: str) -> Address:
+    """Raises `BadURI`."""
+    kind, colon, rest = text.partition(":")
+    if kind == "unix" and colon:
+        if not rest or "\0" in rest:
+            raise BadURI(f"{text!r} names no socket: {_HOW}")
+        if (length := len(os.fsencode(rest))) > _LONGEST_PATH:
+            raise BadURI(
+                f"{text!r}: the path has {length} bytes, and a socket's may have {_LONGEST_PATH}; "
+                "choose a shorter one"
+            )
+        return UnixAddress(rest)
+    match = _TCP.fullmatch(rest)
+    if kind != "tcp" or match is None or int(match["port"]) > 65535:
+        raise BadURI(f"{text!r} is not a monitor's address: {_HOW}")
+    return TcpAddress(match["v6"] or match["host"] or _LOOPBACK, int(match["port"]))
+
+
+@asynccontextmanager
+async def open_listener(address: Address) -> AsyncIterator[Listening]:
+    """Listen as long as the block lasts. Raises `ConnectFailed`.
+
+    A socket file is removed at the end, unless another has taken its name meanwhile.
+    """
+    if isinstance(address, UnixAddress):
+        # A thread, because looking up a path may wait for a disk.
+        bound, file = await trio.to_thread.run_sync(_bind_unix, address)
+        listening = Listening(trio.socket.from_stdlib_socket(bound), address, private=True)
+    else:
+        listening, file = await _listen_tcp(address), None
+    try:
+        yield listening
+    finally:
+        if file is not None:
+            file.remove()
+        listening.socket.close()
+
+
+async def connect(address: Address) -> trio.socket.SocketType:
+    """Connect, and wait where the listener's queue is full. Raises `ConnectFailed`."""
+    if isinstance(address, UnixAddress):
+        return await _connect_unix(address)
+    failure: OSError | None = None
+    for family, sockaddr in await _resolve(address):
+        sock = trio.socket.socket(family, socket.SOCK_STREAM)
+        try:
+            await sock.connect(sockaddr)
+            tune(sock)
+            return sock
+        except BaseException as error:
+            sock.close()
+            if not isinstance(error, OSError):
+                raise
+            failure = error
+    assert failure is not None  # a name that stands for no address is an error of _resolve
+    raise ConnectFailed(f"can't connect to {address}: {_why(failure)}") from failure
+
+
+def tune(sock: trio.socket.SocketType) -> None:
+    """Set up a connection for short messages; one whose other host has vanished ends after a minute."""
+    if sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _KEEPALIVE:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+async def _connect_unix(address: UnixAddress) -> trio.socket.SocketType:
+    while True:
+        await trio.lowlevel.checkpoint()
+        sock = _knock(address)
+        if sock is not None:
+            return sock
+        await trio.sleep(_AGAIN)
+
+
+def _knock(address: UnixAddress) -> trio.socket.SocketType | None:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        sock.connect(address.path)
+    except BlockingIOError:  # the queue is full, and no event says when it is not
+        sock.close()
+        return None
+    except OSError as error:
+        sock.close()
+        words = "there is no such socket" if error.errno == errno.ENOENT else _why(error)
+        raise ConnectFailed(f"can't connect to {address}: {words}") from error
+    return trio.socket.from_stdlib_socket(sock)
+
+
+def _bind_unix(address: UnixAddress) -> tuple[socket.socket, _SocketFile]:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _clear(address)
+        os.fchmod(sock.fileno(), 0o600)  # before it has a name: bind gives the file these rights
+        sock.bind(address.path)
+        file = _SocketFile(address.path)
+        sock.listen(_BACKLOG)
+        sock.setblocking(False)
+        return sock, file
+    except OSError as error:
+        sock.close()
+        raise ConnectFailed(f"can't listen on {address}: {_why(error)}") from error
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _clear(address: UnixAddress) -> None:
+    """Remove a socket that nobody listens on; refuse to touch anything else."""
+    try:
+        mode = os.lstat(address.path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise ConnectFailed(
+            f"can't listen on {address}: something that is no socket has that name; choose another path"
+        )
+    # A datagram socket can't connect to a stream socket, but learns whether somebody has it open; and a
+    # listener takes no notice of the attempt.
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(address.path)
+        except ConnectionRefusedError:
+            os.unlink(address.path)
+            return
+        except OSError as error:
+            if error.errno != errno.EPROTOTYPE:
+                raise
+    raise ConnectFailed(
+        f"can't listen on {address}: another process listens there already; choose another path"
+    )
+
+
+class _SocketFile:
+    """The file that was bound, to be removed unless another has taken its name meanwhile."""
+
+    def __init__(self, path: str) -> None:
+        self._path = os.path.abspath(path)
+        self._identity = self._look()
+
+    def remove(self) -> None:
+        with contextlib.suppress(OSError):
+            if self._look() == self._identity:
+                os.unlink(self._path)
+
+    def _look(self) -> tuple[int, int]:
+        found = os.lstat(self._path)
+        return found.st_dev, found.st_ino
+
+
+async def _listen_tcp(address: TcpAddress) -> Listening:
+    """On the first address that the host's name stands for."""
+    family, sockaddr = (await _resolve(address))[0]
+    sock = trio.socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        await sock.bind(sockaddr)
+        sock.listen(_BACKLOG)
+    except BaseException as error:
+        sock.close()
+        if not isinstance(error, OSError):
+            raise
+        raise ConnectFailed(f"can't listen on {address}: {_why(error)}") from error
+    host, port = sock.getsockname()[:2]
+    return Listening(sock, TcpAddress(host, port), ipaddress.ip_address(host.partition("%")[0]).is_loopback)
+
+
+async def _resolve(address: TcpAddress) -> list[tuple[socket.AddressFamily, tuple[Any, ...]]]:
+    try:
+        found = await trio.socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise ConnectFailed(
+            f"{address}: the host name {address.host!r} can't be resolved: {_why(error)}"
+        ) from error
+    return [(family, sockaddr) for family, _, _, _, sockaddr in found]
+
+
+def _why(error: Exception) -> str:
+    """What went wrong, as the end of a sentence."""
+    if not isinstance(error, OSError):
+        return str(error)
+    return _WORDS.get(error.errno or 0) or error.strerror or str(error)

@@ -1,0 +1,99 @@
+"""Migration under QEMU's names: away from here, to here, its parameters and capabilities."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from kvmmig.monitor.control import MachineControl
+from kvmmig.monitor.messages import Arguments, NoArguments, QMPError
+from kvmmig.monitor.parameters import ParameterChanges
+from kvmmig.monitor.replies import migration_info
+from kvmmig.monitor.session import Session
+from kvmmig.monitor.table import CommandTable
+from kvmmig.monitor.targets import Channels, find_target
+
+
+class MigrateArguments(Arguments, frozen=True):
+    uri: str | None = None
+    channels: Channels | None = None
+    detach: bool = True  # all it ever was is a wish of QEMU's human monitor
+    resume: bool = False
+
+
+class IncomingArguments(Arguments, frozen=True):
+    uri: str | None = None
+    channels: Channels | None = None
+    exit_on_error: bool = True
+
+
+class ContinueArguments(Arguments, frozen=True):
+    state: Literal["pre-switchover", "device", "active", "setup", "completed", "failed", "cancelled"]
+
+
+class CapabilityState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    capability: str
+    state: bool
+
+
+class CapabilitiesArguments(Arguments, frozen=True):
+    capabilities: list[CapabilityState]
+
+
+def add_migration_commands(table: CommandTable, control: MachineControl) -> None:
+    """Add them to the table."""
+
+    @table.command("migrate", MigrateArguments)
+    async def migrate(session: Session, arguments: MigrateArguments) -> None:
+        if arguments.resume:
+            raise QMPError("there is no paused post-copy migration to resume: post-copy does not exist here")
+        await control.loaded()
+        control.check_can_migrate()
+        target = await find_target(session, arguments.uri, arguments.channels)
+        control.migrate(target.transport, on_end=target.done)
+        target.take(session)
+
+    @table.command("migrate_cancel")
+    async def migrate_cancel(session: Session, arguments: NoArguments) -> None:
+        control.cancel()
+
+    @table.command("migrate-continue", ContinueArguments)
+    async def migrate_continue(session: Session, arguments: ContinueArguments) -> None:
+        status = control.migration_status
+        if arguments.state != status:
+            raise QMPError(f"Migration not in expected state: {status or 'none'}")
+        if status != "pre-switchover" or control.migration is None:
+            raise QMPError(f"a migration does not wait in the state '{status}'; only in 'pre-switchover'")
+        control.migration.proceed()
+
+    @table.command("migrate-incoming", IncomingArguments)
+    async def migrate_incoming(session: Session, arguments: IncomingArguments) -> None:
+        if control.run_state() != "inmigrate":
+            raise QMPError("'--incoming' was not specified on the command line, so no guest can arrive here")
+        control.check_can_arrive()
+        target = await find_target(session, arguments.uri, arguments.channels)
+        await control.incoming(target.transport, exit_on_error=arguments.exit_on_error)
+        target.take(session)
+
+    @table.command("query-migrate")
+    async def query_migrate(session: Session, arguments: NoArguments) -> object:
+        return migration_info(control)
+
+    @table.command("migrate-set-parameters", ParameterChanges)
+    async def migrate_set_parameters(session: Session, arguments: ParameterChanges) -> None:
+        control.settings.change_parameters(arguments)
+
+    @table.command("query-migrate-parameters")
+    async def query_migrate_parameters(session: Session, arguments: NoArguments) -> object:
+        return control.settings.parameters
+
+    @table.command("migrate-set-capabilities", CapabilitiesArguments)
+    async def migrate_set_capabilities(session: Session, arguments: CapabilitiesArguments) -> None:
+        if control.migrating:
+            raise QMPError("There's a migration process in progress")
+        control.settings.set_capabilities([(one.capability, one.state) for one in arguments.capabilities])
+
+    @table.command("query-migrate-capabilities")
+    async def query_migrate_capabilities(session: Session, arguments: NoArguments) -> object:
+        return [{"capability": name, "state": state} for name, state in control.settings.capabilities.items()]

@@ -1,0 +1,175 @@
+"""One client's connection: a task that reads and answers in order, and a task that sends."""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import logging
+import os
+import socket
+import struct
+import time
+
+import msgspec
+import trio
+
+from kvmmig.errors import KvmmigError
+from kvmmig.monitor.address import TcpAddress
+from kvmmig.monitor.framing import Malformed, MessageSplitter
+from kvmmig.monitor.messages import (
+    QMPError,
+    encode_error,
+    encode_reply,
+    parse_id,
+    parse_members,
+    parse_request,
+)
+from kvmmig.monitor.outbox import Outbox
+from kvmmig.monitor.session import Session
+from kvmmig.monitor.table import CommandTable
+
+_log = logging.getLogger(__name__)
+
+_READ = 8 << 10  # bytes
+_SCAN = 1 << 10  # bytes: if all of them are brackets, finding out where they end takes about 0.5 ms
+_SEND = 256 << 10  # bytes: one call copies them in 0.1 ms
+_WORK = 0.0005  # seconds of answering between two checkpoints: the same loop moves a guest
+_MOST_FDS = 16  # in one read; the kernel closes the rest
+_MAX_REPLY = 4 << 20  # bytes
+
+
+class Connection:
+    """Takes over ``sock``. `run` it once; a cancel ends it, and so does the client.
+
+    A command that has begun is finished even if its client leaves meanwhile; only a cancel from outside
+    ends it.
+    """
+
+    def __init__(self, sock: trio.socket.SocketType, table: CommandTable, *, stall_limit: float) -> None:
+        self.session = Session(_peer(sock))
+        self._socket = sock
+        self._table = table
+        self._stall_limit = stall_limit
+        self._outbox = Outbox()
+        self._unsent = memoryview(b"")  # of what was taken from the outbox
+        self._breathed = 0.0  # when, by the clock of `time.perf_counter`
+
+    def send_event(self, line: bytes) -> None:
+        self._outbox.put_event(line)
+
+    async def run(self, greeting: bytes) -> None:
+        """Serve until the client ends the connection, breaks it, or reads nothing for too long."""
+        self._outbox.put_reply(greeting)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._send)
+                await self._read()
+                self._outbox.end()
+        finally:
+            self._send_without_waiting()
+            self._socket.close()
+            self.session.close()
+
+    async def _read(self) -> None:
+        splitter = MessageSplitter()
+        while True:
+            await self._outbox.room()
+            try:
+                data = await self._receive()
+            except OSError:
+                return
+            if not data:
+                return
+            self._breathed = time.perf_counter()
+            for start in range(0, len(data), _SCAN):
+                for message in splitter.feed(data[start : start + _SCAN]):
+                    self._outbox.put_reply(await self._answer(message))
+                    await self._outbox.room()
+                    if self._outbox.closed:
+                        return
+                    await self._breathe()
+                await self._breathe()
+
+    async def _breathe(self) -> None:
+        """A checkpoint, if the last one was long ago."""
+        if time.perf_counter() - self._breathed > _WORK:
+            await trio.lowlevel.checkpoint()
+            self._breathed = time.perf_counter()
+
+    async def _receive(self) -> bytes:
+        if self._socket.family != socket.AF_UNIX:
+            return await self._socket.recv(_READ)
+        space = socket.CMSG_SPACE(_MOST_FDS * array.array("i").itemsize)
+        data, ancillary, _, _ = await self._socket.recvmsg(_READ, space, socket.MSG_CMSG_CLOEXEC)
+        for level, kind, content in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                fds = array.array("i")
+                fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+                self.session.receive_fds(fds)
+        return data
+
+    async def _answer(self, message: bytes | Malformed) -> bytes:
+        request_id: msgspec.Raw | None = None
+        try:
+            if isinstance(message, Malformed):
+                raise QMPError(f"JSON parse error, {message.reason}")
+            members = parse_members(message)
+            request_id = parse_id(members)
+            request = parse_request(members)
+            result = await self._table.execute(self.session, request.execute, request.arguments)
+            reply = encode_reply(result, request_id)
+            if len(reply) > _MAX_REPLY:
+                raise QMPError(f"the reply has {len(reply)} bytes, and may have {_MAX_REPLY}")
+            return reply
+        except QMPError as error:
+            return encode_error(error.desc, error.error_class, request_id)
+        except KvmmigError as error:
+            return encode_error(str(error), request_id=request_id)
+        except Exception as error:
+            # A bug in one command must not end the machine: the guest is worth more than the command.
+            _log.exception("a command of %s failed in a way that nobody has foreseen", self.session.peer)
+            words = f"a bug in kvmmig: {type(error).__name__}: {error}"
+            return encode_error(words, request_id=request_id)
+
+    async def _send(self) -> None:
+        while chunk := await self._outbox.take():
+            self._unsent = memoryview(chunk)
+            while self._unsent:
+                sent = 0
+                with trio.move_on_after(self._stall_limit):
+                    with contextlib.suppress(OSError):
+                        sent = await self._socket.send(self._unsent[:_SEND])
+                if not sent:
+                    self._drop()
+                    return
+                self._outbox.sent(sent)
+                self._unsent = self._unsent[sent:]
+
+    def _drop(self) -> None:
+        """The client is gone, or reads nothing: the reading task, wherever it waits, comes to its end."""
+        self._outbox.close()
+        with contextlib.suppress(OSError):  # it has ended already
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def _send_without_waiting(self) -> None:
+        """What was answered last, such as a "quit", is worth a try when all of it ends."""
+        try:
+            while not self._outbox.closed:
+                if not self._unsent:
+                    self._unsent = memoryview(self._outbox.take_now())
+                    if not self._unsent:
+                        return
+                self._unsent = self._unsent[os.write(self._socket.fileno(), self._unsent) :]
+        except OSError:  # it is gone, or does not read
+            pass
+
+
+def _peer(sock: trio.socket.SocketType) -> str:
+    if sock.family == socket.AF_UNIX:
+        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        return f"process {struct.unpack('3i', credentials)[0]}"
+    try:
+        host, port = sock.getpeername()[:2]
+    except OSError:  # it has gone away already
+        return "a client"
+    return str(TcpAddress(host, port))

@@ -1,0 +1,174 @@
+"""The messages of QMP, checked as they come in and spelled as QEMU spells them as they go out.
+
+A request is ``{"execute": NAME, "arguments": {...}, "id": ANYTHING}``; what is sent is a greeting, replies,
+errors and events, each one JSON object on a line of its own, ended by CR LF. Sans I/O. See "QEMU Machine
+Protocol Specification", docs/interop/qmp-spec.rst in QEMU's sources.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from kvmmig.errors import KvmmigError
+
+#: The classes of errors that a client may tell apart. All but the first are for a client that can do
+#: something else.
+ERROR_CLASSES = ("GenericError", "CommandNotFound", "DeviceNotActive", "DeviceNotFound", "KVMMissingCap")
+
+_END = b"\r\n"
+_LONGEST_NAME = 80  # characters of a client's own words in an error
+
+
+class QMPError(KvmmigError):
+    """A command that failed: raised by handlers and, with the same words, by the client.
+
+    ``desc`` is a sentence for a person, ``error_class`` one of `ERROR_CLASSES`.
+    """
+
+    def __init__(self, desc: str, *, error_class: str = "GenericError") -> None:
+        super().__init__(desc)
+        self.desc = desc
+        self.error_class = error_class
+
+
+class Arguments(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
+    """The base of every command's arguments: ``max_bandwidth`` here is ``max-bandwidth`` there."""
+
+
+class NoArguments(Arguments, frozen=True):
+    """What a command without arguments is given."""
+
+
+class Version(msgspec.Struct, frozen=True):
+    major: int
+    minor: int
+    micro: int
+
+
+class VersionInfo(msgspec.Struct, frozen=True):
+    """``query-version``'s reply, which is part of the greeting too."""
+
+    qemu: Version
+    package: str
+
+
+def version_info(version: str) -> VersionInfo:
+    """Of ``"0.4.1.dev2"``: 0, 4, 1 and all of it. The field is called "qemu" because clients look there."""
+    numbers = [int(number) for number in re.findall(r"[0-9]+", version)[:3]]
+    return VersionInfo(Version(*[*numbers, 0, 0, 0][:3]), f"kvmmig {version}")
+
+
+class Request(msgspec.Struct, frozen=True):
+    """One command. ``arguments`` is JSON text: only the command knows what it must look like."""
+
+    execute: str
+    arguments: msgspec.Raw
+
+
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_string = msgspec.json.Decoder(str)
+_encoder = msgspec.json.Encoder()
+_NO_ARGUMENTS = msgspec.Raw(b"{}")
+
+
+def parse_members(text: bytes | bytearray) -> dict[str, msgspec.Raw]:
+    """The members of one request. Raises `QMPError`."""
+    try:
+        text.decode()  # the decoder looks only at strings that it unpacks
+        return _members.decode(text)
+    except msgspec.ValidationError as error:
+        raise QMPError("QMP input must be a JSON object") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise parse_error(error) from error
+
+
+def parse_id(members: Mapping[str, msgspec.Raw]) -> msgspec.Raw | None:
+    """What is to be sent back with the reply, as it was written but on one line."""
+    text = members.get("id")
+    return None if text is None else msgspec.Raw(bytes(text).translate(None, b"\r\n"))
+
+
+def parse_request(members: Mapping[str, msgspec.Raw]) -> Request:
+    """What is to be done. Raises `QMPError`."""
+    execute: str | None = None
+    arguments = _NO_ARGUMENTS
+    for name, text in members.items():
+        if name == "execute":
+            execute = _parse_command(text)
+        elif name == "arguments":
+            if not bytes(text).startswith(b"{"):
+                raise QMPError("QMP input member 'arguments' must be an object")
+            arguments = text
+        elif name == "exec-oob":
+            raise QMPError(
+                "QMP input member 'exec-oob' is unexpected: there is no out-of-band execution here"
+            )
+        elif name != "id":
+            raise QMPError(f"QMP input member '{shortened(name)}' is unexpected")
+    if execute is None:
+        raise QMPError("QMP input lacks member 'execute'")
+    return Request(execute, arguments)
+
+
+def _parse_command(text: msgspec.Raw) -> str:
+    try:
+        return _string.decode(text)
+    except msgspec.ValidationError as error:
+        raise QMPError("QMP input member 'execute' must be a string") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise parse_error(error) from error
+
+
+def parse_error(error: Exception) -> QMPError:
+    """What is wrong with a text that is not JSON."""
+    match error:
+        case UnicodeDecodeError():
+            reason = "a string is not UTF-8"
+        case RecursionError():
+            reason = "it is nested too deeply"
+        case _:
+            reason = str(error).removeprefix("JSON is malformed: ")
+    return QMPError(f"JSON parse error, {reason[:1].lower()}{reason[1:]}")
+
+
+def shortened(text: str) -> str:
+    """A client's own word, for an error that quotes it."""
+    return text if len(text) <= _LONGEST_NAME else text[:_LONGEST_NAME] + "..."
+
+
+def encode_greeting(version: str) -> bytes:
+    return _line({"QMP": {"version": version_info(version), "capabilities": []}})
+
+
+def encode_reply(result: object, request_id: msgspec.Raw | None = None) -> bytes:
+    """Raises `TypeError` for a result that is no JSON."""
+    return _line({"return": {} if result is None else result}, request_id)
+
+
+def encode_error(
+    desc: str, error_class: str = "GenericError", request_id: msgspec.Raw | None = None
+) -> bytes:
+    return _line({"error": {"class": error_class, "desc": desc}}, request_id)
+
+
+def encode_event(event: str, data: Mapping[str, object] | None = None) -> bytes:
+    """An event of this moment."""
+    seconds, microseconds = divmod(time.time_ns() // 1000, 1_000_000)
+    message: dict[str, Any] = {
+        "timestamp": {"seconds": seconds, "microseconds": microseconds},
+        "event": event,
+    }
+    if data is not None:
+        message["data"] = data
+    return _line(message)
+
+
+def _line(message: dict[str, Any], request_id: msgspec.Raw | None = None) -> bytes:
+    if request_id is not None:
+        message["id"] = request_id
+    return _encoder.encode(message) + _END

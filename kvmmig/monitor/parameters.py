@@ -1,0 +1,165 @@
+"""What a monitor may set for migrations: parameters, capabilities and the policy, under QEMU's names.
+
+A `MigrationSettings` holds all of it for one machine. It makes the policy and the limits that a migration
+begins with, and hands what is changed later to the one that runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from kvmmig.migration.outgoing import OutgoingMigration
+from kvmmig.migration.policy import AutoConverge, DowntimeLimit, FirstOf, Limits, Policy
+from kvmmig.monitor.messages import Arguments, QMPError
+from kvmmig.monitor.policies import PolicyChoice
+
+#: The longest downtime limit that QEMU takes, in milliseconds: 2000 s.
+MAX_DOWNTIME_MS = 2_000_000
+
+_Milliseconds = Annotated[int, msgspec.Meta(ge=0)]
+_Percent = Annotated[int, msgspec.Meta(ge=1, le=99)]
+
+
+class MigrationParameters(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """All parameters of migrations, as ``query-migrate-parameters`` shows them."""
+
+    #: Bytes a second; 0 is no limit.
+    max_bandwidth: Annotated[int, msgspec.Meta(ge=0)] = 0
+    #: Milliseconds.
+    downtime_limit: Annotated[int, msgspec.Meta(ge=0, le=MAX_DOWNTIME_MS)] = 300
+    # Per cent of the time that auto-converge lets the vCPUs stand still: at first, more each time, at most.
+    cpu_throttle_initial: _Percent = 20
+    cpu_throttle_increment: _Percent = 10
+    max_cpu_throttle: _Percent = 99
+    #: Milliseconds for the whole migration; 0 is no limit.
+    x_kvmmig_timeout: _Milliseconds = 0
+    #: What happens then: the guest is given back, or stopped and moved anyway.
+    x_kvmmig_on_timeout: Literal["cancel", "force"] = "cancel"
+    #: Not one byte accepted for so many milliseconds ends the migration.
+    x_kvmmig_stall_timeout: Annotated[int, msgspec.Meta(ge=1)] = 30_000
+
+
+class ParameterChanges(Arguments, frozen=True):
+    """The arguments of ``migrate-set-parameters``: those of `MigrationParameters` that are to change."""
+
+    max_bandwidth: Annotated[int, msgspec.Meta(ge=0)] | UnsetType = UNSET
+    downtime_limit: Annotated[int, msgspec.Meta(ge=0, le=MAX_DOWNTIME_MS)] | UnsetType = UNSET
+    cpu_throttle_initial: _Percent | UnsetType = UNSET
+    cpu_throttle_increment: _Percent | UnsetType = UNSET
+    max_cpu_throttle: _Percent | UnsetType = UNSET
+    x_kvmmig_timeout: _Milliseconds | UnsetType = UNSET
+    x_kvmmig_on_timeout: Literal["cancel", "force"] | UnsetType = UNSET
+    x_kvmmig_stall_timeout: Annotated[int, msgspec.Meta(ge=1)] | UnsetType = UNSET
+
+
+#: The capabilities, and whether they are on when nobody has set them.
+CAPABILITIES = {
+    "events": False,
+    "return-path": True,
+    "pause-before-switchover": False,
+    "auto-converge": False,
+}
+
+
+class MigrationSettings:
+    """Parameters, capabilities and policy of one machine's migrations."""
+
+    def __init__(self) -> None:
+        self.parameters = MigrationParameters()
+        self.capabilities = dict(CAPABILITIES)
+        self.policy = PolicyChoice()
+        self._live: OutgoingMigration | None = None
+        self._live_policy: Policy | None = None
+
+    def change_parameters(self, changes: ParameterChanges) -> None:
+        """Take changes over, and hand them to the migration that runs. `QMPError` changes nothing."""
+        given = {name: value for name, value in msgspec.structs.asdict(changes).items() if value is not UNSET}
+        parameters = msgspec.structs.replace(self.parameters, **given)
+        if parameters.cpu_throttle_initial > parameters.max_cpu_throttle:
+            raise QMPError(
+                f"max-cpu-throttle is {parameters.max_cpu_throttle} and cpu-throttle-initial "
+                f"{parameters.cpu_throttle_initial}; the first must not be less than the second"
+            )
+        self.parameters = parameters
+        if self._live is not None and "max_bandwidth" in given:
+            self._live.set_bandwidth(parameters.max_bandwidth or None)
+        if self._live_policy is not None:
+            self._tune(self._live_policy)
+
+    def set_capabilities(self, wanted: list[tuple[str, bool]]) -> None:
+        """Switch capabilities on or off. Raises `QMPError`, changing nothing."""
+        capabilities = dict(self.capabilities)
+        for name, state in wanted:
+            if name not in CAPABILITIES:
+                raise QMPError(
+                    f"there is no migration capability {name!r} here; there are {', '.join(CAPABILITIES)}"
+                )
+            if name == "return-path" and not state:
+                raise QMPError(
+                    "return-path can't be switched off: a way that goes both ways is always used both ways; "
+                    "file:, pipe:, exec: and a pipe as fd: have no return path"
+                )
+            capabilities[name] = state
+        self.capabilities = capabilities
+
+    def choose_policy(self, choice: PolicyChoice) -> None:
+        """Decide by another policy: from the next round on, if a migration runs."""
+        self.policy = choice
+        if self._live is not None:
+            self._live_policy = self._make_policy()
+            self._live.set_policy(self._live_policy)
+
+    def begin(
+        self,
+        make: Callable[[Policy, Limits], OutgoingMigration],
+        policy: Policy | None = None,
+        limits: Limits | None = None,
+    ) -> OutgoingMigration:
+        """A migration made with these, or the policy and the limits of now; changes reach it until `end`."""
+        policy = policy if policy is not None else self._make_policy()
+        self._live = make(policy, limits if limits is not None else self._make_limits())
+        self._live_policy = policy
+        return self._live
+
+    def end(self) -> None:
+        """The migration has ended."""
+        self._live = self._live_policy = None
+
+    def _make_policy(self) -> Policy:
+        policy = self.policy.build()
+        if self.capabilities["auto-converge"] and not any(
+            isinstance(part, AutoConverge) for part in _parts(policy)
+        ):
+            policy = FirstOf(policy, AutoConverge())
+        self._tune(policy)
+        return policy
+
+    def _make_limits(self) -> Limits:
+        parameters = self.parameters
+        return Limits(
+            bandwidth=parameters.max_bandwidth or None,
+            timeout=parameters.x_kvmmig_timeout / 1000 or None,
+            on_timeout=parameters.x_kvmmig_on_timeout,
+            stall_timeout=parameters.x_kvmmig_stall_timeout / 1000,
+        )
+
+    def _tune(self, policy: Policy) -> None:
+        parameters = self.parameters
+        for part in _parts(policy):
+            if isinstance(part, DowntimeLimit):
+                part.seconds = parameters.downtime_limit / 1000
+            elif isinstance(part, AutoConverge):
+                part.first = parameters.cpu_throttle_initial / 100
+                part.step = parameters.cpu_throttle_increment / 100
+                part.most = parameters.max_cpu_throttle / 100
+
+
+def _parts(policy: Policy) -> list[Policy]:
+    """The policies that a policy is made of; itself where it is made of none."""
+    if isinstance(policy, FirstOf):
+        return [part for inner in policy.policies for part in _parts(inner)]
+    return [policy]

@@ -1,0 +1,107 @@
+"""Policies by name, with their parameters: what ``x-kvmmig-set-policy`` chooses from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from kvmmig.migration.policy import (
+    AutoConverge,
+    DowntimeLimit,
+    FirstOf,
+    MaxRounds,
+    NoProgress,
+    Policy,
+    RateAdaptive,
+)
+from kvmmig.monitor.messages import QMPError
+
+
+@dataclass(frozen=True, slots=True)
+class NamedPolicy:
+    """One policy that can be chosen. ``parameters`` has each one's default and what it means."""
+
+    name: str
+    description: str
+    parameters: Mapping[str, tuple[float, str]]
+    make: Callable[[Mapping[str, float]], Policy]
+
+
+_ROUNDS = (30.0, "rounds at the most")
+_PATIENCE = (3.0, "rounds that may leave no less than the best one")
+_SHRINK = (0.95, "a round makes progress when it leaves less than this share of the best one")
+
+POLICIES = (
+    NamedPolicy(
+        "combined",
+        "downtime-limit or max-rounds, whichever is first",
+        {"rounds": _ROUNDS},
+        lambda given: FirstOf(DowntimeLimit(), MaxRounds(int(given["rounds"]))),
+    ),
+    NamedPolicy(
+        "downtime-limit",
+        "stops when what is left fits into the migration parameter downtime-limit; never, if it never does",
+        {},
+        lambda given: DowntimeLimit(),
+    ),
+    NamedPolicy(
+        "max-rounds",
+        "stops after so many rounds, whatever is left",
+        {"rounds": _ROUNDS},
+        lambda given: MaxRounds(int(given["rounds"])),
+    ),
+    NamedPolicy(
+        "no-progress",
+        "stops when what is left fits into downtime-limit, or when the rounds no longer shrink",
+        {"patience": _PATIENCE, "shrink": _SHRINK},
+        lambda given: FirstOf(DowntimeLimit(), NoProgress(int(given["patience"]), given["shrink"])),
+    ),
+    NamedPolicy(
+        "rate-adaptive",
+        "sends each round at the last dirty rate + 50 Mbit/s (Clark et al., NSDI 2005)",
+        {
+            "minimum": (100e6 / 8, "bytes a second, of the first round"),
+            "maximum": (500e6 / 8, "bytes a second; it stops when it would need more"),
+        },
+        lambda given: RateAdaptive(given["minimum"], given["maximum"]),
+    ),
+    NamedPolicy(
+        "auto-converge",
+        "slows the vCPUs down, as the cpu-throttle parameters say, until downtime-limit can be kept",
+        {"rounds": _ROUNDS},
+        lambda given: FirstOf(DowntimeLimit(), AutoConverge(), MaxRounds(int(given["rounds"]))),
+    ),
+)
+_BY_NAME = {policy.name: policy for policy in POLICIES}
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyChoice:
+    """A policy's name and the parameters that were given. Raises `QMPError` for one that can't be."""
+
+    name: str = "combined"
+    given: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.name not in _BY_NAME:
+            raise QMPError(f"there is no policy {self.name!r}; there are {', '.join(_BY_NAME)}")
+        known = _BY_NAME[self.name].parameters
+        for name, value in self.given.items():
+            if name not in known:
+                right = f"it has {', '.join(known)}" if known else "it has none of its own"
+                raise QMPError(f"the policy {self.name} has no parameter {name!r}; {right}")
+            if not value > 0:
+                raise QMPError(f"the policy {self.name} needs {name} above 0, not {value:g}")
+        minimum, maximum = (self.parameters.get(name, 0.0) for name in ("minimum", "maximum"))
+        if minimum > maximum:
+            raise QMPError(f"the policy {self.name} needs a minimum that is not above its maximum")
+
+    @property
+    def parameters(self) -> dict[str, float]:
+        """All its parameters with the values that they have."""
+        defaults = {name: value for name, (value, _) in _BY_NAME[self.name].parameters.items()}
+        return {**defaults, **self.given}
+
+    def build(self) -> Policy:
+        """A new policy object: one serves one migration."""
+        return _BY_NAME[self.name].make(self.parameters)

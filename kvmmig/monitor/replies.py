@@ -1,0 +1,132 @@
+"""The figures of a migration, spelled as QEMU spells them, and as kvmmig does."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from functools import cache
+from typing import Any
+
+from kvmmig.machine.memory import PAGE_SIZE
+from kvmmig.migration.report import MigrationStatistics, Phase
+from kvmmig.monitor.arrival import Arrival
+from kvmmig.monitor.control import MachineControl
+from kvmmig.monitor.states import SWITCHING_OVER, MigrationStatus
+from kvmmig.monitor.targets import socket_address
+
+#: Rounds, and events, that one reply has at most: making it holds the loop.
+_MOST = 200
+
+
+def migration_info(control: MachineControl) -> dict[str, Any]:
+    """``query-migrate``'s reply, QEMU's ``MigrationInfo``: empty before there was any migration."""
+    status, migration = control.migration_status, control.migration
+    if migration is not None and status is not None:
+        return _outgoing(status, migration.statistics(), control.migration_error)
+    if control.arrival is not None:
+        return _incoming(control.arrival)
+    return {}
+
+
+def _outgoing(status: MigrationStatus, figures: MigrationStatistics, error: str) -> dict[str, Any]:
+    info: dict[str, Any] = {
+        "status": status,
+        "total-time": _ms(figures.total_time),
+        "ram": _ram(figures),
+        "cpu-throttle-percentage": round(figures.throttle * 100),
+    }
+    if figures.setup_time is not None:
+        info["setup-time"] = _ms(figures.setup_time)
+    if figures.downtime is not None:
+        info["downtime"] = _ms(figures.downtime)
+    if figures.expected_downtime is not None and math.isfinite(figures.expected_downtime):
+        info["expected-downtime"] = _ms(figures.expected_downtime)
+    if error or figures.error:
+        info["error-desc"] = error or figures.error
+    return info
+
+
+def _ram(figures: MigrationStatistics) -> dict[str, Any]:
+    """QEMU's ``MigrationRAMStats``; what has no meaning here is zero, as it is there for such a migration."""
+    rounds = figures.rounds
+    last = rounds[-1] if rounds else None
+    sends = figures.sent_pages + figures.zero_pages
+    begun = sends or figures.phase not in (Phase.SETUP, Phase.ROUNDS)  # all of it is owed until then
+    switching = figures.phase in SWITCHING_OVER or figures.phase in (Phase.DONE, Phase.UNKNOWN)
+    before = sum(one.sent_bytes for one in rounds) if switching else figures.sent_bytes
+    dirty_rate = figures.dirty_rate / PAGE_SIZE
+    return {
+        "transferred": figures.sent_bytes,
+        "remaining": (figures.remaining_pages if begun else figures.total_pages) * PAGE_SIZE,
+        "total": figures.total_pages * PAGE_SIZE,
+        "duplicate": figures.zero_pages,
+        "normal": figures.sent_pages,
+        "normal-bytes": figures.sent_pages * PAGE_SIZE,
+        "dirty-pages-rate": round(dirty_rate),
+        "mbps": figures.rate * 8 / 1e6,
+        "dirty-sync-count": 0 if figures.setup_time is None else len(rounds) + 1 + switching,
+        "postcopy-requests": 0,
+        "page-size": PAGE_SIZE,
+        "multifd-bytes": 0,
+        "pages-per-second": round(
+            (last.sent_pages + last.zero_pages) / last.duration
+            if last is not None and last.duration
+            else sends / max(figures.total_time - (figures.setup_time or 0.0), 1e-3)
+        ),
+        "precopy-bytes": before,
+        "downtime-bytes": figures.sent_bytes - before,
+        "postcopy-bytes": 0,
+        "dirty-sync-missed-zero-copy": 0,
+    }
+
+
+def _incoming(arrival: Arrival) -> dict[str, Any]:
+    info: dict[str, Any] = {"status": arrival.status}
+    address = socket_address(arrival.uri)
+    if arrival.status == "setup" and address is not None:
+        info["socket-address"] = address
+    if arrival.error is not None:
+        info["error-desc"] = str(arrival.error)
+    return info
+
+
+def migration_figures(control: MachineControl) -> dict[str, Any]:
+    """All of `MigrationStatistics`, in seconds and bytes; the newest rounds and events where there are many.
+
+    Empty before there was any migration.
+    """
+    if control.migration is None:
+        return {}
+    figures = control.migration.statistics()
+    newest = dataclasses.replace(figures, rounds=figures.rounds[-_MOST:], events=figures.events[-_MOST:])
+    reply: dict[str, Any] = _kebab(newest)
+    return {"status": control.migration_status, **reply, "worst-stall": figures.worst_stall}
+
+
+@cache
+def _names(kind: type) -> tuple[tuple[str, str], ...]:
+    names = [field.name for field in dataclasses.fields(kind)]
+    return tuple((name, name.replace("_", "-")) for name in names)
+
+
+def _kebab(value: Any) -> Any:
+    """A frozen figure as JSON has it, its names with hyphens, as all of QMP's; infinity is null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, tuple | list):
+        return [_kebab(item) for item in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {name: _kebab(getattr(value, attribute)) for attribute, name in _names(type(value))}
+    return value
+
+
+def page_map(control: MachineControl, blocks: int) -> dict[str, Any] | None:
+    """`PageMap` of the present or last migration; None before there was any."""
+    if control.migration is None:
+        return None
+    reply: dict[str, Any] = _kebab(control.migration.page_map(blocks))
+    return reply
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)

@@ -1,0 +1,122 @@
+"""The monitor's server: listens, greets, and tells every client what happens."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable, Mapping
+
+import trio
+
+from kvmmig.monitor.address import Address, open_listener, parse_address, tune
+from kvmmig.monitor.connection import Connection
+from kvmmig.monitor.messages import encode_error, encode_event, encode_greeting
+from kvmmig.monitor.session_commands import add_session_commands
+from kvmmig.monitor.table import CommandTable
+
+_log = logging.getLogger(__name__)
+
+_MOST_CLIENTS = 64  # each may hold up to 80 descriptors of the process's
+_STALL_LIMIT = 30.0  # seconds
+_TOO_MANY = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
+_GONE = (errno.ECONNABORTED, errno.EPERM, errno.EPROTO)  # of one client only
+_PAUSE = 0.1  # seconds until there may be a descriptor again
+
+
+class MonitorServer:
+    """Serves one table of commands to any number of clients, each in a session of its own.
+
+    ``version`` is kvmmig's, for the greeting. ``notices`` is told in a sentence what whoever started the
+    monitor should know. A client that has taken nothing for ``stall_limit`` seconds while something waited
+    is dropped.
+
+    >>> server = MonitorServer(table, version="0.1.0")
+    >>> address = await nursery.start(server.serve, "unix:/run/user/1000/kvmmig/a.sock")
+    >>> server.emit("STOP")
+    """
+
+    def __init__(
+        self,
+        table: CommandTable,
+        *,
+        version: str,
+        notices: Callable[[str], None] | None = None,
+        stall_limit: float = _STALL_LIMIT,
+    ) -> None:
+        self._table = table
+        self._greeting = encode_greeting(version)
+        self._notices = notices
+        self._stall_limit = stall_limit
+        self._connections: set[Connection] = set()
+        add_session_commands(table)
+
+    @property
+    def clients(self) -> int:
+        """How many are connected."""
+        return len(self._connections)
+
+    def emit(self, event: str, data: Mapping[str, object] | None = None) -> None:
+        """Send an event, with the present time, to every client that has negotiated. Never blocks.
+
+        A client that does not read loses events once 1 MiB of them waits for it.
+        """
+        listening = [connection for connection in self._connections if connection.session.negotiated]
+        if listening:
+            line = encode_event(event, data)
+            for connection in listening:
+                connection.send_event(line)
+
+    async def serve(
+        self, address: str | Address, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Listen until cancelled; ``task_status.started`` gets the address as text, with the real port.
+
+        Several may run at once. Raises `BadURI` and `ConnectFailed` before it has started. A cancel ends
+        every session of this address: what has been answered is still sent as far as it goes without
+        waiting.
+        """
+        parsed = parse_address(address) if isinstance(address, str) else address
+        async with open_listener(parsed) as listening:
+            text = str(listening.address)
+            if self._notices is not None and not listening.private:
+                self._notices(
+                    f"the monitor listens on {text}: anyone who reaches that port controls the machine, "
+                    "and may run programs with your rights"
+                )
+            async with trio.open_nursery() as nursery:
+                task_status.started(text)
+                while True:
+                    nursery.start_soon(self._greet, await self._accept(listening.socket))
+
+    async def _accept(self, listener: trio.socket.SocketType) -> trio.socket.SocketType:
+        while True:
+            try:
+                return (await listener.accept())[0]
+            except OSError as error:
+                if error.errno in _TOO_MANY:
+                    _log.warning("a client of the monitor waits: %s", error.strerror)
+                    await trio.sleep(_PAUSE)
+                elif error.errno not in _GONE:
+                    raise
+
+    async def _greet(self, sock: trio.socket.SocketType) -> None:
+        """Serve one client; whatever goes wrong with it is its own affair."""
+        try:
+            if len(self._connections) >= _MOST_CLIENTS:
+                with sock:
+                    await sock.send(
+                        encode_error(f"{_MOST_CLIENTS} clients are connected already, and no more may be")
+                    )
+                return
+            tune(sock)
+            connection = Connection(sock, self._table, stall_limit=self._stall_limit)
+            self._connections.add(connection)
+            try:
+                await connection.run(self._greeting)
+            finally:
+                self._connections.discard(connection)
+        except OSError:
+            sock.close()
+        except Exception:
+            _log.exception("a connection to the monitor failed in a way that nobody has foreseen")
+            sock.close()

@@ -1,0 +1,121 @@
+"""Where a migration leads, as a QMP client says it: a URI, or QEMU's ``channels``; ``fd:NAME`` resolved."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+import msgspec
+import trio
+
+from kvmmig.errors import TransportError
+from kvmmig.migration.registry import transport_for
+from kvmmig.migration.transport import Transport, TransportURI
+from kvmmig.monitor.messages import QMPError
+from kvmmig.monitor.session import Session
+
+
+class _Address(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """QEMU's ``MigrationAddress``: which fields there are depends on ``transport`` and ``type``."""
+
+    transport: Literal["socket", "exec", "file"]
+    type: Literal["inet", "unix", "fd", ""] = ""
+    host: str = ""
+    port: str = ""
+    path: str = ""
+    str_: str = msgspec.field(default="", name="str")
+    args: list[str] = []
+    filename: str = ""
+    offset: int = 0
+
+    def uri(self) -> str:
+        match self.transport, self.type:
+            case "socket", "inet":
+                host = f"[{self.host}]" if ":" in self.host else self.host
+                return f"tcp:{host}:{self.port}"
+            case "socket", "unix":
+                return f"unix:{self.path}"
+            case "socket", "fd":
+                return f"fd:{self.str_}"
+            case "exec", "":
+                return f"exec:{shlex.join(self.args)}"
+            case "file", "":
+                return f"file:{self.filename}" + (f",offset={self.offset}" if self.offset else "")
+        raise QMPError(
+            f"channels: an address of transport {self.transport!r} and type {self.type!r} is unknown"
+        )
+
+
+class Channel(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
+    """QEMU's ``MigrationChannel``; only the main one exists here."""
+
+    channel_type: Literal["main"]
+    addr: _Address
+
+
+Channels = Annotated[list[Channel], msgspec.Meta(min_length=1, max_length=1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A transport, and the descriptor that it will take over, if it is one that the client has passed."""
+
+    transport: Transport
+    fd: int | None = None
+    name: str = ""
+    identity: tuple[int, int] = (0, 0)
+
+    def take(self, session: Session) -> None:
+        """The transport is going to be used: the descriptor is the session's no more."""
+        if self.fd is not None:
+            session.fds.pop(self.name, None)
+
+    def done(self) -> None:
+        """The transport will be used no more: close the descriptor if it never came to take it over."""
+        if self.fd is None:
+            return
+        with contextlib.suppress(OSError):
+            found = os.fstat(self.fd)
+            if (found.st_dev, found.st_ino) == self.identity:  # else its number has got another owner
+                os.close(self.fd)
+
+
+async def find_target(session: Session, uri: str | None, channels: list[Channel] | None) -> Target:
+    """What ``uri``, or ``channels``, means for this client. Raises `QMPError`, `BadURI`, `TransportError`."""
+    if (uri is None) == (channels is None):
+        raise QMPError("give either 'uri' or 'channels', and not both")
+    text = uri if uri is not None else channels[0].addr.uri() if channels else ""
+    parsed = TransportURI.parse(text)
+    if parsed.scheme == "file" and ",offset=" in parsed.target:
+        raise QMPError(
+            f"{text!r}: a saved guest begins at the beginning of its file here; leave the offset out"
+        )
+    fd, identity, name = None, (0, 0), parsed.target
+    if parsed.scheme == "fd" and name and not name.isdecimal():
+        fd = session.fds.get(name)
+        if fd is None:
+            raise QMPError(f"File descriptor named '{name}' has not been found; pass it with 'getfd' first")
+        found = os.fstat(fd)
+        identity = (found.st_dev, found.st_ino)
+        parsed = replace(parsed, target=str(fd))
+    # It imports modules, and looks for packages that bring more of them: 20 ms, the first time.
+    transport = await trio.to_thread.run_sync(transport_for, parsed)
+    return Target(transport, fd, name, identity)
+
+
+def socket_address(uri: str) -> list[dict[str, str]] | None:
+    """Where somebody listens, as QEMU's ``socket-address``; None where that is no socket."""
+    try:
+        parsed = TransportURI.parse(uri)
+    except TransportError:
+        return None
+    match parsed.scheme:
+        case "tcp":
+            host, _, port = parsed.target.rpartition(":")
+            return [{"type": "inet", "host": host.strip("[]"), "port": port}]
+        case "unix":
+            return [{"type": "unix", "path": parsed.target}]
+    return None

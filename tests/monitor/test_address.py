@@ -1,0 +1,174 @@
+"""Where a monitor listens, and who may come in."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from pathlib import Path
+
+import pytest
+import trio
+
+from kvmmig.errors import BadURI, ConnectFailed
+from kvmmig.monitor.address import (
+    TcpAddress,
+    UnixAddress,
+    connect,
+    open_listener,
+    parse_address,
+)
+
+from .conftest import PATIENCE
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("unix:/run/a.sock", UnixAddress("/run/a.sock")),
+        ("unix:a:b,c", UnixAddress("a:b,c")),
+        ("tcp:example.org:4444", TcpAddress("example.org", 4444)),
+        ("tcp:[::1]:0", TcpAddress("::1", 0)),
+        ("tcp::65535", TcpAddress("127.0.0.1", 65535)),
+    ],
+)
+def test_an_address_is_parsed(text: str, address: UnixAddress | TcpAddress) -> None:
+    assert parse_address(text) == address
+    assert parse_address(str(address)) == address
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "is not a monitor's address: write unix:PATH"),
+        ("unix", "is not a monitor's address"),
+        ("unix:", "names no socket"),
+        ("unix:/" + 107 * "x", "the path has 108 bytes, and a socket's may have 107"),
+        ("tcp:4444", "is not a monitor's address"),
+        ("tcp:host:65536", "is not a monitor's address"),
+        ("tcp:::1:4444", "is not a monitor's address"),
+        ("udp:host:1", "is not a monitor's address"),
+        ("/run/a.sock", "is not a monitor's address"),
+    ],
+)
+def test_what_is_no_address_is_one_sentence(text: str, sentence: str) -> None:
+    with pytest.raises(BadURI, match=sentence):
+        parse_address(text)
+
+
+async def test_a_socket_is_never_anybody_elses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the umask, and from the moment it has a name."""
+    path = tmp_path / "a.sock"
+    seen: list[int] = []
+    bind = socket.socket.bind
+
+    def observed(self: socket.socket, address: str) -> None:
+        bind(self, address)
+        seen.append(stat.S_IMODE(path.stat().st_mode))
+
+    monkeypatch.setattr(socket.socket, "bind", observed)
+    former = os.umask(0)
+    try:
+        async with open_listener(UnixAddress(str(path))) as listening:
+            assert listening.private
+    finally:
+        os.umask(former)
+    assert seen == [0o600]
+    assert os.listdir(tmp_path) == []
+
+
+async def test_a_cancelled_listener_removes_its_socket(tmp_path: Path) -> None:
+    with trio.CancelScope() as scope:
+        async with open_listener(UnixAddress(f"{tmp_path}/a.sock")) as listening:
+            scope.cancel()
+            await listening.socket.accept()
+    assert os.listdir(tmp_path) == []
+
+
+async def test_a_dead_monitors_socket_is_replaced_and_a_living_ones_is_not(tmp_path: Path) -> None:
+    address = UnixAddress(f"{tmp_path}/a.sock")
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(address.path)
+    async with open_listener(address) as living:
+        with pytest.raises(ConnectFailed, match="another process listens there already"):
+            async with open_listener(address):
+                pass
+        with trio.fail_after(PATIENCE):
+            (await connect(address)).close()
+            (await living.socket.accept())[0].close()
+
+
+async def test_what_somebody_else_has_put_there_stays(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_text("a letter")
+    with pytest.raises(ConnectFailed, match="something that is no socket has that name"):
+        async with open_listener(UnixAddress(str(path))):
+            pass
+    path.unlink()
+    async with open_listener(UnixAddress(str(path))):
+        path.unlink()
+        path.write_text("a letter")
+    assert path.read_text() == "a letter"
+
+
+@pytest.mark.parametrize(
+    ("text", "private", "listens"),
+    [
+        ("tcp::0", True, "tcp:127.0.0.1:"),
+        ("tcp:localhost:0", True, "tcp:"),
+        ("tcp:0.0.0.0:0", False, "tcp:0.0.0.0:"),
+    ],
+)
+async def test_tcp_knows_whether_other_hosts_can_reach_it(text: str, private: bool, listens: str) -> None:
+    async with open_listener(parse_address(text)) as listening:
+        assert listening.private is private
+        assert str(listening.address).startswith(listens)
+        assert isinstance(listening.address, TcpAddress)
+        assert listening.address.port != 0
+        with trio.fail_after(PATIENCE):
+            (await connect(listening.address)).close()
+
+
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [
+        ("tcp:192.0.2.1:0", "that address is not one of this host's"),
+        ("tcp:no.such.host.invalid:1", "can't be resolved"),
+        ("unix:/nonsense/a.sock", "there is no such file or directory"),
+        ("unix:/proc/a.sock", "can't listen on unix:/proc/a.sock"),
+    ],
+)
+async def test_what_can_not_be_listened_on_is_one_sentence(address: str, sentence: str) -> None:
+    with pytest.raises(ConnectFailed, match=sentence):
+        async with open_listener(parse_address(address)):
+            pass
+
+
+async def test_what_can_not_be_reached_is_one_sentence(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(f"{tmp_path}/dead")
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    (tmp_path / "file").touch()
+    for address, sentence in (
+        (f"unix:{tmp_path}/none", "there is no such socket"),
+        (f"unix:{tmp_path}/dead", "nobody listens there"),
+        (f"unix:{tmp_path}/file", "nobody listens there"),
+        (f"tcp:127.0.0.1:{port}", "nobody listens there"),
+    ):
+        with pytest.raises(ConnectFailed, match=sentence):
+            await connect(parse_address(address))
+
+
+async def test_a_listener_whose_queue_is_full_is_waited_for(tmp_path: Path) -> None:
+    address = UnixAddress(f"{tmp_path}/a.sock")
+    with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as first:
+        busy.bind(address.path)
+        busy.listen(0)
+        first.connect(address.path)
+        with trio.move_on_after(0.1) as waited:
+            await connect(address)
+        assert waited.cancelled_caught
+        busy.accept()[0].close()
+        with trio.fail_after(PATIENCE):
+            (await connect(address)).close()

@@ -1,0 +1,227 @@
+"""One machine under control: its run states, its events, and the rules between what is done to it."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.testing
+
+from kvmmig import guests
+from kvmmig.errors import BadURI, KvmmigError, MigrationCancelled, OutcomeUnknown, StreamError, WrongState
+from kvmmig.machine import Entry, MachineConfig, Program
+from kvmmig.monitor.control import MachineControl
+from tests.monitor.lab import MIB, PATIENCE, Lab, awaiting, check, listening, running
+
+pytestmark = pytest.mark.kvm
+
+
+async def test_a_guest_is_loaded_runs_pauses_goes_on_and_is_told_of() -> None:
+    program = guests.find("dirtier").program(memory=16 * MIB, cpus=1, settings={"hot": "1MiB"})
+    with trio.fail_after(PATIENCE):
+        async with MachineControl.open(name="a") as control:
+            lab = Lab(control)
+            assert control.run_state() == "prelaunch"
+            with pytest.raises(WrongState, match="'a' has no guest yet"):
+                await control.cont()
+            await control.load(
+                MachineConfig(memory=16 * MIB, name="dirtier", parameters=program.parameters), program
+            )
+            assert control.run_state() == "prelaunch"
+            await control.start()
+            assert control.run_state() == "running"
+            await control.cont()  # it runs already
+            await control.stop()
+            assert control.run_state() == "paused"
+            await control.stop()
+            await control.cont()
+            control.quit()
+            assert (await control.wait()).ending is None
+            with pytest.raises(WrongState, match="'a' has its guest already"):
+                await control.load(MachineConfig(memory=16 * MIB), program)
+            assert lab.named == ["RESUME", "STOP", "RESUME", "SHUTDOWN"]
+            assert lab.events[-1][1] == {"guest": False, "reason": "host-qmp-quit"}
+
+
+async def test_what_is_asked_of_a_guest_that_is_being_loaded_waits_for_it() -> None:
+    program = guests.find("dirtier").program(memory=16 * MIB, cpus=1, settings={"hot": "1MiB"})
+    config = MachineConfig(memory=16 * MIB, name="dirtier", parameters=program.parameters)
+    with trio.fail_after(PATIENCE):
+        async with MachineControl.open(name="a") as control, awaiting() as there:
+            lab = Lab(control)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(lambda: control.load(config, program, start=True))
+                await trio.testing.wait_all_tasks_blocked()
+                assert control.run_state() == "prelaunch"
+                await lab("migrate", uri=await listening(there))
+            assert lab.named[0] == "RESUME"
+            await control.migration_ended()
+
+
+async def test_a_guest_that_ends_by_itself_ends_the_wait_with_its_status() -> None:
+    with trio.fail_after(PATIENCE):
+        async with running("hello", size=4 * MIB) as lab:
+            ending = (await lab.control.wait()).ending
+            assert ending is not None
+            assert ending.kind == "exit"
+            assert lab.control.run_state() == "shutdown"
+            assert lab.events[-1] == ("SHUTDOWN", {"guest": True, "reason": "guest-shutdown"})
+
+
+async def test_a_guest_that_crashes_is_told_of_as_a_panic_with_the_report() -> None:
+    # A jump to an address that no page table has: a triple fault.
+    crashing = Program("crash", Entry.LONG64, b"\x48\xb8" + bytes([0, 0, 0, 0, 0, 1, 0, 0]) + b"\xff\xe0")
+    with trio.fail_after(PATIENCE):
+        async with MachineControl.open(name="a") as control:
+            lab = Lab(control)
+            await control.load(MachineConfig(memory=4 * MIB), crashing)
+            await control.start()
+            await control.wait()
+            assert control.run_state() == "guest-panicked"
+            assert lab.named == ["RESUME", "GUEST_PANICKED", "SHUTDOWN"]
+            assert "rip" in str(lab.events[1][1]["x-kvmmig-report"])
+            assert lab.events[2][1] == {"guest": True, "reason": "guest-panic"}
+
+
+async def test_a_guest_moves_and_both_sides_say_so() -> None:
+    with trio.fail_after(PATIENCE):
+        async with awaiting() as there, running() as here:
+            for lab in (here, there):
+                lab.control.settings.set_capabilities([("events", True)])
+            assert there.control.run_state() == "inmigrate"
+            with pytest.raises(WrongState, match="has not arrived yet"):
+                await there.control.cont()
+            uri = await listening(there)
+            here.control.migrate(uri)
+            figures = await here.control.migration_ended()
+            await there.control.wait_arrived()
+            assert figures.sent_pages > 0
+            assert here.control.run_state() == "postmigrate"
+            assert there.control.run_state() == "running"
+            assert [name for name in here.named if name != "MIGRATION_PASS"] == [
+                *("RESUME", "setup", "active", "STOP", "device", "completed")
+            ]
+            passes = [data["pass"] for name, data in here.events if name == "MIGRATION_PASS"]
+            assert passes == list(range(1, len(figures.rounds) + 3))
+            assert there.named == ["setup", "active", "completed", "RESUME"]
+            with pytest.raises(WrongState, match="has moved away"):
+                await here.control.cont()
+            with pytest.raises(WrongState, match="has moved away"):
+                here.control.migrate(uri)
+            await check(there.control)
+
+
+async def test_a_paused_guest_arrives_paused() -> None:
+    with trio.fail_after(PATIENCE):
+        async with awaiting() as there, running() as here:
+            await here.control.stop()
+            here.control.migrate(await listening(there))
+            await here.control.migration_ended()
+            await there.control.wait_arrived()
+            assert there.control.run_state() == "paused"
+            await there.control.cont()
+            assert there.control.run_state() == "running"
+
+
+async def test_a_cancelled_migration_leaves_the_guest_running_and_tells_so() -> None:
+    with trio.fail_after(PATIENCE):
+        async with running() as lab:
+            control = lab.control
+            control.settings.set_capabilities([("events", True), ("pause-before-switchover", True)])
+            async with awaiting() as there:
+                control.migrate(await listening(there))
+                await lab.until(lambda: control.migration_status == "pre-switchover")
+                await lab.until(lambda: control.run_state() == "finish-migrate")
+                for refused in (control.stop, control.cont):
+                    with pytest.raises(WrongState, match="not finalized"):
+                        await refused()
+                with pytest.raises(WrongState, match="can't be reset while it migrates"):
+                    await control.reset()
+                with pytest.raises(WrongState, match="There's a migration process in progress"):
+                    control.migrate("tcp:127.0.0.1:1")
+                control.cancel()
+                assert control.migration_status == "cancelling"
+                with pytest.raises(MigrationCancelled):
+                    await control.migration_ended()
+                assert control.run_state() == "running"
+                with pytest.raises(KvmmigError):
+                    await there.control.wait()
+            assert [name for name in lab.named if name != "MIGRATION_PASS"] == [
+                *("RESUME", "setup", "active", "STOP", "pre-switchover", "cancelling", "RESUME", "cancelled")
+            ]
+            control.cancel()  # none is running
+            await check(control)
+
+
+async def test_a_failed_migration_leaves_the_guest_running_and_another_one_may_follow() -> None:
+    with trio.fail_after(PATIENCE):
+        async with running() as lab:
+            with pytest.raises(BadURI):
+                lab.control.migrate("pigeon:coop")
+            assert lab.control.migration is None
+            lab.control.migrate("tcp:127.0.0.1:1")
+            with pytest.raises(KvmmigError, match="nobody listens"):
+                await lab.control.migration_ended()
+            assert lab.control.migration_status == "failed"
+            assert lab.control.run_state() == "running"
+            async with awaiting() as there:
+                lab.control.migrate(await listening(there))
+                await lab.control.migration_ended()
+
+
+async def test_leaving_in_the_middle_of_a_migration_gives_the_other_side_no_guest() -> None:
+    with trio.fail_after(PATIENCE):
+        async with awaiting() as there:
+            async with running() as here:
+                here.control.settings.set_capabilities([("pause-before-switchover", True)])
+                here.control.migrate(await listening(there))
+                await here.until(lambda: here.control.migration_status == "pre-switchover")
+            with pytest.raises(KvmmigError):
+                await there.control.wait()
+            assert there.control.machine is None
+
+
+async def test_after_a_migration_whose_outcome_nobody_knows_only_an_operator_gets_the_guest_back() -> None:
+    with trio.fail_after(PATIENCE):
+        async with running() as lab:
+            async with awaiting() as there:
+                uri = await listening(there)
+                # It is cut in "running", behind 16 bytes of preamble and 32 each of "accept" and "ready".
+                lab.control.migrate(f"fault+{uri}?fault.what=cut&fault.side=receive&fault.at=90")
+                with pytest.raises(OutcomeUnknown, match="Look there first"):
+                    await lab.control.migration_ended()
+            assert lab.control.migration_status == "failed"
+            assert lab.control.run_state() == "postmigrate"
+            with pytest.raises(WrongState, match="moved away"):
+                await lab.control.cont()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(lab.control.wait_taken_back)
+                await trio.testing.wait_all_tasks_blocked()
+                await lab.control.take_back()
+            assert lab.control.run_state() == "running"
+            with pytest.raises(WrongState, match="nothing to take back"):
+                await lab.control.take_back()
+            await check(lab.control)
+
+
+async def test_what_does_not_arrive_ends_the_wait_or_may_be_tried_again() -> None:
+    with trio.fail_after(PATIENCE):
+        async with awaiting() as there:
+            with pytest.raises(WrongState, match="on its way"):
+                await there.control.wait_arrived()
+            await there.control.incoming("exec:echo this is no guest, however long", exit_on_error=False)
+            with pytest.raises(StreamError):
+                await there.control.wait_arrived()
+            assert there.control.run_state() == "inmigrate"
+            await there.control.incoming("exec:echo this is no guest, however long")
+            with pytest.raises(StreamError):
+                await there.control.wait_guest()
+            with pytest.raises(StreamError):
+                await there.control.wait()
+
+
+async def test_a_reset_is_told_of() -> None:
+    with trio.fail_after(PATIENCE):
+        async with running() as lab:
+            await lab.control.reset()
+            assert lab.events[-1] == ("RESET", {"guest": False, "reason": "host-qmp-system-reset"})
+            assert lab.control.run_state() == "running"
