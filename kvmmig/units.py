@@ -40,6 +40,14 @@ def parse_duration(text: str) -> float:
     return float(match[1]) * factor
 
 
+def parse_rate(text: str) -> int:
+    """Bytes a second in ``text``: ``500MB/s``, ``500MB``. Raises `ValueError` as `parse_size` does."""
+    try:
+        return parse_size(text.strip().removesuffix("/s"))
+    except ValueError:
+        raise ValueError(f"{text!r} is not a rate; write it like 500MB/s") from None
+
+
 def format_size(count: float) -> str:
     """``1073741824`` -> ``1.0 GiB``; memory and stream sizes are binary, as KVM's pages are."""
     for unit in ("B", "KiB", "MiB", "GiB"):

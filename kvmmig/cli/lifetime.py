@@ -63,6 +63,8 @@ def the_error(problem: BaseException) -> BaseException:
             return leaf
     if all(isinstance(leaf, KvmmigError) for leaf in leaves):
         return leaves[0]
+    if all(isinstance(leaf, BrokenPipeError) for leaf in leaves):  # "kvmmig migrate ... | head"
+        return leaves[0]
     return problem
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from time import perf_counter
 
 import trio
@@ -22,6 +22,7 @@ _PHASES = {
     Phase.SETUP: "connecting to {}",
     Phase.ROUNDS: "sending memory, while the guest runs",
     Phase.STOP: "the guest is being stopped",
+    Phase.PRE_SWITCHOVER: "the guest is stopped, and waits to be told to go on",
     Phase.FINAL: "sending what is left",
     Phase.COMMIT: "handing over",
     Phase.DONE: "done",
@@ -29,9 +30,16 @@ _PHASES = {
 
 
 async def run_with_progress(
-    migration: OutgoingMigration, output: Output, *, indent: str = ""
+    migration: OutgoingMigration,
+    output: Output,
+    *,
+    run: Callable[[], Awaitable[MigrationStatistics]] | None = None,
+    indent: str = "",
 ) -> MigrationStatistics:
-    """Run a migration and show it. Raises what `OutgoingMigration.run` raises."""
+    """Show a migration until its end, and return its figures; raises what it failed with.
+
+    ``run`` carries it out, or waits for whoever does.
+    """
     lines = PlainLines(lambda line: output.say(indent + line))
     failure: KvmmigError | None = None
     async with trio.open_nursery() as nursery:
@@ -46,7 +54,7 @@ async def run_with_progress(
 
         nursery.start_soon(look)
         try:
-            await migration.run()
+            await (run or migration.run)()
         except KvmmigError as error:
             failure = error
         finally:
@@ -130,9 +138,10 @@ def summary(figures: MigrationStatistics) -> str:
     rows = [
         (
             "sent",
-            f"{format_size(figures.sent_bytes)} in {len(figures.rounds)} rounds and the final pass: "
-            f"{figures.sent_pages} pages, and {figures.zero_pages} that are zero",
+            f"{format_size(figures.sent_bytes)} in {len(figures.rounds)} "
+            f"round{'s' if len(figures.rounds) != 1 else ''} and the final pass",
         ),
+        ("pages", f"{figures.sent_pages}, and {figures.zero_pages} that are zero"),
         ("total time", f"{format_duration(figures.total_time)}, setup {_duration(figures.setup_time)}"),
         ("downtime", f"{_duration(figures.downtime)}, expected {_duration(figures.expected_downtime)}"),
         ("first round", format_rate(figures.rounds[0].rate) if figures.rounds else "none"),

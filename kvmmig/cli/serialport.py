@@ -24,12 +24,16 @@ class SerialPort:
 
 
 @asynccontextmanager
-async def open_serial(path: str) -> AsyncIterator[SerialPort]:
-    """``-`` is standard output and input. Raises `MachineError` for a path that can't be opened or written.
+async def open_serial(path: str, *, alone: bool = False) -> AsyncIterator[SerialPort]:
+    """``-`` is standard output and input; of a process that is ``alone`` (detached) nobody types there.
+
+    Raises `MachineError` for a path that can't be opened or written.
 
     The terminal's modes are the guest's inside the block, and restored whatever happens.
     """
     output, keyboard = await _ends(path)
+    if alone and path == "-":
+        keyboard = None
     async with output:
         with keyboard.modes() if keyboard else nullcontext():
             async with trio.open_nursery() as nursery:

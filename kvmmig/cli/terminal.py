@@ -22,8 +22,10 @@ _LOOK_AGAIN = 0.5  # seconds
 class Keyboard:
     """Reads a file descriptor for the guest: a terminal, a pipe, a file. Nothing is closed here."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, *, every_key: bool = False) -> None:
+        """``every_key`` gives the guest those keys too that send signals and stop the output."""
         self._fd = fd
+        self._every_key = every_key
         self._found: list[Any] | None = None  # the modes to be restored
 
     @contextmanager
@@ -82,6 +84,9 @@ class Keyboard:
             self._found = [*modes[:6], list(modes[6])]
             modes[0] &= ~termios.ICRNL  # the Return key sends what it does on a serial terminal
             modes[3] &= ~(termios.ICANON | termios.ECHO)
+            if self._every_key:
+                modes[0] &= ~(termios.IXON | termios.IXOFF)
+                modes[3] &= ~(termios.ISIG | termios.IEXTEN)
             modes[6][termios.VMIN], modes[6][termios.VTIME] = 1, 0
             termios.tcsetattr(self._fd, termios.TCSANOW, modes)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +15,10 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+
+from kvmmig.cli import main, rundir
+
+from .screens import Screen
 
 PATIENCE = 60.0  # seconds for anything; a test that needs nearly so many has failed
 
@@ -120,12 +126,68 @@ class Kvmmig:
         return str(path)
 
 
+@pytest.fixture(autouse=True)
+def runtime_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where the machines of this test, and no others, are found by their names. Empty again at the end."""
+    # pytest's own directories have names too long for a Unix socket in them.
+    with tempfile.TemporaryDirectory(prefix="kvmmig-") as short:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", short)
+        yield Path(short) / "kvmmig"
+
+
 @pytest.fixture
-def kvmmig(tmp_path: Path) -> Iterator[Kvmmig]:
+def kvmmig(tmp_path: Path, runtime_directory: Path) -> Iterator[Kvmmig]:
     made = Kvmmig(tmp_path)
     yield made
     for running in made.started:
         running.close()
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command in this process, where no other is needed: its status and what it wrote."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["kvmmig", *arguments])
+        capfd.readouterr()
+        status = main()
+        out, err = capfd.readouterr()
+        return status, out, err
+
+    return run
+
+
+@pytest.fixture
+def screen(tmp_path: Path) -> Iterator[Screen]:
+    """A terminal to run a command on, in the test's directory."""
+    made = Screen(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def background(kvmmig: Kvmmig, runtime_directory: Path) -> Iterator[Callable[..., str]]:
+    """Starts machines in the background, by a whole command line; returns the name, and ends them later."""
+
+    def start(*arguments: str) -> str:
+        started = kvmmig.start(*arguments, "--detach")
+        assert started.process.wait(PATIENCE) == 0, started
+        started.close()
+        return started.stdout.strip()
+
+    yield start
+    for name in rundir.names():
+        lock = rundir.files_of(name).lock
+        for path in Path("/proc").glob("[0-9]*/fd/*"):
+            with contextlib.suppress(OSError):
+                if path.readlink() == lock:
+                    os.kill(int(path.parts[2]), signal.SIGTERM)
+        deadline = time.monotonic() + PATIENCE
+        while rundir.answers(rundir.files_of(name).monitor):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 def processes_naming(text: str) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from kvmmig.cli import catalog, doctor
+from kvmmig.cli.app import cli
 from kvmmig.errors import KvmUnavailable, TransportError
 from kvmmig.guests import available, find
 from kvmmig.kvm import System
@@ -17,7 +18,7 @@ from kvmmig.migration.transport import Transport
 
 from .conftest import Kvmmig
 
-COMMANDS = ("run", "demo", "doctor", "guests", "transports")
+COMMANDS = tuple(cli.commands)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,0 +1,93 @@
+"""The kinds of arguments that several commands take, and the names of machines as a shell completes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from kvmmig.units import parse_duration, parse_size
+
+
+class Size(click.ParamType[int]):
+    """Bytes: 64MiB."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return value if isinstance(value, int) else parse_size(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Seconds(click.ParamType[float]):
+    """A duration: 50ms."""
+
+    name = "seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            return value if isinstance(value, float) else parse_duration(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Setting(click.ParamType[tuple[str, str]]):
+    """A toy guest's parameter: hot=64MiB."""
+
+    name = "name=value"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str]:
+        name, sign, setting = value.partition("=")
+        if not (name and sign and setting):
+            self.fail(f"{value!r} is not a setting; write it like hot=64MiB", param, ctx)
+        return name, setting
+
+
+class MachineName(click.ParamType[str]):
+    """The name of a machine that runs."""
+
+    name = "name"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        from kvmmig.cli.rundir import names
+
+        return [CompletionItem(name) for name in names() if name.startswith(incomplete)]
+
+
+class GuestOrFile(click.Path):
+    """A toy guest's name, or a file; a shell completes both."""
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        from importlib.resources import files
+
+        guests = [
+            guest.name.removesuffix(".asm")
+            for guest in files("kvmmig.guests").iterdir()
+            if guest.name.endswith(".asm") and guest.name.startswith(incomplete)
+        ]
+        return [CompletionItem(name) for name in sorted(guests)] + super().shell_complete(
+            ctx, param, incomplete
+        )
+
+
+def examples(*lines: str, more: str = "") -> str:
+    """The epilog of a command's help: ``more``, if there is any, and the examples."""
+    title = "Example" if len(lines) == 1 else "Examples"
+    shown = "\n".join(f"  {line}" for line in lines)
+    return f"{more}\n\n\b\n{title}:\n{shown}\n"
+
+
+machine_argument: Callable[[Any], Any] = click.argument("name", type=MachineName())
+json_option: Callable[[Any], Any] = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON, for programs."
+)

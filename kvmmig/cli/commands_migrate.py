@@ -1,0 +1,93 @@
+"""``migrate``, ``save`` and ``cancel``."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from kvmmig.cli.arguments import examples, json_option, machine_argument
+
+_STATUSES = """\b
+Exit status:
+  0          the guest has moved; with --detach: it has begun to
+  1          it has not, and goes on where it was
+  2          a command line that makes no sense
+  3          it goes on in the background, as was asked for at Ctrl-C
+  130        Ctrl-C has cancelled it, and the guest goes on where it was
+  129, 143   SIGHUP or SIGTERM ended this command, and it goes on"""
+
+_keep_option = click.option(
+    "--keep",
+    is_flag=True,
+    help="Leave the machine here when its guest has moved: stopped, for those who want its figures.",
+)
+_detach_option = click.option(
+    "--detach", is_flag=True, help='Return at once; "kvmmig status NAME --watch" shows how it goes on.'
+)
+
+
+@click.command(
+    short_help="Move a machine's guest while it runs.",
+    epilog=examples(
+        "kvmmig migrate a tcp:192.0.2.7:4444",
+        "kvmmig migrate a unix:/run/user/1000/b.migration --keep",
+        "kvmmig migrate a 'throttle+tcp:127.0.0.1:4444?throttle.rate=100MB/s'",
+        "kvmmig migrate a tcp:192.0.2.7:4444 --json | tee figures",
+        more=_STATUSES,
+    ),
+)
+@machine_argument
+@click.argument("uri")
+@_keep_option
+@_detach_option
+@json_option
+def migrate(name: str, uri: str, keep: bool, detach: bool, as_json: bool) -> int:
+    """Move the guest of the machine NAME to URI while it runs; "kvmmig transports" lists the ways.
+
+    When it has moved, the machine here is ended. Ctrl-C asks whether to cancel or to leave it running.
+    """
+    return _move(name, uri, keep=keep, detach=detach, as_json=as_json)
+
+
+@click.command(
+    short_help="Save a machine's guest to a file.",
+    epilog=examples("kvmmig save a /var/tmp/a.img", "kvmmig save a a.img --transport pipe", more=_STATUSES),
+)
+@machine_argument
+@click.argument("path", type=click.Path())
+@click.option(
+    "--transport",
+    type=click.Choice(["file", "pipe"]),
+    default="file",
+    help="Who writes the file: the machine itself, or a helper at the end of a pipe.  [default: file]",
+)
+@_keep_option
+@_detach_option
+@json_option
+def save(name: str, path: str, transport: str, keep: bool, detach: bool, as_json: bool) -> int:
+    """Save the guest of the machine NAME to PATH while it runs; "kvmmig restore" goes on with it.
+
+    A file appears there when it is whole and on disk; until then an older one stays. When it has been
+    saved, the machine is ended. Ctrl-C asks whether to cancel or to leave it running.
+    """
+    where = os.path.abspath(path)
+    then = f"go on with it: kvmmig restore {path}"
+    return _move(name, f"{transport}:{where}", keep=keep, detach=detach, as_json=as_json, then=then)
+
+
+@click.command(short_help="Cancel a machine's migration.", epilog=examples("kvmmig cancel a"))
+@machine_argument
+def cancel(name: str) -> int:
+    """Cancel the migration of the machine NAME; its guest goes on where it is. Returns when that is so."""
+    from kvmmig.cli.moving import cancel_migration
+
+    return cancel_migration(name)
+
+
+def _move(name: str, uri: str, *, keep: bool, detach: bool, as_json: bool, then: str = "") -> int:
+    if keep and detach:
+        raise click.UsageError("--detach leaves the machine here anyway, so --keep can't go with it")
+    from kvmmig.cli.moving import move
+
+    return move(name, uri, keep=keep, detach=detach, as_json=as_json, then=then)

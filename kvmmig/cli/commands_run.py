@@ -1,0 +1,208 @@
+"""``run`` and ``restore``: the commands that are a machine's life."""
+
+from __future__ import annotations
+
+import click
+
+from kvmmig.cli.arguments import GuestOrFile, Seconds, Setting, Size, examples
+
+_STATUSES = """\b
+Exit status:
+  the guest's own   when it ended by itself (0 too when it asked for a reset)
+  0                 when it has moved away, when "kvmmig quit" ended it,
+                    and with --detach as soon as it runs
+  1                 when something failed; with --migrate-to also when
+                    the guest did not move: it then goes on here until
+                    it ends, and its own status does not count
+  2                 for a command line that makes no sense
+  70                when the guest crashed
+  129, 130, 143     when SIGHUP, Ctrl-C or SIGTERM ended it"""
+
+_name_option = click.option(
+    "--name",
+    metavar="NAME",
+    help="What other commands call it.  [default: the guest's or the file's name; with a number where that "
+    "is taken]",
+)
+_detach_option = click.option(
+    "--detach",
+    is_flag=True,
+    help="Go on in the background: return when it runs, print its name, and leave its messages in a log.",
+)
+_serial_option = click.option(
+    "--serial",
+    default="-",
+    metavar="PATH|-",
+    help="Where the guest's serial port leads: a file to append to, a named pipe, a terminal; - is standard "
+    'input and output, or with --detach nothing but "kvmmig console".  [default: -]',
+)
+_qmp_option = click.option(
+    "--qmp",
+    multiple=True,
+    metavar="ADDRESS",
+    help="Serve QMP here too, any number of times: unix:PATH or tcp:HOST:PORT.",
+)
+
+
+@click.command(
+    short_help="Run a guest; migrate it; take one in.",
+    epilog=examples(
+        "kvmmig run hello",
+        "kvmmig run dirtier --name a --memory 1GiB --detach",
+        "kvmmig run ./my-guest.asm --set hot=8MiB --cpus 2",
+        "kvmmig run disk.img --entry real16 --memory 150MiB",
+        "kvmmig run dirtier --memory 1GiB --migrate-to file:/var/tmp/dirtier.img --after 2",
+        "kvmmig run --incoming file:/var/tmp/dirtier.img",
+        "kvmmig run --incoming defer --qmp tcp:127.0.0.1:4445",
+        more=_STATUSES,
+    ),
+)
+@click.argument("guest", required=False, metavar="[GUEST|FILE]", type=GuestOrFile())
+@click.option(
+    "--entry",
+    type=click.Choice(["real16", "long64", "elf"]),
+    help="How a flat image starts: in real mode at 0x7c00, or in 64-bit mode at 1 MiB. An ELF and an .asm "
+    "say it themselves.",
+)
+@click.option("--memory", type=Size(), metavar="SIZE", help="Guest memory.  [default: 256MiB]")
+@click.option("--cpus", type=int, metavar="N", help="Number of vCPUs.  [default: 1]")
+@click.option(
+    "--set",
+    "settings",
+    type=Setting(),
+    multiple=True,
+    metavar="NAME=VALUE",
+    help='A toy guest\'s parameter, any number of times; "kvmmig guests" lists them.',
+)
+@_name_option
+@_detach_option
+@_serial_option
+@_qmp_option
+@click.option("--migrate-to", metavar="URI", help='Move the guest there; "kvmmig transports" lists the ways.')
+@click.option(
+    "--after",
+    type=Seconds(),
+    metavar="SECONDS",
+    help="How long it runs here before it is moved.  [default: 1]",
+)
+@click.option(
+    "--incoming",
+    metavar="URI|defer",
+    help='Take in the guest that comes this way, instead of a new one; "defer" waits until a monitor\'s '
+    "migrate-incoming says which way.",
+)
+def run(
+    guest: str | None,
+    entry: str | None,
+    memory: int | None,
+    cpus: int | None,
+    settings: tuple[tuple[str, str], ...],
+    name: str | None,
+    detach: bool,
+    serial: str,
+    qmp: tuple[str, ...],
+    migrate_to: str | None,
+    after: float | None,
+    incoming: str | None,
+) -> int:
+    """Run GUEST, a toy guest's name, or FILE: an .asm, a static ELF64 executable, a flat image.
+
+    It runs until the guest ends. Its serial port is this terminal; Ctrl-C ends it. With --migrate-to it is
+    moved while it runs, and with --incoming a guest from elsewhere goes on here. While it runs, "kvmmig
+    status", "migrate", "console" and others reach it by its name.
+    """
+    if incoming is not None:
+        given = {
+            "GUEST": guest,
+            "--entry": entry,
+            "--memory": memory,
+            "--cpus": cpus,
+            "--set": settings or None,
+            "--migrate-to": migrate_to,
+            "--after": after,
+        }
+        wrong = [option for option, value in given.items() if value is not None]
+        if wrong:
+            raise click.UsageError(
+                f"--incoming takes a guest in just as it is elsewhere, so {' and '.join(wrong)} can't go "
+                "with it"
+            )
+        return _take_in(incoming, name=name, detach=detach, serial=serial, qmp=qmp)
+    if guest is None:
+        raise click.UsageError(
+            "name a guest or a file to run (kvmmig guests lists the guests), or --incoming URI"
+        )
+    if after is not None and migrate_to is None:
+        raise click.UsageError("--after says when to move, so it needs --migrate-to URI")
+
+    from kvmmig.cli.detach import Background, perhaps_in_background
+
+    def life(background: Background | None) -> int:
+        from kvmmig.cli.reach import Surroundings
+        from kvmmig.cli.run import Leaving, NewGuest, run_guest
+
+        return run_guest(
+            NewGuest(
+                what=guest,
+                entry=entry,
+                memory=256 << 20 if memory is None else memory,
+                cpus=1 if cpus is None else cpus,
+                settings=dict(settings),
+            ),
+            Surroundings(name=name, serial=serial, qmp=qmp, background=background),
+            leaving=Leaving(uri=migrate_to, after=1.0 if after is None else after) if migrate_to else None,
+        )
+
+    return perhaps_in_background(detach, life)
+
+
+@click.command(
+    short_help="Go on with a saved guest.",
+    epilog=examples(
+        "kvmmig restore /var/tmp/a.img",
+        "kvmmig restore /var/tmp/a.img --name b --detach",
+        more=_STATUSES,
+    ),
+)
+@click.argument("path", type=click.Path())
+@_name_option
+@_detach_option
+@_serial_option
+@_qmp_option
+@click.option(
+    "--transport",
+    type=click.Choice(["file", "pipe"]),
+    default="file",
+    help="How it is read: by this process, or through a helper; either reads what the other has written.  "
+    "[default: file]",
+)
+def restore(
+    path: str, name: str | None, detach: bool, serial: str, qmp: tuple[str, ...], transport: str
+) -> int:
+    """Go on with the guest that "kvmmig save" has left in PATH. The file stays, and can be restored again."""
+    import os
+
+    uri = f"{transport}:{os.path.abspath(path)}"
+    stem = os.path.splitext(os.path.basename(path))[0]
+    return _take_in(uri, name=name, default_name=stem, detach=detach, serial=serial, qmp=qmp)
+
+
+def _take_in(
+    incoming: str,
+    *,
+    name: str | None,
+    default_name: str = "incoming",
+    detach: bool,
+    serial: str,
+    qmp: tuple[str, ...],
+) -> int:
+    from kvmmig.cli.detach import Background, perhaps_in_background
+
+    def life(background: Background | None) -> int:
+        from kvmmig.cli.reach import Surroundings
+        from kvmmig.cli.run import run_incoming
+
+        around = Surroundings(name=name, serial=serial, qmp=qmp, background=background)
+        return run_incoming(incoming, around, default_name=default_name)
+
+    return perhaps_in_background(detach, life, keep_input="fd:0" in incoming)

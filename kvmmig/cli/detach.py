@@ -1,0 +1,137 @@
+"""``--detach``: the machine lives in a process of its own; the command returns when it runs, or says why not.
+
+The process is forked before anything with threads is imported. It tells the command through a pipe how far it
+is, in lines of JSON: the log that its messages go to, then that it runs, or the sentence that says why not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+
+import click
+
+from kvmmig.errors import KvmmigError
+
+
+class Background:
+    """The machine's side: it says what the command that started it is waiting for."""
+
+    def __init__(self, fd: int, *, keep_input: bool) -> None:
+        self._fd = fd
+        self._keep_input = keep_input
+
+    def log_to(self, path: Path) -> None:
+        """From here on messages go to a new log, and nothing is read from the terminal."""
+        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if not self._keep_input:
+            os.dup2(nothing, 0)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.close(nothing)
+        os.close(log)
+        self._tell({"log": str(path)})
+
+    def runs(self, name: str, what: str) -> None:
+        """The machine runs, or waits for its guest, as ``what`` says: the command may return. Idempotent."""
+        self._tell({"runs": name, "what": what})
+        self._close()
+
+    def failed(self, why: str) -> bool:
+        """It does not; False when it did and so the command is gone."""
+        if self._fd < 0:
+            return False
+        self._tell({"failed": why})
+        self._close()
+        return True
+
+    def _tell(self, what: dict[str, str]) -> None:
+        if self._fd >= 0:
+            with suppress(BrokenPipeError):
+                os.write(self._fd, json.dumps(what).encode() + b"\n")
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def perhaps_in_background(
+    wanted: bool, life: Callable[[Background | None], int], *, keep_input: bool = False
+) -> int:
+    """Call ``life`` here, or as `in_background` does."""
+    return in_background(life, keep_input=keep_input) if wanted else life(None)
+
+
+def in_background(life: Callable[[Background], int], *, keep_input: bool = False) -> int:
+    """Fork; call ``life`` in the child, and wait in the parent until it runs. Returns each one's exit status.
+
+    ``keep_input`` leaves the child standard input, for a guest that arrives there. ``life`` must call
+    `Background.log_to` and `Background.runs`. A `KvmmigError` before that is the parent's error; one after it
+    is raised here, in the child, whose messages are in the log.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid:
+        os.close(write_end)
+        with os.fdopen(read_end, encoding="utf-8") as told:
+            return _wait(pid, told)
+    os.close(read_end)
+    os.setsid()
+    background = Background(write_end, keep_input=keep_input)
+    try:
+        return life(background)
+    except KvmmigError as error:
+        if background.failed(str(error)):
+            return 1
+        raise
+
+
+def _wait(pid: int, told: Iterable[str]) -> int:
+    log: str | None = None
+    try:
+        for line in told:
+            match json.loads(line):
+                case {"log": path}:
+                    log = path
+                case {"runs": name, "what": what}:
+                    click.echo(name)
+                    click.echo(_how_to_reach(name, what), err=True)
+                    return 0
+                case {"failed": why}:
+                    click.echo(f"kvmmig: {why}", err=True)
+                    break
+        else:
+            click.echo("kvmmig: the machine ended before it ran", err=True)
+            with suppress(OSError):
+                click.echo(Path(log).read_text(errors="replace") if log else "", err=True, nl=False)
+    except KeyboardInterrupt:
+        os.kill(pid, signal.SIGTERM)
+        os.waitpid(pid, 0)
+        for line in told:  # what it has said meanwhile
+            log = log or json.loads(line).get("log")
+        _remove(log)
+        return 130
+    os.waitpid(pid, 0)
+    _remove(log)
+    return 1
+
+
+def _remove(log: str | None) -> None:
+    if log is not None:
+        with suppress(OSError):
+            os.unlink(log)
+
+
+def _how_to_reach(name: str, what: str) -> str:
+    return f"kvmmig: {what} (kvmmig console {name}, kvmmig quit {name})"

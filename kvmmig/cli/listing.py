@@ -1,0 +1,214 @@
+"""``kvmmig ls`` and ``kvmmig status``: what runs, and what it does."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import click
+import msgspec
+import trio
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from kvmmig.cli import rundir
+from kvmmig.cli.display import ENDS, figures_block, phase_words
+from kvmmig.cli.lifetime import run_to_end
+from kvmmig.cli.remote import machine, migration_figures
+from kvmmig.errors import ChannelBroken, KvmmigError
+from kvmmig.migration.report import MigrationStatistics, Phase
+from kvmmig.monitor.client import QMPClient
+from kvmmig.units import format_duration, format_rate, format_size
+
+_PATIENCE = 2.0  # seconds that a machine may take to answer
+_LOOK = 0.2
+_LOOK_JSON = 1.0
+_LOG_WIDTH = 200  # columns of a table that goes into a pipe
+
+
+def list_machines(*, as_json: bool) -> int:
+    """A row for each machine; returns 0."""
+
+    async def command() -> int:
+        rundir.clean()
+        found: dict[str, dict[str, Any]] = {}
+
+        async def ask(name: str) -> None:
+            try:
+                async with machine(name, timeout=_PATIENCE) as client:
+                    with trio.fail_after(_PATIENCE):
+                        found[name] = await _about(client, name)
+            except (KvmmigError, trio.TooSlowError):
+                found[name] = {"name": name, "status": "does not answer"}
+
+        async with trio.open_nursery() as nursery:
+            for name in rundir.names():
+                nursery.start_soon(ask, name)
+        rows = [found[name] for name in sorted(found)]
+        if as_json:
+            click.echo(msgspec.json.format(msgspec.json.encode(rows)))
+        elif rows:
+            _console().print(_table(rows))
+        else:
+            click.echo(
+                "kvmmig: no machine runs; start one with: kvmmig run dirtier --name a --detach", err=True
+            )
+        return 0
+
+    return run_to_end(command)
+
+
+def show_status(name: str, *, watch: bool, as_json: bool) -> int:
+    """The state of one machine, once or again and again; returns 0. Raises `KvmmigError`."""
+
+    async def command() -> int:
+        async with machine(name) as client:
+            if not watch:
+                about, figures, raw = await _ask(client, name)
+                if as_json:
+                    click.echo(msgspec.json.format(msgspec.json.encode({**about, "migration": raw})))
+                else:
+                    _console().print(_status(about, figures, width=78))
+            elif as_json:
+                await _watch_as_json(client, name)
+            else:
+                await _watch(client, name)
+        return 0
+
+    return run_to_end(command)
+
+
+async def _about(client: QMPClient, name: str) -> dict[str, Any]:
+    return {**await client.execute("x-kvmmig-query-machine"), "uptime": rundir.uptime(name)}
+
+
+async def _ask(
+    client: QMPClient, name: str
+) -> tuple[dict[str, Any], MigrationStatistics | None, dict[str, Any]]:
+    return await _about(client, name), *await migration_figures(client)
+
+
+async def _watch_as_json(client: QMPClient, name: str) -> None:
+    try:
+        while True:
+            about, _, raw = await _ask(client, name)
+            click.echo(msgspec.json.encode({**about, "migration": raw}))
+            await trio.sleep(_LOOK_JSON)
+    except ChannelBroken:  # it has ended
+        return
+
+
+async def _watch(client: QMPClient, name: str) -> None:
+    console = _console()
+    if not console.is_terminal:
+        await _watch_as_lines(client, name)
+        return
+    # On a screen of its own, a terminal that is resized is drawn anew.
+    with Live(console=console, auto_refresh=False, screen=True) as live:
+        try:
+            while True:
+                about, figures, _ = await _ask(client, name)
+                hint = Text("Ctrl-C leaves this; the machine goes on", style="dim")
+                live.update(
+                    Group(_status(about, figures, width=min(console.width - 1, 78)), Text(), hint),
+                    refresh=True,
+                )
+                await trio.sleep(_LOOK)
+        except ChannelBroken:
+            pass
+    click.echo(f"kvmmig: {name!r} has ended", err=True)
+
+
+async def _watch_as_lines(client: QMPClient, name: str) -> None:
+    last = ""
+    try:
+        while True:
+            about, figures, _ = await _ask(client, name)
+            line = f"{name}: {about['status']}"
+            if figures is not None:
+                line += f"; migration to {figures.peer}: {phase_words(figures)}"
+            if line != last:
+                click.echo(line)
+                last = line
+            await trio.sleep(_LOOK)
+    except ChannelBroken:
+        return
+
+
+def _status(about: dict[str, Any], figures: MigrationStatistics | None, *, width: int) -> RenderableType:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _about_rows(about):
+        table.add_row(name, value)
+    if figures is None:
+        return table
+    if figures.phase not in ENDS:
+        return Group(table, Text(), figures_block(figures, figures.peer, width=min(width, 62)))
+    table.add_row("migration", Text(_ended(figures)))
+    return table
+
+
+def _about_rows(about: dict[str, Any]) -> list[tuple[str, Text]]:
+    rows = [
+        ("machine", about["name"]),
+        ("guest", about.get("guest") or "-"),
+        ("state", about["status"]),
+        *(
+            [("comes from", about["incoming"])]
+            if about["status"] == "inmigrate" and "incoming" in about
+            else []
+        ),
+        ("memory", format_size(about["memory"]) if about.get("memory") else "-"),
+        ("vCPUs", str(about.get("cpus") or "-")),
+        ("process", str(about["pid"])),
+        ("runs for", _age(about.get("uptime"))),
+    ]
+    return [(name, Text(value)) for name, value in rows]
+
+
+def _ended(figures: MigrationStatistics) -> str:
+    if figures.phase is not Phase.DONE:
+        return figures.error or phase_words(figures)
+    downtime = format_duration(figures.downtime) if figures.downtime is not None else "unknown"
+    return (
+        f"to {figures.peer}: {format_size(figures.sent_bytes)} in {format_duration(figures.total_time)} "
+        f"({format_rate(figures.sent_bytes / max(figures.total_time, 1e-9))}), downtime {downtime}, "
+        f"worst stall {format_duration(figures.worst_stall)}"
+    )
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for column in ("NAME", "STATE", "GUEST", "MEMORY", "VCPUS", "PID", "UPTIME"):
+        table.add_column(column, no_wrap=True)
+    for about in rows:
+        answers = "pid" in about
+        table.add_row(
+            Text(about["name"]),
+            Text(about["status"]),
+            Text(about.get("guest") or "-"),
+            format_size(about["memory"]) if about.get("memory") else "-",
+            str(about.get("cpus") or "-"),
+            str(about["pid"]) if answers else "-",
+            _age(about.get("uptime")),
+        )
+    return table
+
+
+def _age(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    whole = int(seconds)
+    days, hours, minutes = whole // 86400, whole // 3600 % 24, whole // 60 % 60
+    if days:
+        return f"{days} d {hours} h"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"
+
+
+def _console() -> Console:
+    return Console(highlight=False) if os.isatty(1) else Console(highlight=False, width=_LOG_WIDTH)

@@ -1,0 +1,194 @@
+"""``kvmmig migrate`` and ``kvmmig save``: move another process's guest, and show how far it is."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+
+import click
+import trio
+
+from kvmmig.cli.display import ENDS, Display, JsonLines, Lines, LiveBlock
+from kvmmig.cli.lifetime import run_to_end
+from kvmmig.cli.progress import summary
+from kvmmig.cli.remote import end_machine, machine, migration_figures
+from kvmmig.errors import ChannelBroken, MigrationError
+from kvmmig.migration.report import MigrationStatistics, Phase
+from kvmmig.monitor.client import QMPClient
+from kvmmig.monitor.messages import QMPError
+
+_EVERY = 0.1  # seconds between two looks
+_FAILED, _LEFT_RUNNING, _INTERRUPTED = 1, 3, 130
+_QUESTION = "Cancel the migration? (y: cancel, n: leave it running, Return: watch on) "
+
+
+def move(name: str, uri: str, *, keep: bool, detach: bool, as_json: bool, then: str = "") -> int:
+    """Migrate a machine's guest, and show it; ``then`` is what can be done when it has moved.
+
+    Returns the exit status. Raises `KvmmigError`.
+    """
+
+    async def command() -> int:
+        async with machine(name) as client:
+            await client.execute("migrate", {"uri": uri})
+            if detach:
+                _say(f"the guest of {name!r} is moving; watch it with: kvmmig status {name} --watch")
+                return 0
+            watch = _Watch(client, name, JsonLines() if as_json else LiveBlock(uri) if _live() else Lines())
+            try:
+                figures = await watch.until_end()
+                if figures is None:
+                    _say(f"it goes on without you; watch it with: kvmmig status {name} --watch")
+                    return _LEFT_RUNNING
+                status = await _tell_end(client, name, figures, watch.interrupted, keep=keep, quiet=as_json)
+            except* ChannelBroken as errors:
+                raise MigrationError(f"the machine {name!r} has ended before its guest had moved") from errors
+            if not status and then:
+                _say(then)
+            return status
+
+    return run_to_end(command)
+
+
+def cancel_migration(name: str) -> int:
+    """Cancel the migration that runs, and wait for its end. Raises `KvmmigError` where there is none."""
+
+    async def command() -> int:
+        async with machine(name) as client:
+            figures, _ = await migration_figures(client)
+            if figures is None or figures.phase in ENDS:
+                raise MigrationError(f"no migration of {name!r} is running, so there is nothing to cancel")
+            await client.execute("migrate_cancel")
+            while figures is not None and figures.phase not in ENDS:
+                await trio.sleep(_EVERY / 5)
+                figures, _ = await migration_figures(client)
+            if figures is not None and figures.phase is Phase.DONE:
+                raise MigrationError(f"it was too late to cancel: the guest of {name!r} has moved")
+        return 0
+
+    return run_to_end(command)
+
+
+class _Watch:
+    """Looks at a migration until its end, and asks what Ctrl-C is to mean."""
+
+    def __init__(self, client: QMPClient, name: str, display: Display) -> None:
+        self._client = client
+        self._name = name
+        self._display = display
+        #: Somebody pressed Ctrl-C and wanted it cancelled.
+        self.interrupted = False
+
+    async def until_end(self) -> MigrationStatistics | None:
+        """The last figures; None when it was left running."""
+        figures: MigrationStatistics | None = None
+        with self._display, trio.open_signal_receiver(signal.SIGINT) as signals:
+            async with trio.open_nursery() as nursery:
+
+                async def look() -> None:
+                    nonlocal figures
+                    while True:
+                        seen, raw = await migration_figures(self._client)
+                        assert seen is not None
+                        self._display.show(seen, raw)
+                        if seen.phase in ENDS:
+                            figures = seen
+                            nursery.cancel_scope.cancel()
+                            return
+                        await trio.sleep(_EVERY)
+
+                nursery.start_soon(look)
+                await self._interrupted(signals)
+                nursery.cancel_scope.cancel()
+        return figures
+
+    async def _interrupted(self, signals: AsyncIterator[int]) -> None:
+        """Returns when it is to be left running; else has it cancelled, and goes on."""
+        ask = _can_ask()
+        async with trio.open_nursery() as nursery:
+            async for _ in signals:
+                if self.interrupted:  # and still no end: the monitor itself is stuck
+                    break
+                if ask:
+                    with self._display.hidden():
+                        answer = await self._ask(signals)
+                    if answer == "leave":
+                        break
+                    if answer == "go on":
+                        continue
+                self.interrupted = True
+                nursery.start_soon(self._cancel)
+            nursery.cancel_scope.cancel()
+
+    async def _cancel(self) -> None:
+        try:
+            await self._client.execute("migrate_cancel")
+        except QMPError as error:  # it is too late
+            with self._display.hidden():
+                _say(str(error))
+
+    async def _ask(self, signals: AsyncIterator[int]) -> str:
+        """``cancel``, ``leave`` or ``go on``; a second Ctrl-C, or the end of the input, cancels."""
+        answer = "cancel"
+        async with trio.open_nursery() as nursery:
+
+            async def hear() -> None:
+                nonlocal answer
+                sys.stderr.write("\r\n" + _QUESTION)
+                sys.stderr.flush()
+                # Not in a thread: whoever is cancelled must not leave one behind that reads the shell's keys.
+                await trio.lowlevel.wait_readable(0)
+                typed = os.read(0, 1024).decode(errors="replace")
+                answer = _meaning(typed)
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(hear)
+            async for _ in signals:
+                break
+            nursery.cancel_scope.cancel()
+        return answer
+
+
+def _meaning(typed: str) -> str:
+    word = typed.strip().lower()
+    if not typed or word.startswith(("y", "c")):
+        return "cancel"
+    return "leave" if word.startswith(("n", "l")) else "go on"
+
+
+async def _tell_end(
+    client: QMPClient, name: str, figures: MigrationStatistics, interrupted: bool, *, keep: bool, quiet: bool
+) -> int:
+    match figures.phase:
+        case Phase.DONE:
+            if not quiet:
+                click.echo(summary(figures))
+            if keep:
+                _say(f"{name!r} stays here, stopped, until: kvmmig quit {name}")
+            else:
+                await end_machine(client, name)
+                _say(f"{name!r} has been ended here")
+            return 0
+        case Phase.UNKNOWN:
+            _say(figures.error)
+            _say(f"if it does not run there: kvmmig resume {name} --force; if it does: kvmmig quit {name}")
+            return _FAILED
+        case _:
+            _say(figures.error)
+            status = await client.execute("query-status")
+            _say(f"the guest of {name!r} is here as before: {status['status']}")
+            return _INTERRUPTED if interrupted and figures.phase is Phase.CANCELLED else _FAILED
+
+
+def _live() -> bool:
+    return os.isatty(1) and os.environ.get("TERM", "dumb") != "dumb"
+
+
+def _can_ask() -> bool:
+    return os.isatty(0) and os.isatty(2)
+
+
+def _say(text: str) -> None:
+    click.echo(f"kvmmig: {text}", err=True)

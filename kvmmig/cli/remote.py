@@ -1,0 +1,99 @@
+"""From a machine's name to its monitor: how every command but ``run`` reaches a machine."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import msgspec
+import trio
+
+from kvmmig.cli import rundir
+from kvmmig.cli.lifetime import run_to_end
+from kvmmig.errors import ChannelBroken, KvmmigError
+from kvmmig.migration.report import MigrationStatistics
+from kvmmig.monitor.client import QMPClient
+
+
+class NoSuchMachine(KvmmigError):
+    """No machine of that name runs."""
+
+
+def no_such_machine(name: str) -> NoSuchMachine:
+    """The error, with what can be done instead."""
+    log = rundir.files_of(name).log
+    ended = f" (one that has ended left its last words in {log})" if log.exists() else ""
+    running = [other for other in rundir.names() if other != name]
+    hint = (
+        f"these run: {', '.join(running)}"
+        if running
+        else f"none runs; start one with: kvmmig run dirtier --name {name} --detach"
+    )
+    return NoSuchMachine(f"there is no machine {name!r}{ended}; {hint}")
+
+
+@asynccontextmanager
+async def machine(name: str, *, timeout: float = 5.0) -> AsyncIterator[QMPClient]:
+    """A connection to a machine's monitor; ``timeout`` in seconds.
+
+    Raises `NoSuchMachine`, `BadConfig` for what is no name, `ConnectFailed` where no monitor answers.
+    """
+    rundir.check_name(name)
+    path = rundir.files_of(name).monitor
+    if not rundir.answers(path):
+        raise no_such_machine(name)
+    async with QMPClient.connect(f"unix:{path}", timeout=timeout) as client:
+        yield client
+
+
+def tell(name: str, command: str, arguments: Mapping[str, object] | None = None) -> int:
+    """Have one QMP command carried out; returns 0. Raises `KvmmigError`."""
+
+    async def ask() -> int:
+        async with machine(name) as client:
+            await client.execute(command, arguments)
+        return 0
+
+    return run_to_end(ask)
+
+
+def end(name: str) -> int:
+    """End a machine, and wait until it is gone; returns 0. Raises `KvmmigError`."""
+
+    async def ask() -> int:
+        async with machine(name) as client:
+            await end_machine(client, name)
+        return 0
+
+    return run_to_end(ask)
+
+
+async def end_machine(client: QMPClient, name: str) -> None:
+    """End a machine, and wait until it is gone. A cancel leaves it ending."""
+    with suppress(ChannelBroken):  # it may be gone before its reply is here
+        await client.execute("quit")
+    await trio.to_thread.run_sync(_wait_for_lock, rundir.files_of(name).lock, abandon_on_cancel=True)
+
+
+def _wait_for_lock(path: os.PathLike[str]) -> None:
+    with suppress(FileNotFoundError):
+        lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        finally:
+            os.close(lock)
+
+
+async def migration_figures(client: QMPClient) -> tuple[MigrationStatistics | None, dict[str, Any]]:
+    """A machine's present or last migration, None before the first one; and the JSON that says so."""
+    reply: dict[str, Any] = await client.execute("x-kvmmig-query-migration")
+    return (msgspec.convert(_snake_case(reply), MigrationStatistics) if reply else None), reply
+
+
+def _snake_case(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key.replace("-", "_"): _snake_case(item) for key, item in value.items()}
+    return [_snake_case(item) for item in value] if isinstance(value, list) else value

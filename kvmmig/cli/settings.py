@@ -1,0 +1,144 @@
+"""``kvmmig set``: what holds for migrations, in the units that people write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from kvmmig.cli.lifetime import run_to_end
+from kvmmig.cli.remote import machine
+from kvmmig.errors import BadConfig
+from kvmmig.monitor.client import QMPClient
+from kvmmig.units import format_duration, format_rate, parse_duration, parse_rate
+
+_NONE = "none"
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """One setting: ``parameter`` is QEMU's name of it, and how it is parsed and shown."""
+
+    name: str
+    parameter: str
+    example: str
+    parse: Callable[[str], object]
+    show: Callable[[Any], str]
+
+
+def _milliseconds(text: str) -> int:
+    return round(parse_duration(text) * 1000)
+
+
+def _per_cent(text: str) -> int:
+    try:
+        return int(text.removesuffix("%"))
+    except ValueError:
+        raise ValueError(f"{text!r} is not a share; write it like 20%") from None
+
+
+def _or_none(parse: Callable[[str], int]) -> Callable[[str], int]:
+    return lambda text: 0 if text == _NONE else parse(text)
+
+
+def _show_milliseconds(value: int) -> str:
+    return format_duration(value / 1000)
+
+
+_SETTINGS = (
+    _Setting("downtime-limit", "downtime-limit", "50ms", _milliseconds, _show_milliseconds),
+    _Setting(
+        "bandwidth",
+        "max-bandwidth",
+        "500MB/s, or none",
+        _or_none(parse_rate),
+        lambda value: format_rate(value) if value else _NONE,
+    ),
+    _Setting("throttle-initial", "cpu-throttle-initial", "20%", _per_cent, "{} %".format),
+    _Setting("throttle-increment", "cpu-throttle-increment", "10%", _per_cent, "{} %".format),
+    _Setting("throttle-max", "max-cpu-throttle", "99%", _per_cent, "{} %".format),
+    _Setting(
+        "timeout",
+        "x-kvmmig-timeout",
+        "2min, or none",
+        _or_none(_milliseconds),
+        lambda value: _show_milliseconds(value) if value else _NONE,
+    ),
+    _Setting("on-timeout", "x-kvmmig-on-timeout", "cancel, or force", str, str),
+    _Setting("stall-timeout", "x-kvmmig-stall-timeout", "30s", _milliseconds, _show_milliseconds),
+)
+_BY_NAME = {name: setting for setting in _SETTINGS for name in (setting.name, setting.parameter)}
+_AUTO_CONVERGE, _POLICY = "auto-converge", "policy"
+_SWITCH = {"on": True, "off": False}
+
+
+def change(name: str, pairs: Sequence[tuple[str, str]]) -> int:
+    """Change settings of one machine; returns 0. Raises `KvmmigError`: some may have changed by then."""
+    parameters: dict[str, object] = {}
+    commands: list[tuple[str, dict[str, object]]] = []
+    for setting, value in pairs:
+        if setting in _BY_NAME:
+            parameters[_BY_NAME[setting].parameter] = _parse(_BY_NAME[setting], value)
+        elif setting == _AUTO_CONVERGE:
+            if value not in _SWITCH:
+                raise BadConfig(f"{setting} {value}: it is on or off")
+            capability = {"capability": setting, "state": _SWITCH[value]}
+            commands.append(("migrate-set-capabilities", {"capabilities": [capability]}))
+        elif setting == _POLICY:
+            commands.append(("x-kvmmig-set-policy", {"policy": value}))
+        elif "." in setting:
+            commands.append(("x-kvmmig-set-knob", {"name": setting, "value": value}))
+        else:
+            known = ", ".join((*(each.name for each in _SETTINGS), _AUTO_CONVERGE, _POLICY))
+            raise BadConfig(
+                f"there is no setting {setting!r}; there are {known}, and a migration's own, such as "
+                "throttle.rate, while it runs"
+            )
+    if parameters:
+        commands.insert(0, ("migrate-set-parameters", parameters))
+
+    async def tell() -> int:
+        async with machine(name) as client:
+            for command, arguments in commands:
+                await client.execute(command, arguments)
+        return 0
+
+    return run_to_end(tell)
+
+
+def show(name: str) -> int:
+    """List the settings of one machine; returns 0. Raises `KvmmigError`."""
+
+    async def ask() -> int:
+        async with machine(name) as client:
+            for row in await _rows(client):
+                click.echo("{:<20} {:<12} {}".format(*row).rstrip())
+        return 0
+
+    return run_to_end(ask)
+
+
+async def _rows(client: QMPClient) -> list[tuple[str, str, str]]:
+    parameters = await client.execute("query-migrate-parameters")
+    rows = [
+        (setting.name, setting.show(parameters[setting.parameter]), f"such as {setting.example}")
+        for setting in _SETTINGS
+    ]
+    capabilities = await client.execute("query-migrate-capabilities")
+    switches = {each["capability"]: "on" if each["state"] else "off" for each in capabilities}
+    rows.append((_AUTO_CONVERGE, switches[_AUTO_CONVERGE], "on or off"))
+    policies = await client.execute("x-kvmmig-query-policies")
+    active = next(each["policy"] for each in policies if each["active"])
+    rows.append((_POLICY, active, "one of " + ", ".join(each["policy"] for each in policies)))
+    knobs = await client.execute("x-kvmmig-query-knobs")
+    rows += [(knob["name"], knob["value"], "of the migration that runs") for knob in knobs]
+    return rows
+
+
+def _parse(setting: _Setting, value: str) -> object:
+    try:
+        return setting.parse(value)
+    except ValueError as error:
+        raise BadConfig(f"{setting.name}: {error}") from error
