@@ -622,3 +622,20 @@ async def test_a_channel_that_does_not_move_says_what_it_waits_for() -> None:
     )
     error = await run_to_failure(migration)
     assert str(error) == "a test's sink accepted nothing for 0.05 s: its disk sleeps"
+
+
+@pytest.mark.parametrize("two_way", [False, True])
+async def test_a_guest_that_somebody_lets_run_in_the_final_pass_stays_here(two_way: bool) -> None:
+    machine = machine_with_pages()
+
+    def on_phase(phase: Phase) -> None:
+        if phase is Phase.COMMIT:
+            machine.state = State.RUNNING
+
+    sink = Conversation(POLITE) if two_way else Sink()
+    migration = OutgoingMigration(machine, Given(sink), policy=MaxRounds(1), on_phase=on_phase)
+    error = await run_to_failure(migration)
+    assert "somebody has let it run" in str(error)
+    assert machine.state is State.RUNNING
+    assert sink.aborted
+    assert not any(isinstance(event, wire.Signal) for event in received(bytes(sink.data))[1]), "no go"
