@@ -490,7 +490,7 @@ class OutgoingMigration:
     def _check_stopped(self) -> None:
         if self._machine.state is State.RUNNING:
             raise MigrationError(
-                f"the guest {self._machine.state} although it was being handed over: somebody has let it run, so "
+                f"the guest {self._machine.state} although it was being handed over: somebody let it run, so "
                 "the other side has not got the guest as it is now; migrate it again"
             )
 
