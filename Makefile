@@ -39,7 +39,7 @@ types: setup
 
 check-tests: setup
 	@echo "== pytest"
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test: lint types check-tests
 

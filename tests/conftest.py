@@ -16,9 +16,9 @@ from kvmmig.kvm import System
 settings.register_profile("kvmmig", deadline=None)
 settings.load_profile("kvmmig")
 
-_marked = pytest.StashKey[set[str]]()
 _outcomes = pytest.StashKey[Counter[str]]()
 _RAN = "ran on /dev/kvm"
+_NEEDS_KVM = "needs /dev/kvm"
 
 
 def _why_not() -> str | None:
@@ -34,7 +34,6 @@ def pytest_configure(config: pytest.Config) -> None:
     for number in (signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler)
-    config.stash[_marked] = set()
     config.stash[_outcomes] = Counter()
     config.pluginmanager.register(_Counting(config))
 
@@ -42,7 +41,8 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     marked = [item for item in items if item.get_closest_marker("kvm")]
-    config.stash[_marked].update(item.nodeid for item in marked)
+    for item in marked:
+        item.user_properties.append((_NEEDS_KVM, True))  # comes with its reports, from other processes too
     reason = _why_not() if marked else None
     if reason:
         for item in marked:
@@ -54,7 +54,7 @@ class _Counting:
         self._config = config
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.nodeid not in self._config.stash[_marked]:
+        if (_NEEDS_KVM, True) not in report.user_properties:
             return
         if report.skipped and isinstance(report.longrepr, tuple):
             self._config.stash[_outcomes]["skipped: " + report.longrepr[2].removeprefix("Skipped: ")] += 1

@@ -158,10 +158,16 @@ class GuestMemory:
         for first, count in runs.tolist():
             self.words[first : first + count] = 0
 
-    def gather(self, pages: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
-        """A stable copy of these pages, shape ``(n, 512)``."""
+    def gather(
+        self, pages: npt.NDArray[np.int64], into: npt.NDArray[np.uint64] | None = None
+    ) -> npt.NDArray[np.uint64]:
+        """A stable copy of these pages, shape ``(n, 512)``; ``into`` that array where one is given."""
+        copy = np.empty((len(pages), PAGE_SIZE // 8), np.uint64) if into is None else into
         block = self._contiguous(pages)
-        copy: npt.NDArray[np.uint64] = self.words[pages] if block is None else block.copy()
+        if block is None:
+            np.take(self.words, pages, axis=0, out=copy, mode="clip")  # unbuffered, unlike mode="raise"
+        else:
+            np.copyto(copy, block)
         return copy
 
     def scatter(self, runs: Runs, data: npt.NDArray[np.uint64]) -> None:

@@ -406,6 +406,7 @@ class OutgoingMigration:
                 await self._finish(channel)
         else:
             # Nobody starts it from there by themselves: it stays ours until all of it is safe.
+            self._check_stopped()
             self._cursor.put(self._encoder.signal(wire.Kind.GO))
             await send()
             await self._finish(channel)
@@ -486,7 +487,15 @@ class OutgoingMigration:
         assert self._cursor.empty
         return await trio.to_thread.run_sync(self._tracker.collect, self._pending)
 
+    def _check_stopped(self) -> None:
+        if self._machine.state is State.RUNNING:
+            raise MigrationError(
+                f"the guest {self._machine.state} although it was being handed over: somebody let it run, so "
+                "the other side has not got the guest as it is now; migrate it again"
+            )
+
     async def _go(self, send: Sender) -> None:
+        self._check_stopped()
         self._cursor.put(self._encoder.signal(wire.Kind.GO), accepted=self._hand_off)
         await send()
 

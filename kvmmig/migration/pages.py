@@ -6,6 +6,8 @@ that is as much work as sending them, so a thread does it for one batch while th
 
 from __future__ import annotations
 
+import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -68,6 +70,7 @@ class OwedPages:
         self._cursor = cursor
         #: Copy pages, and give each frame a digest. To be set before anything is sent.
         self.stable = False
+        self._slabs = _Slabs()
         self._batches: Iterator[Batch] = iter(())
         # What the thread is at: nothing, or something, and what came of it.
         self._busy = False
@@ -147,7 +150,9 @@ class OwedPages:
         frames = []
         for pages in _frames(batch.pages[~zero]):
             runs = runs_of(pages)
-            if self.stable or len(pages) < len(runs) * _GATHER_BELOW:
+            if self.stable:
+                data = [self._memory.gather(pages, self._slabs.rows(len(pages))).data.cast("B")]
+            elif len(pages) < len(runs) * _GATHER_BELOW:
                 data = [self._memory.gather(pages).data.cast("B")]
             else:
                 data = [self._memory.pages(first, count) for first, count in runs.tolist()]
@@ -168,6 +173,23 @@ class OwedPages:
             groups: npt.NDArray[np.int64] = pages // self._group
             counts = np.bincount(groups - groups[0])
             self._sent[groups[0] : groups[0] + len(counts)] += counts
+
+
+class _Slabs:
+    """Memory for copies, used again when nobody looks at it any more: fresh memory costs page faults."""
+
+    def __init__(self) -> None:
+        self._free: deque[npt.NDArray[np.uint64]] = deque()  # its methods are atomic: threads use them
+
+    def rows(self, count: int) -> npt.NDArray[np.uint64]:
+        """An array of ``count`` pages, `_COPIED_PAGES` at most. It is free again when its last view goes."""
+        try:
+            slab = self._free.pop()
+        except IndexError:
+            slab = np.empty((_COPIED_PAGES, wire.PAGE_SIZE // 8), np.uint64)
+        rows = slab[:count]
+        weakref.finalize(rows, self._free.append, slab).atexit = False
+        return rows
 
 
 def _frames(pages: PageNumbers) -> Iterator[PageNumbers]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
+from functools import cache
 from time import perf_counter
 
 import trio
@@ -45,24 +46,32 @@ class Histogram:
 
     def quantile(self, q: float) -> float:
         """The duration that a share ``q`` (0 to 1) of all of them did not exceed; 0 when there are none."""
-        rank = math.ceil(q * self.count)
-        for bucket in sorted(self._buckets):
-            rank -= self._buckets[bucket]
-            if rank <= 0:
-                return min(_upper(bucket), self.worst)
-        return self.worst
+        return self._quantile(q, self._ascending())
 
     def snapshot(self) -> Durations:
-        """All that it knows, frozen."""
+        """All that it knows, frozen. Some tens of microseconds: a monitor may ask every millisecond."""
+        buckets = self._ascending()
         return Durations(
             count=self.count,
             worst=self.worst,
-            p99=self.quantile(0.99),
-            p999=self.quantile(0.999),
-            buckets=tuple((_upper(bucket), self._buckets[bucket]) for bucket in sorted(self._buckets)),
+            p99=self._quantile(0.99, buckets),
+            p999=self._quantile(0.999, buckets),
+            buckets=buckets,
         )
 
+    def _ascending(self) -> tuple[tuple[float, int], ...]:
+        return tuple((_upper(bucket), count) for bucket, count in sorted(self._buckets.items()))
 
+    def _quantile(self, q: float, buckets: tuple[tuple[float, int], ...]) -> float:
+        above = self.count - math.ceil(q * self.count)  # so many may lie above it: few, so begin at that end
+        for upper, count in reversed(buckets):
+            above -= count
+            if above < 0:
+                return min(upper, self.worst)
+        return self.worst
+
+
+@cache
 def _upper(bucket: int) -> float:
     return float(2.0 ** (bucket / _STEPS))
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import trio
+import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,6 +28,7 @@ from kvmmig.machine.memory import MEMORY_UNIT, PAGE_SIZE
 from kvmmig.machine.state import StateSection
 from kvmmig.migration import wire
 from kvmmig.migration.outgoing import OutgoingMigration
+from kvmmig.migration.pages import PageMap
 from kvmmig.migration.policy import Continue, Decision, GiveUp, Limits, MaxRounds, Policy, RoundFigures, Stop
 from kvmmig.migration.report import Phase
 from kvmmig.migration.transport import Channel, ChannelFeatures, Listener, Transport, TransportURI
@@ -108,11 +110,14 @@ def received(data: bytes) -> tuple[bytes, list[wire.Event]]:
 
 
 @settings(max_examples=60)
-@given(st.integers(0, 2**32), st.integers(1, 6), st.booleans())
+@given(st.integers(0, 2**32), st.integers(1, 6), st.booleans(), st.booleans())
 def test_the_destinations_memory_is_the_sources_whatever_is_written_when(
-    seed: int, rounds: int, forced: bool
+    seed: int, rounds: int, forced: bool, saved: bool
 ) -> None:
-    """Random prefixes, blocked steps, frames cut anywhere, pages written and zeroed all the while."""
+    """Random prefixes, blocked steps, frames cut anywhere, pages written and zeroed all the while.
+
+    Over a link as they are, and into a saved guest from copies with digests, which a thread prepares.
+    """
 
     async def main() -> None:
         random_ = random.Random(seed)
@@ -127,6 +132,7 @@ def test_the_destinations_memory_is_the_sources_whatever_is_written_when(
         for page in range(0, 64, random_.randint(1, 9)):
             machine.write(page, page + 1)
         sink = Sink(on_send)
+        sink.features = ChannelFeatures(durable=saved)
         limits = Limits(step=0.0005, timeout=0.002 if forced else None, on_timeout="force")
         migration = OutgoingMigration(machine, Given(sink), policy=MaxRounds(rounds), limits=limits)
         statistics = await migration.run()
@@ -532,3 +538,104 @@ async def test_the_other_sides_last_words_explain_more_than_a_broken_pipe() -> N
     error = await run_to_failure(OutgoingMigration(machine, Given(Hasty(POLITE))))
     assert isinstance(error, MigrationRefused)
     assert "my disk is full" in str(error)
+
+
+# -- what can be done to it while it runs -------------------------------------------------------------------
+
+
+async def test_it_waits_before_the_switchover_until_it_is_told_to_proceed() -> None:
+    machine, sink = machine_with_pages(), Sink()
+    phases: list[Phase] = []
+    migration = OutgoingMigration(
+        machine, Given(sink), policy=MaxRounds(1), pause_before_switchover=True, on_phase=phases.append
+    )
+    with pytest.raises(MigrationError, match="only in the pre-switchover phase"):
+        migration.proceed()
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(migration.run)
+            while phases[-1:] != [Phase.PRE_SWITCHOVER]:  # noqa: ASYNC110 - it is told by a plain call
+                await trio.sleep(0.001)
+            await trio.testing.wait_all_tasks_blocked()
+            assert machine.state is State.PAUSED
+            assert not sink.closed
+            migration.proceed()
+    assert received(bytes(sink.data))[0] == bytes(machine.memory.pages(0, 64))
+    assert phases[-5:] == [Phase.PRE_SWITCHOVER, Phase.STOP, Phase.FINAL, Phase.COMMIT, Phase.DONE]
+
+
+async def test_a_cancel_before_the_switchover_gives_the_guest_back() -> None:
+    machine = machine_with_pages()
+    migration = OutgoingMigration(
+        machine, Given(Sink()), policy=MaxRounds(1), pause_before_switchover=True, limits=Limits(timeout=0.05)
+    )
+    error = await run_to_failure(migration)
+    assert "took longer than 0.05 s" in str(error)
+    assert restored(machine)
+
+
+async def test_another_policy_decides_from_the_next_round_on() -> None:
+    machine = machine_with_pages()
+    rounds: list[RoundFigures] = []
+
+    def on_round(figures: RoundFigures) -> None:
+        rounds.append(figures)
+        if len(rounds) == 3:
+            assert migration.statistics().bandwidth == 1e9
+            migration.set_policy(MaxRounds(5))
+
+    class Limiting(Endless):
+        def start(self) -> Continue:
+            return Continue(bandwidth=1e9)
+
+    migration = OutgoingMigration(machine, Given(Sink()), policy=Limiting(), on_round=on_round)
+    with trio.fail_after(10):
+        statistics = await migration.run()
+    assert len(statistics.rounds) == len(rounds) == 5
+    assert statistics.bandwidth is None, "what the former policy wanted is undone"
+
+
+async def test_the_page_map_says_what_is_owed_and_what_was_sent() -> None:
+    machine = machine_with_pages()
+
+    def on_round(figures: RoundFigures) -> None:
+        if figures.round == 0:
+            maps.append(migration.page_map(1000))
+
+    maps: list[PageMap] = []
+    sink = Sink()
+    migration = OutgoingMigration(machine, Given(sink), policy=MaxRounds(2), on_round=on_round)
+    before = migration.page_map(1)
+    await migration.run()
+    assert (before.pages, before.pending, before.sent) == ([machine.memory.n_pages], [0], [0])
+    assert sum(maps[0].sent) == machine.memory.n_pages
+    assert sum(migration.page_map(7).pages) == machine.memory.n_pages
+    with pytest.raises(ValueError, match="ask for at least 1"):
+        migration.page_map(0)
+
+
+async def test_a_channel_that_does_not_move_says_what_it_waits_for() -> None:
+    sink = Sink(lambda room: 0)
+    sink.waits_for = lambda: "its disk sleeps"  # type: ignore[method-assign]
+    migration = OutgoingMigration(
+        machine_with_pages(), Given(sink), policy=Endless(), limits=Limits(stall_timeout=0.05)
+    )
+    error = await run_to_failure(migration)
+    assert str(error) == "a test's sink accepted nothing for 0.05 s: its disk sleeps"
+
+
+@pytest.mark.parametrize("two_way", [False, True])
+async def test_a_guest_that_somebody_lets_run_in_the_final_pass_stays_here(two_way: bool) -> None:
+    machine = machine_with_pages()
+
+    def on_phase(phase: Phase) -> None:
+        if phase is Phase.COMMIT:
+            machine.state = State.RUNNING
+
+    sink = Conversation(POLITE) if two_way else Sink()
+    migration = OutgoingMigration(machine, Given(sink), policy=MaxRounds(1), on_phase=on_phase)
+    error = await run_to_failure(migration)
+    assert "somebody let it run" in str(error)
+    assert machine.state is State.RUNNING
+    assert sink.aborted
+    assert not any(isinstance(event, wire.Signal) for event in received(bytes(sink.data))[1]), "no go"

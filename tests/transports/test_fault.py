@@ -8,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 
-from kvmmig.errors import BadURI, ChannelBroken
+from kvmmig.errors import BadURI, ChannelBroken, KnobError
 from kvmmig.migration.transport import Channel, Transport
 from kvmmig.testing import memory_channel_pair
 from kvmmig_transports.fault import FaultWrapper
@@ -192,3 +192,22 @@ async def test_a_stall_that_is_armed_holds_who_waits(transport: Make) -> None:
             await receiver.receive_some(memoryview(bytearray(1)))
         assert nothing_more.cancelled_caught
         nursery.cancel_scope.cancel()
+
+
+async def test_a_person_strikes_and_ends_it_by_a_knob(transport: Make) -> None:
+    sender, receiver = await Faulty(transport, "").ends()
+    assert sender.knobs() == {"fault.strike": "none"}
+    with trio.fail_after(10):
+        await _send(sender, _DATA)
+        sender.turn("fault.strike", "stall")
+        assert sender.knobs() == {"fault.strike": "stall"}
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_send, sender, _DATA)
+            await trio.testing.wait_all_tasks_blocked()
+            sender.turn("fault.strike", "none")
+        assert await _read(receiver, 2 * len(_DATA)) == _DATA * 2
+    with pytest.raises(KnobError, match="'fire' is no fault; there are cut, stall, trickle, short, corrupt"):
+        sender.turn("fault.strike", "fire")
+    sender.turn("fault.strike", "cut")
+    with pytest.raises(ChannelBroken, match="cut the connection"):
+        await _send(sender, _DATA)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -63,8 +64,9 @@ async def test_a_pipe_goes_one_way_and_the_wrong_end_is_named(transport: Make) -
     with pytest.raises(ChannelBroken, match="nothing can be received"):
         await sender.receive_some(memoryview(bytearray(1)))
     os.close(reading)
+    await sender.send_some([memoryview(b"x")])  # it is accepted, and then found to be undeliverable
     with pytest.raises(ChannelBroken, match=r"the reader of fd:.* has closed it"):
-        await sender.send_some([memoryview(b"x")])
+        await sender.flush()
     sender.abort()
 
 
@@ -73,7 +75,7 @@ async def test_a_flush_notices_that_the_reader_has_gone(transport: Make) -> None
     sender = await transport(f"fd:{writing}").connect()
     await sender.send_some([memoryview(b"x")])
     os.close(reading)
-    with pytest.raises(ChannelBroken, match="before it had taken everything"), trio.fail_after(20):
+    with pytest.raises(ChannelBroken, match=r"the reader of fd:\d+ has closed it"), trio.fail_after(20):
         await sender.flush()
     sender.abort()
 
@@ -94,9 +96,10 @@ async def test_its_mode_comes_back_for_those_who_share_it(transport: Make) -> No
 async def test_it_is_taken_over(transport: Make) -> None:
     reading, writing = os.pipe()
     channel = await transport(f"fd:{writing}").connect()
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(writing)
-    with pytest.raises(ConnectFailed, match=f"descriptor {writing} is not open"):
+    # Its number may be somebody else's by now.
+    with contextlib.suppress(FileNotFoundError):
+        assert os.readlink(f"/proc/self/fd/{writing}") != os.readlink(f"/proc/self/fd/{reading}")
+    with pytest.raises(ConnectFailed, match=f"descriptor {writing} is"):
         await transport(f"fd:{writing}").connect()
     channel.abort()
     assert os.read(reading, 1) == b""

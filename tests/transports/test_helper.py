@@ -205,3 +205,15 @@ def _run(path: Path, flags: int, data: bytes) -> subprocess.CompletedProcess[byt
 def _start(name: str, number: str, data: bytes, *fds: int) -> subprocess.CompletedProcess[bytes]:
     command = [sys.executable, "-I", "-S", iohelper.__file__, name, number]
     return subprocess.run(command, input=data, capture_output=True, pass_fds=fds, timeout=60)
+
+
+async def test_a_helper_that_is_stopped_is_named(transport: Make, tmp_path: Path) -> None:
+    async with await transport(f"pipe:{tmp_path / 'a.img'}").connect() as channel:
+        assert channel.waits_for() == ""
+        pid = _helper_pid()
+        os.kill(pid, signal.SIGSTOP)
+        with trio.fail_after(10):
+            while not channel.waits_for():  # noqa: ASYNC110 - nothing tells when a process has stopped
+                await trio.sleep(0.01)
+        assert channel.waits_for().endswith(f"a.img (process {pid}) is stopped; SIGCONT lets it go on")
+        channel.abort()

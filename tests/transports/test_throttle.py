@@ -8,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 
-from kvmmig.errors import BadURI, ChannelBroken, ChannelClosed
+from kvmmig.errors import BadURI, ChannelBroken, ChannelClosed, KnobError
 from kvmmig.migration.transport import Channel, Transport
 from kvmmig.testing import memory_channel_pair
 
@@ -136,3 +136,39 @@ async def test_an_error_comes_with_the_next_call(transport: Make) -> None:
         await late.aclose()
     with pytest.raises(ChannelClosed):
         await late.flush()
+
+
+async def test_its_knobs_can_be_turned_while_it_runs(transport: Make) -> None:
+    below, receiver = memory_channel_pair(capacity=1 << 20)
+    sender = await _wrapped(transport, below, "throttle.rate=1kB/s&throttle.latency=1ms")
+    assert sender.knobs() == {
+        "throttle.rate": "1 kB/s",
+        "throttle.latency": "1.0 ms",
+        "throttle.jitter": "0 us",
+    }
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_send_all, sender, bytes(100_000))
+            await _read(receiver, 1)
+            sender.turn("throttle.rate", "none")
+            await _read(receiver, 99_999)  # would take 100 s
+    sender.turn("throttle.latency", "2ms")
+    assert sender.knobs()["throttle.latency"] == "2.0 ms"
+    sender.abort()
+
+
+@pytest.mark.parametrize(
+    ("knob", "value", "sentence"),
+    [
+        ("throttle.rate", "fast", "throttle.rate: 'fast' is not a size.*; none is no limit"),
+        ("throttle.rate", "0", "a rate of 0 would never end"),
+        ("throttle.speed", "1", r"no 'throttle.speed' to turn here; there are throttle.rate \(1 MB/s\)"),
+    ],
+)
+async def test_a_knob_that_makes_no_sense_changes_nothing(
+    knob: str, value: str, sentence: str, transport: Make
+) -> None:
+    channel = await _wrapped(transport, memory_channel_pair()[0], "throttle.rate=1MB/s")
+    with pytest.raises(KnobError, match=sentence):
+        channel.turn(knob, value)
+    assert channel.knobs() == {"throttle.rate": "1 MB/s"}

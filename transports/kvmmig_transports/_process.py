@@ -172,25 +172,19 @@ class ProcessSender(ProcessChannel, PipeSender):
 
     def __init__(self, process: Process, peer: str, at_end: Callable[[], None] = lambda: None) -> None:
         super().__init__(process, peer, at_end)
-        # A full pipe is not enough to wait for: a dead process's child may hold its other end open.
-        self._ready = select.epoll()
-        self._ready.register(process.pipe, select.EPOLLOUT)
-        self._ready.register(process.pidfd, select.EPOLLIN)
-
-    def _close_pipe(self) -> None:
-        if not self._ready.closed:
-            trio.lowlevel.notify_closing(self._ready.fileno())
-            self._ready.close()
-        super()._close_pipe()
 
     async def _finish(self) -> None:
         await self._process_ended_well()
 
-    async def _wait_writable(self) -> None:
-        await self._wait_readable(self._ready.fileno())
-        self._check_reader(drained=False)
+    def _wait_for_room(self) -> bool:
+        # A full pipe is not enough to wait for: a dead process's child may hold its other end open.
+        if self._poll(select.POLLOUT, [self._process.pidfd]):
+            return True
+        if self._stopping:
+            return False
+        raise BrokenPipeError
 
-    async def _broken(self, error: OSError) -> ChannelBroken:
+    async def _broken(self, error: Exception) -> ChannelBroken:
         with trio.move_on_after(_LAST_WORDS):
             await self._process_ended()
         return self._fail(self._process.account())

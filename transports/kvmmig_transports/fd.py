@@ -12,6 +12,7 @@ import fcntl
 import os
 import socket
 import stat
+from collections.abc import Callable
 
 import trio
 
@@ -77,7 +78,16 @@ class FdTransport(Transport):
         except OSError as error:
             raise ConnectFailed(f"{self.uri} can't be taken over: {why(error)}") from error
         _names.pop(target, None)
-        return _TakenChannel(_channel(fd, str(self.uri), mode, writing), keeper, not flags & os.O_NONBLOCK)
+
+        def give_back() -> None:
+            """Its mode, for whoever else has it open."""
+            with contextlib.suppress(OSError):
+                os.set_blocking(keeper, not flags & os.O_NONBLOCK)
+            os.close(keeper)
+
+        if stat.S_ISFIFO(mode):
+            return (LivePipeSender if writing else PipeReceiver)(fd, str(self.uri), give_back)
+        return _TakenSocket(_socket_channel(fd, str(self.uri)), give_back)
 
     def _check(self, number: int, mode: int, access: int, writing: bool) -> None:
         """Raise `ConnectFailed` unless it is a connected stream socket, or a pipe in the right direction."""
@@ -114,13 +124,12 @@ class _FdListener(Listener):
         await trio.lowlevel.checkpoint()
 
 
-class _TakenChannel(PassingChannel):
-    """Gives the descriptor its mode back at the end, for whoever else has it open."""
+class _TakenSocket(PassingChannel):
+    """Calls ``give_back`` at the end."""
 
-    def __init__(self, below: Channel, keeper: int, blocking: bool) -> None:
+    def __init__(self, below: Channel, give_back: Callable[[], None]) -> None:
         super().__init__(below)
-        self._keeper = keeper
-        self._blocking = blocking
+        self._at_end: list[Callable[[], None]] = [give_back]
 
     def abort(self) -> None:
         super().abort()
@@ -133,16 +142,11 @@ class _TakenChannel(PassingChannel):
             self._give_back()
 
     def _give_back(self) -> None:
-        if self._keeper >= 0:
-            with contextlib.suppress(OSError):
-                os.set_blocking(self._keeper, self._blocking)
-            os.close(self._keeper)
-            self._keeper = -1
+        while self._at_end:
+            self._at_end.pop()()
 
 
-def _channel(fd: int, name: str, mode: int, writing: bool) -> Channel:
-    if stat.S_ISFIFO(mode):
-        return LivePipeSender(fd, name) if writing else PipeReceiver(fd, name)
+def _socket_channel(fd: int, name: str) -> Channel:
     sock = trio.socket.from_stdlib_socket(socket.socket(fileno=fd))
     return SocketChannel(sock, name) if sock.family == socket.AF_UNIX else TcpChannel(sock)
 

@@ -1,9 +1,9 @@
 """``file:PATH?direct=on|off``: a saved guest in a file, written and read by threads.
 
 A regular file never says "try again later" and can't be polled, so nothing here touches the disk on the
-event loop. What is sent is copied into large aligned blocks; two threads write the full ones with O_DIRECT,
-with a bounded number in flight; a sender waits for a free block before any byte of it is accepted. Reading
-is the same, the other way round: the threads read ahead.
+event loop. What is sent makes up large aligned blocks; a few threads copy them together and write the full
+ones with O_DIRECT, with a bounded number in flight; a sender waits for a free block before any byte of it is
+accepted. Reading is the same, the other way round: the threads read ahead.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import mmap
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
+import numpy as np
 import trio
 
 from kvmmig.errors import BadURI, ChannelBroken, ChannelClosed
@@ -35,9 +36,10 @@ from kvmmig_transports._threads import Workers, open_in_thread
 from kvmmig_transports._words import why
 
 _BLOCK = 4 << 20  # a disk's full speed; with 4 KiB at a time O_DIRECT reaches a fortieth of it
-_BLOCKS = 4  # one in each thread, one ready for whichever is done first, one being filled
-_THREADS = 2
+_BLOCKS = 5  # one in each thread, one ready for whichever is done first, one being filled
+_THREADS = 3  # each copies as long as it writes, or less
 _MOST_BYTES = 1 << 20  # copied in one call, on the event loop: about 0.1 ms
+_LARGE = 1 << 16  # what is larger is left where it is, and copied by a thread
 _ALIGNMENT = 4096  # of O_DIRECT's addresses, offsets and lengths, on every common disk
 
 _DIRECT = Option("direct", "go around the page cache with O_DIRECT", "on", ("on", "off"))
@@ -91,6 +93,38 @@ class FileListener(Listener):
         await trio.lowlevel.checkpoint()
 
 
+@dataclass(slots=True)
+class _Filling:
+    """A block that is being made up: of bytes that are in it, and of buffers that are yet to be copied."""
+
+    block: memoryview
+    size: int = 0
+    waiting: list[tuple[int, memoryview]] = field(default_factory=list)  # where in the block, and what
+
+    def take(self, buffers: Sequence[memoryview]) -> int:
+        """Take a prefix of ``buffers``, as much as one call may, and say how many bytes."""
+        start, copied = self.size, 0
+        for buffer in buffers:
+            part = buffer[: _BLOCK - self.size]
+            if len(part) > _LARGE:
+                self.waiting.append((self.size, part))
+            else:
+                self.block[self.size : self.size + len(part)] = part
+                copied += len(part)
+            self.size += len(part)
+            if self.size == _BLOCK or copied > _MOST_BYTES:
+                break
+        return self.size - start
+
+    def gather(self) -> None:
+        """Copy what is yet to be copied. For a thread: numpy lets go of the GIL meanwhile."""
+        target = np.frombuffer(self.block, np.uint8)
+        while self.waiting:
+            at, part = self.waiting[-1]
+            np.copyto(target[at : at + len(part)], np.frombuffer(part, np.uint8))
+            self.waiting.pop()
+
+
 class FileWriter(Channel):
     """The source's side. Takes over ``save``, an empty file, and ``blocks`` to collect bytes in.
 
@@ -109,8 +143,7 @@ class FileWriter(Channel):
         self._workers = Workers(f"write {save.path}", _THREADS, save.close)
         self._sending = OneAtATime("sending")
         self._free = blocks
-        self._current: memoryview | None = None  # being filled; its bytes belong at _offset
-        self._fill = 0
+        self._current: _Filling | None = None  # its bytes belong at _offset
         self._offset = 0
         self._in_flight = 0
         self._moved_at = 0.0  # when the first call in flight was begun, or the last one ended
@@ -141,7 +174,7 @@ class FileWriter(Channel):
             await self._idle()
             if self._unsynced:
                 self._syncing = True
-                self._submit(partial(self._sync, self._current, self._fill, self._offset), self._synced)
+                self._submit(partial(self._sync, self._current, self._offset), self._synced)
                 await self._idle()
 
     def abort(self) -> None:
@@ -168,23 +201,15 @@ class FileWriter(Channel):
         return f"the disk has not answered for {trio.current_time() - self._moved_at:.1f} s"
 
     def _take(self, buffers: Sequence[memoryview]) -> int:
-        block = self._current = self._current or self._free.pop()
-        start = fill = self._fill
-        end = min(_BLOCK, start + _MOST_BYTES)
-        for buffer in buffers:
-            size = min(len(buffer), end - fill)
-            block[fill : fill + size] = buffer[:size]
-            fill += size
-            if fill == end:
-                break
-        self._fill = fill
+        filling = self._current = self._current or _Filling(self._free.pop())
+        count = filling.take(buffers)
         self._unsynced = True
-        if fill == _BLOCK:
-            self._submit(partial(self._write, block, self._offset), partial(self._block_written, block))
+        if filling.size == _BLOCK:
+            done = partial(self._block_written, filling.block)
+            self._submit(partial(self._write_block, filling, self._offset), done)
             self._current = None
-            self._fill = 0
             self._offset += _BLOCK
-        return fill - start
+        return count
 
     def _submit(self, call: Callable[[], object], then: Callable[[], None] = lambda: None) -> None:
         def done(error: Exception | None) -> None:
@@ -223,7 +248,11 @@ class FileWriter(Channel):
                 f"can't write {self.peer}: {why(self._error)} (after {format_size(self._written)})"
             ) from self._error
 
-    # The threads run these two.
+    # The threads run these.
+
+    def _write_block(self, filling: _Filling, offset: int) -> None:
+        filling.gather()
+        self._write(filling.block, offset)
 
     def _write(self, data: memoryview, offset: int) -> None:
         while data:
@@ -231,13 +260,15 @@ class FileWriter(Channel):
             data = data[count:]
             offset += count
 
-    def _sync(self, block: memoryview | None, fill: int, offset: int) -> None:
+    def _sync(self, filling: _Filling | None, offset: int) -> None:
         """Write the block that is not full as it is. It is written again when it has filled up."""
-        if block is not None and fill:
-            end = -(-fill // _ALIGNMENT) * _ALIGNMENT if self._save.direct else fill
-            block[fill:end] = bytes(end - fill)
-            self._write(block[:end], offset)
-            os.ftruncate(self._save.fd, offset + fill)
+        if filling is not None and filling.size:
+            filling.gather()
+            size = filling.size
+            end = -(-size // _ALIGNMENT) * _ALIGNMENT if self._save.direct else size
+            filling.block[size:end] = bytes(end - size)
+            self._write(filling.block[:end], offset)
+            os.ftruncate(self._save.fd, offset + size)
         os.fdatasync(self._save.fd)
 
 
