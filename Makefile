@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test lint types check-tests bench pressure faults soak clean
+.PHONY: help setup demo test lint types check-tests bench pressure monitor faults soak clean
 
 help:
 	@echo "make demo    run the whole story on this machine: live migration over TCP, save and restore"
 	@echo "make test    lint, types, tests"
 	@echo "make bench   the figures, each beside its limit measured in the same run"
 	@echo "make pressure  a loaded machine, a slow sink, a cancel in the middle of a long final pass"
+	@echo "make monitor  how fast the monitor answers while its machine migrates, onto four kinds of sink"
 	@echo "make faults  transport x fault x phase: what the source does when the other end fails (minutes; root)"
 	@echo "make soak    200 moves back and forth, with cancels and faults (minutes)"
 	@echo "make clean   remove everything that make has made"
@@ -48,6 +49,9 @@ bench: setup
 
 pressure: setup
 	@$(BIN)/python tests/pressure.py
+
+monitor: setup
+	@$(BIN)/python tests/monitor_latency.py
 
 faults: setup
 	@$(BIN)/python -m tests.faults

@@ -98,7 +98,14 @@ async def reachable(place: Place, around: Surroundings) -> AsyncIterator[tuple[M
                 async with trio.open_nursery() as nursery:
                     if port.keyboard is not None:
                         nursery.start_soon(_type, port.keyboard, control)
-                    yield control, output
+                    try:
+                        yield control, output
+                    except Exception:
+                        control.quit(reason="host-error")
+                        raise
+                    except BaseException:  # a cancel: it comes from a signal
+                        control.quit(reason="host-signal")
+                        raise
                     nursery.cancel_scope.cancel()
 
 

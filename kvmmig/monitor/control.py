@@ -210,7 +210,9 @@ class MachineControl:
             self._resetting = False
         self._emit("RESET", {"guest": False, "reason": "host-qmp-system-reset"})
 
-    def quit(self, *, reason: Literal["host-qmp-quit", "host-signal"] = "host-qmp-quit") -> None:
+    def quit(
+        self, *, reason: Literal["host-qmp-quit", "host-signal", "host-error"] = "host-qmp-quit"
+    ) -> None:
         """End the machine's life: `wait` returns. Whoever waits leaves the block of `open`."""
         if not self._over.is_set():
             self._emit("SHUTDOWN", {"guest": False, "reason": reason})

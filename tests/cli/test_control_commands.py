@@ -293,3 +293,16 @@ def test_a_reader_who_goes_away_ends_the_command_and_not_the_migration(
     assert moving.end() == 1
     assert moving.stderr == ""
     assert json.loads(command("status", "a", "--json")[1])["migration"]["phase"] in ("setup", "rounds")
+
+
+async def test_clients_are_told_that_a_signal_ends_the_machine(
+    background: Background, command: Command, runtime_directory: Path
+) -> None:
+    await trio.to_thread.run_sync(background, "run", *SMALL)
+    with trio.fail_after(PATIENCE):
+        async with QMPClient.connect(f"unix:{runtime_directory}/a.sock") as client:
+            os.kill((await client.execute("x-kvmmig-query-machine"))["pid"], signal.SIGTERM)
+            async for event in client.events():
+                if event.name == "SHUTDOWN":
+                    assert event.data == {"guest": False, "reason": "host-signal"}
+                    break
