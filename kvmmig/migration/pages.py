@@ -6,6 +6,8 @@ that is as much work as sending them, so a thread does it for one batch while th
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -186,10 +188,18 @@ class _Slabs:
         try:
             slab = self._free.pop()
         except IndexError:
-            slab = np.empty((_COPIED_PAGES, wire.PAGE_SIZE // 8), np.uint64)
+            slab = _fresh_slab()
         rows = slab[:count]
         weakref.finalize(rows, self._free.append, slab).atexit = False
         return rows
+
+
+def _fresh_slab() -> npt.NDArray[np.uint64]:
+    # A mapping of its own goes back to the kernel with its last view; what malloc gives a thread may stay.
+    block = mmap.mmap(-1, _COPIED_PAGES * wire.PAGE_SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without huge pages
+        block.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(block, np.uint64).reshape(_COPIED_PAGES, wire.PAGE_SIZE // 8)
 
 
 def _frames(pages: PageNumbers) -> Iterator[PageNumbers]:
