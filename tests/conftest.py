@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections import Counter
 from collections.abc import Generator
@@ -34,6 +35,8 @@ def pytest_configure(config: pytest.Config) -> None:
     for number in (signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler)
+    for name in ("COLUMNS", "LINES"):  # of whoever runs the tests: a terminal of a test's own has its own size
+        os.environ.pop(name, None)
     config.stash[_outcomes] = Counter()
     config.pluginmanager.register(_Counting(config))
 
