@@ -35,7 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for number in (signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler)
-    for name in ("COLUMNS", "LINES"):  # of whoever runs the tests: a terminal of a test's own has its own size
+    for name in ("COLUMNS", "LINES"):  # a terminal of a test's own has its own size
         os.environ.pop(name, None)
     config.stash[_outcomes] = Counter()
     config.pluginmanager.register(_Counting(config))
