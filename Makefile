@@ -58,8 +58,8 @@ faults: setup
 
 soak: setup
 	@$(BIN)/python tests/soak.py
-	@echo "== 100,000 mutated streams"
-	@$(BIN)/python -m pytest -q -m slow tests/migration/test_wire.py
+	@echo "== 100,000 mutated streams, 100,000 hostile inputs to a monitor, and to one whose machine migrates"
+	@$(BIN)/python -m pytest -q -m slow tests/migration/test_wire.py tests/monitor
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
