@@ -7,13 +7,11 @@ address.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import ipaddress
 import os
 import re
 import socket
-import stat
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from typing import Any
 import trio
 
 from kvmmig.errors import BadURI, ConnectFailed
+from kvmmig.unixsockets import PathTaken, SocketFile, knock, listen
 
 _LONGEST_PATH = 107  # bytes: sun_path of <sys/un.h> without its final zero
 _LOOPBACK = "127.0.0.1"
@@ -157,79 +156,24 @@ async def _connect_unix(address: UnixAddress) -> trio.socket.SocketType:
 
 
 def _knock(address: UnixAddress) -> trio.socket.SocketType | None:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        sock.setblocking(False)
-        sock.connect(address.path)
-    except BlockingIOError:  # the queue is full, and no event says when it is not
-        sock.close()
-        return None
+        sock = knock(address.path)
     except OSError as error:
-        sock.close()
         words = "there is no such socket" if error.errno == errno.ENOENT else _why(error)
         raise ConnectFailed(f"can't connect to {address}: {words}") from error
-    return trio.socket.from_stdlib_socket(sock)
+    return trio.socket.from_stdlib_socket(sock) if sock is not None else None
 
 
-def _bind_unix(address: UnixAddress) -> tuple[socket.socket, _SocketFile]:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+def _bind_unix(address: UnixAddress) -> tuple[socket.socket, SocketFile]:
     try:
-        _clear(address)
-        os.fchmod(sock.fileno(), 0o600)  # before it has a name: bind gives the file these rights
-        sock.bind(address.path)
-        file = _SocketFile(address.path)
-        sock.listen(_BACKLOG)
-        sock.setblocking(False)
-        return sock, file
+        sock, file = listen(address.path, _BACKLOG)
+    except PathTaken as taken:
+        what = "something that is no socket has that name" if taken.mode else "another process listens there"
+        raise ConnectFailed(f"can't listen on {address}: {what} already; choose another path") from taken
     except OSError as error:
-        sock.close()
         raise ConnectFailed(f"can't listen on {address}: {_why(error)}") from error
-    except BaseException:
-        sock.close()
-        raise
-
-
-def _clear(address: UnixAddress) -> None:
-    """Remove a socket that nobody listens on; refuse to touch anything else."""
-    try:
-        mode = os.lstat(address.path).st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise ConnectFailed(
-            f"can't listen on {address}: something that is no socket has that name; choose another path"
-        )
-    # A datagram socket can't connect to a stream socket, but learns whether somebody has it open; and a
-    # listener takes no notice of the attempt.
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(address.path)
-        except ConnectionRefusedError:
-            os.unlink(address.path)
-            return
-        except OSError as error:
-            if error.errno != errno.EPROTOTYPE:
-                raise
-    raise ConnectFailed(
-        f"can't listen on {address}: another process listens there already; choose another path"
-    )
-
-
-class _SocketFile:
-    """The file that was bound, to be removed unless another has taken its name meanwhile."""
-
-    def __init__(self, path: str) -> None:
-        self._path = os.path.abspath(path)
-        self._identity = self._look()
-
-    def remove(self) -> None:
-        with contextlib.suppress(OSError):
-            if self._look() == self._identity:
-                os.unlink(self._path)
-
-    def _look(self) -> tuple[int, int]:
-        found = os.lstat(self._path)
-        return found.st_dev, found.st_ino
+    sock.setblocking(False)
+    return sock, file
 
 
 async def _listen_tcp(address: TcpAddress) -> Listening:
