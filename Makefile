@@ -4,15 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test lint types check-tests bench pressure faults soak clean
+.PHONY: help setup demo test lint types check-tests bench pressure monitor faults soak api clean
 
 help:
 	@echo "make demo    run the whole story on this machine: live migration over TCP, save and restore"
 	@echo "make test    lint, types, tests"
 	@echo "make bench   the figures, each beside its limit measured in the same run"
 	@echo "make pressure  a loaded machine, a slow sink, a cancel in the middle of a long final pass"
+	@echo "make monitor how fast the monitor answers while its machine migrates: worst, p99, p99.9, beside when idle"
 	@echo "make faults  transport x fault x phase: what the source does when the other end fails (minutes; root)"
 	@echo "make soak    200 moves back and forth, with cancels and faults (minutes)"
+	@echo "make api     write docs/api.md anew, from the docstrings"
 	@echo "make clean   remove everything that make has made"
 
 setup: $(STAMP)
@@ -49,6 +51,9 @@ bench: setup
 pressure: setup
 	@$(BIN)/python tests/pressure.py
 
+monitor: setup
+	@$(BIN)/python tests/monitor_latency.py
+
 faults: setup
 	@$(BIN)/python -m tests.faults
 
@@ -56,6 +61,9 @@ soak: setup
 	@$(BIN)/python tests/soak.py
 	@echo "== 100,000 mutated streams"
 	@$(BIN)/python -m pytest -q -m slow tests/migration/test_wire.py
+
+api: setup
+	@$(BIN)/python -m tests.api.reference
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
