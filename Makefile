@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test lint types check-tests bench pressure monitor faults soak clean
+.PHONY: help setup demo test lint types check-tests bench pressure monitor faults soak api clean
 
 help:
 	@echo "make demo    run the whole story on this machine: live migration over TCP, save and restore"
@@ -14,6 +14,7 @@ help:
 	@echo "make monitor  how fast the monitor answers while its machine migrates, onto four kinds of sink"
 	@echo "make faults  transport x fault x phase: what the source does when the other end fails (minutes; root)"
 	@echo "make soak    200 moves back and forth, with cancels and faults (minutes)"
+	@echo "make api     write docs/api.md anew, from the docstrings"
 	@echo "make clean   remove everything that make has made"
 
 setup: $(STAMP)
@@ -60,6 +61,9 @@ soak: setup
 	@$(BIN)/python tests/soak.py
 	@echo "== 100,000 mutated streams, 100,000 hostile inputs to a monitor, and to one whose machine migrates"
 	@$(BIN)/python -m pytest -q -m slow tests/migration/test_wire.py tests/monitor
+
+api: setup
+	@$(BIN)/python -m tests.api.reference
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

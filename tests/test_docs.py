@@ -8,12 +8,16 @@ import subprocess
 import textwrap
 from pathlib import Path
 
+import click
 import pytest
 
 from kvmmig import errors
+from kvmmig.cli.app import cli
 from kvmmig.migration.policy import Limits
 
 ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "transports/README.md", *ROOT.glob("docs/*.md")]
+_COMMAND = re.compile(r"(?:^|[$|;] |\$\()kvmmig (?P<name>[a-z-]+)(?P<rest>[^|;#]*)")
 _LINE = re.compile(r"^(?P<indent>[│ ├└─]*)(?P<name>[A-Z]\w+)(?: {2,}.*)?$")
 
 
@@ -65,3 +69,49 @@ def test_the_limits_are_written_down_as_they_are() -> None:
 def test_make_knows_what_the_readme_tells_to_type(target: str) -> None:
     assert f"make {target}" in (ROOT / "README.md").read_text()
     subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
+
+
+def anchors(page: Path) -> set[str]:
+    """What can be linked to in a page, as GitHub names it."""
+    text = page.read_text()
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    named = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return named | set(re.findall(r'<a id="([^"]*)">', text))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def typed(page: Path) -> list[tuple[str, str]]:
+    """The commands that a page's blocks of code have, each with the rest of its line."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [(found["name"], found["rest"]) for line in lines for found in _COMMAND.finditer(line)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_and_their_options_are_there(page: Path) -> None:
+    for name, rest in typed(page):
+        command = cli.commands.get(name)
+        assert isinstance(command, click.Command), f"kvmmig {name}"
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert set(re.findall(r"(?<=\s)--[a-z-]+", rest)) <= known | {"--help"}, f"kvmmig {name}{rest}"
+
+
+def test_commands_are_found_in_the_pages_that_have_them() -> None:
+    assert len(typed(ROOT / "README.md")) >= 8
+    assert len(typed(ROOT / "docs/commands.md")) >= 15
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_make_knows_what_a_page_tells_to_type(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"(?:^|`)make ([a-z-]+)", page.read_text(), re.MULTILINE)) <= targets

@@ -31,8 +31,9 @@ _Name = Annotated[str, msgspec.Meta(max_length=200)]
 class MachineConfig:
     """A machine to be built. Raises `BadConfig` for one that can't exist on any host.
 
-    ``memory`` is in bytes. ``parameters`` are what a toy guest was assembled with; they travel with it, so
-    that its memory can be checked wherever it is.
+    ``memory`` is in bytes, ``cpus`` a number of vCPUs; without ``irqchip`` it has no interrupt
+    controller. ``name`` is what a guest's check knows it by. ``parameters`` are what a toy guest was
+    assembled with; they travel with it, so that its memory can be checked wherever it is.
     """
 
     memory: int

@@ -84,6 +84,7 @@ class Machine:
 
     def __init__(self, config: MachineConfig, output: Callable[[bytes], None]) -> None:
         """Use `open`."""
+        #: What it was made from.
         self.config = config
         #: What a stream's hello says of this machine.
         self.description: MachineDescription

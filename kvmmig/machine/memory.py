@@ -58,8 +58,8 @@ def pc_regions(size: int) -> tuple[Region, ...]:
 class GuestMemory:
     """The RAM of one guest: private anonymous memory, huge pages advised.
 
-    Whoever creates it closes it, after the VM that uses it. Views that are still held then keep the mapping
-    alive until they go.
+    ``gpa`` is a guest-physical address; `ValueError` where there is no RAM. Whoever creates it closes it,
+    after the VM that uses it. Views that are still held then keep the mapping alive until they go.
     """
 
     def __init__(self, size: int) -> None:
@@ -67,8 +67,11 @@ class GuestMemory:
             raise BadConfig(
                 f"a guest can't have {size} bytes of memory; use a multiple of {MEMORY_UNIT // 1024} KiB"
             )
+        #: Bytes.
         self.size = size
+        #: Pages of 4 KiB.
         self.n_pages = size // PAGE_SIZE
+        #: Where they lie for the guest.
         self.regions = pc_regions(size)
         try:
             self._map = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

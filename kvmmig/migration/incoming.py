@@ -61,7 +61,9 @@ class IncomingMigration:
         self._encoder = wire.Encoder(wire.Direction.BACKWARDS)
         self._cursor = Cursor()
         self._meter = StallMeter()
+        #: Pages that came with their bytes.
         self.received_pages = 0
+        #: Pages that were only said to be zero.
         self.zero_pages = 0
         #: Seconds from the hello to the guest's start.
         self.total_time: float | None = None

@@ -44,13 +44,13 @@ class RoundFigures:
     """What is known after a round. Rates are bytes a second, times are seconds."""
 
     round: int  # 0 is the one that sends all of memory
-    sent_pages: int
-    zero_pages: int
-    sent_bytes: int
+    sent_pages: int  # with their bytes
+    zero_pages: int  # only said to be zero
+    sent_bytes: int  # accepted by the channel
     duration: float
     dirty_pages: int  # written meanwhile, so owed now
-    rate: float
-    dirty_rate: float
+    rate: float  # sent bytes by duration
+    dirty_rate: float  # dirty pages' bytes by duration
 
     @property
     def remaining_bytes(self) -> int:

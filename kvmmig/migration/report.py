@@ -36,27 +36,27 @@ class TimelineEvent:
 class MigrationStatistics:
     """The figures of one migration, at one moment; times in seconds, rates in bytes a second."""
 
-    phase: Phase
+    phase: Phase  # where it is
     peer: str  # who is at the other end
     round: int  # 0 is the first; the final pass counts on
     total_pages: int  # of the guest
     remaining_pages: int  # owed and not yet accepted
-    sent_pages: int
+    sent_pages: int  # with their bytes; a page counts each time
     zero_pages: int  # found to be zero: only said, not sent
     sent_bytes: int  # accepted by the channel
     rate: float  # of the last round, or of this one
     dirty_rate: float  # of the last round
     expected_downtime: float | None  # when the policy decided to stop; before that, as of the last round
     downtime: float | None  # from the guest's stop to its start there (one-way: to the commit)
-    setup_time: float | None
-    total_time: float
+    setup_time: float | None  # from the start to the first round
+    total_time: float  # from the start until now, or to the end
     step_bound: float  # what a step may take
     steps: Durations  # what they took
     turns: Durations  # of the event loop: how long it did not poll
     worst_turn_ran: str  # the task that ran longest in the worst turn
     bandwidth: float | None  # the limit as it is now; None is no limit
     throttle: float  # the share of time that the vCPUs are kept from running
-    rounds: tuple[RoundFigures, ...]
+    rounds: tuple[RoundFigures, ...]  # those that have ended; the final pass is none
     events: tuple[TimelineEvent, ...]  # the newest 1000
     notices: tuple[str, ...]  # what the user should know although it is no error
     error: str  # why it failed, one sentence; empty otherwise

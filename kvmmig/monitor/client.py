@@ -26,7 +26,10 @@ _MOST_EVENTS = 1000
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened. ``timestamp`` is in seconds since the epoch, by the monitor's clock."""
+    """Something that happened: its name and data as in QMP.
+
+    ``timestamp`` is in seconds since the epoch, by the monitor's clock.
+    """
 
     name: str
     data: Mapping[str, Any]
@@ -59,6 +62,7 @@ class QMPClient:
     """
 
     def __init__(self, sock: trio.socket.SocketType, address: Address) -> None:
+        """Use `connect`."""
         self._socket = sock
         self._address = address
         #: What the monitor said of itself: ``{"version": {"qemu": {...}, "package": ...}, "capabilities":

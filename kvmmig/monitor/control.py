@@ -54,6 +54,7 @@ class MachineControl:
         on_populate: Callable[[int, int], None] | None = None,
     ) -> None:
         """Use `open`."""
+        #: What its clients are told that it is called.
         self.name = name
         #: None until a guest has been loaded, or has arrived.
         self.machine: Machine | None = None
@@ -160,6 +161,7 @@ class MachineControl:
         """
         await self.loaded()
         self._refuse_switchover()
+        self._note_running()  # an adopted machine may have been started or paused by its owner
         await self._guest().pause()
         self._note_running()
 
@@ -170,6 +172,7 @@ class MachineControl:
         """
         await self.loaded()
         self._refuse_switchover()
+        self._note_running()  # an adopted machine may have been started or paused by its owner
         await self._guest().start()
         self._note_running()
 

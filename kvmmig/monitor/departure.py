@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 import trio
 
-from kvmmig.errors import KvmmigError, MigrationCancelled, MigrationError, WrongState
+from kvmmig.errors import KvmmigError, MigrationCancelled, MigrationError, OutcomeUnknown, WrongState
 from kvmmig.machine import Machine, State
 from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.migration.policy import Limits, Policy, RoundFigures
@@ -102,14 +102,12 @@ class Departures:
             await self.migration.run()
         except KvmmigError as error:
             self._error = error
-        except trio.Cancelled:
-            self._error = MigrationCancelled(
-                "the migration was cancelled: nobody controls its machine any more"
-            )
-            raise
         except Exception as error:  # a bug here must not cost anybody their guest
             _log.exception("the migration failed by a bug of kvmmig; the guest is kept")
             self._error = MigrationError(f"the migration failed by a bug of kvmmig: {error!r}")
+        except BaseException:  # a cancel, bare or in a nursery's group
+            self._error = _abandoned(self.migration.statistics().phase)
+            raise
         finally:
             phase = self.migration.statistics().phase
             self._settings.end()
@@ -158,3 +156,13 @@ class Departures:
         if status is not None and status != self._told:
             self._told = status
             self._emit("MIGRATION", {"status": status})
+
+
+def _abandoned(phase: Phase) -> MigrationError:
+    """What to say of a migration whose machine is controlled no more."""
+    if phase is Phase.UNKNOWN:
+        return OutcomeUnknown(
+            "the guest was handed over, and this side was told to end before the other one had said that it "
+            "runs; look there first"
+        )
+    return MigrationCancelled("the migration was cancelled: nobody controls its machine any more")

@@ -27,7 +27,8 @@ _LONGEST_NAME = 80  # characters of a client's own words in an error
 class QMPError(KvmmigError):
     """A command that failed: raised by handlers and, with the same words, by the client.
 
-    ``desc`` is a sentence for a person, ``error_class`` one of `ERROR_CLASSES`.
+    ``desc`` is a sentence for a person, ``error_class`` one of QMP's: ``GenericError``, or
+    ``CommandNotFound``, ``DeviceNotActive``, ``DeviceNotFound``, ``KVMMissingCap``.
     """
 
     def __init__(self, desc: str, *, error_class: str = "GenericError") -> None:

@@ -41,6 +41,17 @@ def test_own_policy_decides_when_the_guest_stops() -> None:
     assert re.fullmatch(r"stopped: expected a downtime of [\d.]+ ms, it was [\d.]+ ms", printed[-1])
 
 
+@pytest.mark.kvm
+def test_drive_by_monitor_moves_a_guest_between_two_processes_and_tells_of_it() -> None:
+    printed = run("drive_by_monitor.py").splitlines()
+    statuses = [line.split()[1] for line in printed if line.startswith("MIGRATION ")]
+    assert statuses == ["setup", "active", "device", "completed"]
+    assert "STOP" in printed
+    assert re.fullmatch(r"completed: \d+ bytes in \d+ ms", printed[-4])
+    assert re.fullmatch(r"the guest stood still for [\d.]+ \w+", printed[-3])
+    assert printed[-2:] == ["here: postmigrate", "there: running"]
+
+
 # It runs seven ways of saving a guest beside each other.
 LONGER = {"blackout.py": 350}
 
