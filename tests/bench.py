@@ -8,6 +8,7 @@ compared with.
 from __future__ import annotations
 
 import argparse
+import math
 import mmap
 import os
 import re
@@ -276,18 +277,23 @@ def main() -> None:
             )
         )
 
-    bound = everything[0].step_bound
-    step = max(one.steps.worst for one in everything)
-    rows.append(
-        Row(
-            "worst step of all",
-            format_duration(step),
-            "<= bound 10 ms + 5 ms",
-            verdict(step <= bound + 0.005),
+    # Where this host is a virtual machine, its hypervisor may take the CPUs away; the kernel counts that.
+    quiet = [one for one in everything if not one.stolen]
+    bound = everything[0].step_bound + 0.005
+    for what, limit, of in (
+        ("worst step", bound, lambda one: one.steps.worst),
+        ("worst turn of the loop", 0.010, lambda one: one.worst_stall),
+    ):
+        worst = max(map(of, quiet), default=math.inf)
+        where = f"in {len(quiet)} of {len(everything)} runs, from which no CPU time was stolen"
+        rows.append(
+            Row(
+                f"{what}, {where}", format_duration(worst), f"<= {limit * 1000:g} ms", verdict(worst <= limit)
+            )
         )
-    )
-    stall = max(one.worst_stall for one in everything)
-    rows.append(Row("worst turn of the loop", format_duration(stall), "<= 10 ms", verdict(stall <= 0.010)))
+        rows.append(Row(f"{what}, in all runs", format_duration(max(map(of, everything))), "", ""))
+    taken = sum(one.stolen or 0.0 for one in everything)
+    rows.append(Row("stolen by this host's hypervisor", format_duration(taken), "", ""))
 
     console.print("a plain thread that copies, beside busy ones ...")
     lost = lost_cpu()

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from kvmmig.cli.progress import STOLEN
 from kvmmig.migration.report import MigrationStatistics
 from kvmmig.units import format_duration, format_rate, format_size
 
@@ -67,6 +68,9 @@ def table(rows: list[Row]) -> str:
     )
     console.print(drawn)
     for row in rows:
+        if row.figures is not None and row.figures.stolen:
+            words = f"{row.way.name}: {format_duration(row.figures.stolen)} {STOLEN}"
+            console.print(Text(words), soft_wrap=True)
         if row.verdict != VERIFIED:
             console.print(Text(f"{row.way.name}: {row.verdict}", "bold red"), soft_wrap=True)
     return text.getvalue().rstrip("\n")

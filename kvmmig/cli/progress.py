@@ -132,6 +132,10 @@ def _round_line(figures: RoundFigures) -> str:
     )
 
 
+#: What a person should know of a figure that is otherwise hard to believe.
+STOLEN = "of CPU time, by the hypervisor that this host runs on; nothing runs meanwhile"
+
+
 def summary(figures: MigrationStatistics) -> str:
     """The figures of a finished migration, a small block."""
     steps = figures.steps
@@ -152,6 +156,8 @@ def summary(figures: MigrationStatistics) -> str:
         ),
         ("worst stall", f"{format_duration(figures.worst_stall)} of the event loop"),
     ]
+    if figures.stolen:
+        rows.append(("stolen", f"{format_duration(figures.stolen)} {STOLEN}"))
     return "\n".join(
         [f"kvmmig: the guest has moved to {figures.peer}", *(f"  {name:<12} {text}" for name, text in rows)]
     )

@@ -121,19 +121,29 @@ async def _served(
         commands_for(control), version=__version__, notices=lambda text: output.say(f"kvmmig: {text}")
     )
     control.subscribe(server.emit)
+    scopes: list[trio.CancelScope] = []
+
+    async def serve(address: str, *, task_status: trio.TaskStatus[str]) -> None:
+        # Clients are to hear what ends the machine: so whatever ends it does not end this at the same time.
+        with trio.CancelScope(shield=True) as scope:
+            scopes.append(scope)
+            await server.serve(address, task_status=task_status)
+
     async with trio.open_nursery() as nursery:
-        for address in around.qmp:
-            real = await nursery.start(server.serve, address)
-            place.monitors.append(real)
-            output.say(f"kvmmig: its monitor listens on {real}")
-        if place.claim is not None:
-            await nursery.start(server.serve, f"unix:{place.claim.files.monitor}")
         try:
+            for address in around.qmp:
+                real = await nursery.start(serve, address)
+                place.monitors.append(real)
+                output.say(f"kvmmig: its monitor listens on {real}")
+            if place.claim is not None:
+                await nursery.start(serve, f"unix:{place.claim.files.monitor}")
             async with console.serving(place.claim.files.console) if place.claim else nullcontext():
                 yield
         except OSError as error:
             raise MachineError(f"the serial port's socket can't be made: {error.strerror}") from error
-        nursery.cancel_scope.cancel()
+        finally:
+            for scope in scopes:
+                scope.cancel()
 
 
 async def _type(keyboard: Keyboard, control: MachineControl) -> None:

@@ -55,7 +55,7 @@ from kvmmig.migration.policy import (
 from kvmmig.migration.registry import transport_for
 from kvmmig.migration.report import MigrationStatistics, Phase, TimelineEvent
 from kvmmig.migration.sender import Sender, TokenBucket
-from kvmmig.migration.stall import Histogram, StallMeter
+from kvmmig.migration.stall import Histogram, StallMeter, stolen
 from kvmmig.migration.transport import Channel, Transport
 
 _KEPT_EVENTS = 1000
@@ -133,6 +133,7 @@ class OutgoingMigration:
         self._phase = Phase.SETUP
         self._meter = StallMeter()
         self._steps = Histogram()
+        self._stolen: float | None = None
         self._rounds: list[RoundFigures] = []
         self._events: deque[TimelineEvent] = deque(maxlen=_KEPT_EVENTS)
         self._started = perf_counter()
@@ -173,6 +174,7 @@ class OutgoingMigration:
             steps=self._steps.snapshot(),
             turns=self._meter.turns.snapshot(),
             worst_turn_ran=self._meter.culprit,
+            stolen=self._stolen,
             bandwidth=self._bucket.rate,
             throttle=self._throttled,
             rounds=tuple(self._rounds),
@@ -239,6 +241,7 @@ class OutgoingMigration:
             raise WrongState(
                 f"the guest {self._machine.state}, so it can't be migrated; only a running or paused one can"
             )
+        stolen_before = stolen()
         with self._meter:
             try:
                 with self._scope:
@@ -249,11 +252,13 @@ class OutgoingMigration:
                     )
             except BaseException as problem:
                 self._ended = perf_counter()
+                self._stolen = stolen() - stolen_before
                 cancelled = isinstance(problem, MigrationCancelled) or _only_cancelled(problem)
                 self._error = str(problem) or type(problem).__name__
                 self._enter(Phase.UNKNOWN if self._moved else Phase.CANCELLED if cancelled else Phase.FAILED)
                 raise
             self._ended = perf_counter()
+            self._stolen = stolen() - stolen_before
             self._enter(Phase.DONE)
         return self.statistics()
 

@@ -54,6 +54,7 @@ class MigrationStatistics:
     steps: Durations  # what they took
     turns: Durations  # of the event loop: how long it did not poll
     worst_turn_ran: str  # the task that ran longest in the worst turn
+    stolen: float | None  # for so long this host's own hypervisor kept its CPUs from running; at the end
     bandwidth: float | None  # the limit as it is now; None is no limit
     throttle: float  # the share of time that the vCPUs are kept from running
     rounds: tuple[RoundFigures, ...]  # those that have ended; the final pass is none

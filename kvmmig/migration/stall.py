@@ -8,6 +8,7 @@ It sees what tasks do, and not how long the loop's thread waits for the GIL or f
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
@@ -74,6 +75,19 @@ class Histogram:
 @cache
 def _upper(bucket: int) -> float:
     return float(2.0 ** (bucket / _STEPS))
+
+
+def stolen() -> float:
+    """Seconds since its boot for which this host, itself a virtual machine, was kept from its CPUs.
+
+    The sum over all of them, as proc(5) calls "steal"; 0 on real hardware. Nothing in this process can run
+    meanwhile, and no bound holds.
+    """
+    try:
+        with open("/proc/stat", encoding="ascii") as stat:
+            return int(stat.readline().split()[8]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError, ValueError):
+        return 0.0
 
 
 class StallMeter(trio.abc.Instrument):

@@ -54,6 +54,7 @@ def figures(phase: Phase, *, rate: float, dirty_rate: float, remaining_pages: in
         steps=none,
         turns=none,
         worst_turn_ran="",
+        stolen=None,
         bandwidth=None,
         throttle=0.0,
         rounds=(last,),
