@@ -44,7 +44,9 @@ async def move(source: MachineProcess, there: MachineProcess, disturb: Disturban
             QMPClient.connect(f"unix:{there.socket}") as far,
             trio.open_nursery() as nursery,
         ):
-            (address,) = (await far.execute("query-migrate"))["socket-address"]
+            while "socket-address" not in (awaited := await far.execute("query-migrate")):  # noqa: ASYNC110
+                await trio.sleep(0.01)  # its monitor is there before it listens
+            (address,) = awaited["socket-address"]
             await here.execute("migrate-set-parameters", {"max-bandwidth": RATE, "downtime-limit": 500})
             await here.execute("migrate", {"uri": f"tcp:{address['host']}:{address['port']}"})
             await disturb(source.socket, nursery)
