@@ -8,7 +8,6 @@ compared with.
 from __future__ import annotations
 
 import argparse
-import math
 import mmap
 import os
 import re
@@ -284,13 +283,13 @@ def main() -> None:
         ("worst step", bound, lambda one: one.steps.worst),
         ("worst turn of the loop", 0.010, lambda one: one.worst_stall),
     ):
-        worst = max(map(of, quiet), default=math.inf)
+        worst = max(map(of, quiet), default=None)
         where = f"in {len(quiet)} of {len(everything)} runs, from which no CPU time was stolen"
-        rows.append(
-            Row(
-                f"{what}, {where}", format_duration(worst), f"<= {limit * 1000:g} ms", verdict(worst <= limit)
-            )
-        )
+        if worst is None:
+            rows.append(Row(f"{what}, {where}", "-", f"<= {limit * 1000:g} ms", "this host is not idle"))
+        else:
+            text, good = format_duration(worst), verdict(worst <= limit)
+            rows.append(Row(f"{what}, {where}", text, f"<= {limit * 1000:g} ms", good))
         rows.append(Row(f"{what}, in all runs", format_duration(max(map(of, everything))), "", ""))
     taken = sum(one.stolen or 0.0 for one in everything)
     rows.append(Row("stolen by this host's hypervisor", format_duration(taken), "", ""))
