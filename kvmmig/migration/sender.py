@@ -54,7 +54,7 @@ class TokenBucket:
         most = max(self._rate * _BURST, 1.0)
         self._tokens = min(self._tokens + (now - self._filled) * self._rate, most)
         self._filled = now
-        return int(self._tokens)
+        return max(int(self._tokens), 0)  # below 0 when the rate was set while bytes were on their way
 
     def spend(self, count: int) -> None:
         """So many bytes were sent."""

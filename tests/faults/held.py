@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
-from kvmmig.migration.transport import Channel, Listener, Transport
+from kvmmig.migration.transport import Channel, Listener, PassingChannel, Transport
 from tests.faults.cells import Moment
 
 
@@ -53,27 +53,17 @@ class HeldTransport(Transport):
         return await self._transport.listen()
 
 
-class HeldChannel(Channel):
+class HeldChannel(PassingChannel):
     """The channel behind, held at one moment."""
 
     def __init__(self, channel: Channel, hold: Hold) -> None:
-        self.features, self.peer, self.notices = channel.features, channel.peer, channel.notices
-        self._channel = channel
+        super().__init__(channel)
         self._hold = hold
 
     async def send_some(self, buffers: Sequence[memoryview]) -> int:
         await self._hold.wait(Moment.HELLO)
-        return await self._channel.send_some(buffers)
-
-    async def receive_some(self, buffer: memoryview) -> int:
-        return await self._channel.receive_some(buffer)
+        return await super().send_some(buffers)
 
     async def flush(self) -> None:
         await self._hold.wait(Moment.COMMIT)
-        await self._channel.flush()
-
-    def abort(self) -> None:
-        self._channel.abort()
-
-    async def aclose(self) -> None:
-        await self._channel.aclose()
+        await super().flush()

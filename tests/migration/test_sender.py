@@ -52,3 +52,11 @@ def test_a_new_rate_holds_from_now_on() -> None:
         assert bucket.allowed() == 0, "what the old rate had saved is gone"
         clock.now += 0.0155
         assert bucket.allowed() == 15
+
+
+def test_what_was_on_its_way_when_the_rate_was_set_is_waited_for() -> None:
+    bucket = TokenBucket()
+    assert bucket.allowed() is None
+    bucket.rate = 1e6
+    bucket.spend(10**9)  # sent when there was no limit yet
+    assert bucket.allowed() == 0

@@ -140,18 +140,20 @@ class ProcessChannel(PipeChannel):
             at_end()
 
         self._process = process
+        self._hindrance = ""  # when it was aborted
         self._workers = Workers(f"end of {peer}", 1, end)
 
     def abort(self) -> None:
         """Kill the process; a thread waits for its end, which takes long only in a dead disk."""
         if not self._closed:
+            self._hindrance = self._process.hindrance()
             self._end_process()
             super().abort()
             trio.lowlevel.notify_closing(self._process.pidfd)
             self._workers.stop()
 
     def waits_for(self) -> str:
-        return "" if self._closed else self._process.hindrance()
+        return self._hindrance if self._closed else self._process.hindrance()
 
     def _end_process(self) -> None:
         self._process.kill()

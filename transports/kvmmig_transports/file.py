@@ -146,6 +146,7 @@ class FileWriter(Channel):
         self._current: _Filling | None = None  # its bytes belong at _offset
         self._offset = 0
         self._in_flight = 0
+        self._hindrance = ""  # when it was aborted
         self._moved_at = 0.0  # when the first call in flight was begun, or the last one ended
         self._syncing = False  # a thread is writing the current block, so nothing may be added to it
         self._unsynced = False
@@ -179,6 +180,7 @@ class FileWriter(Channel):
 
     def abort(self) -> None:
         if not self._closed:
+            self._hindrance = self.waits_for()
             self._closed = True
             self._save.give_up()
             self._workers.stop()
@@ -196,8 +198,8 @@ class FileWriter(Channel):
             self.abort()
 
     def waits_for(self) -> str:
-        if not self._in_flight:
-            return ""
+        if self._closed or not self._in_flight:
+            return self._hindrance
         return f"the disk has not answered for {trio.current_time() - self._moved_at:.1f} s"
 
     def _take(self, buffers: Sequence[memoryview]) -> int:
