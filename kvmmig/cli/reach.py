@@ -124,19 +124,25 @@ async def _served(
     scopes: list[trio.CancelScope] = []
 
     async def serve(address: str, *, task_status: trio.TaskStatus[str]) -> None:
-        # Clients are to hear what ends the machine: so whatever ends it does not end this at the same time.
-        with trio.CancelScope(shield=True) as scope:
+        with trio.CancelScope() as scope:
             scopes.append(scope)
             await server.serve(address, task_status=task_status)
+
+    async def start(address: str) -> str:
+        real: str = await nursery.start(serve, address)
+        # Clients are to hear what ends the machine: so whatever ends it does not end this at the same time.
+        # Not before it has started: a start that is cancelled waits for its task's end.
+        scopes[-1].shield = True
+        return real
 
     async with trio.open_nursery() as nursery:
         try:
             for address in around.qmp:
-                real = await nursery.start(serve, address)
+                real = await start(address)
                 place.monitors.append(real)
                 output.say(f"kvmmig: its monitor listens on {real}")
             if place.claim is not None:
-                await nursery.start(serve, f"unix:{place.claim.files.monitor}")
+                await start(f"unix:{place.claim.files.monitor}")
             async with console.serving(place.claim.files.console) if place.claim else nullcontext():
                 yield
         except OSError as error:
