@@ -282,17 +282,14 @@ async def test_a_cancelled_save_gives_the_guest_back_and_leaves_no_file(tmp_path
     older.write_bytes(b"an older one")
     for phase in ("rounds", "final", "commit"):
         async with running("dirtier", hot="8MiB") as (source, letters):
-            migration = OutgoingMigration(source, f"file:{older}", policy=MaxRounds(3))
-            async with trio.open_nursery() as nursery:
 
-                @nursery.start_soon
-                async def cancel() -> None:
-                    while migration.statistics().phase != phase:  # noqa: B023  # ends with the iteration
-                        await trio.lowlevel.checkpoint()
+            def cancel(now: str) -> None:
+                if now == phase:  # noqa: B023 - it ends with the iteration
                     migration.cancel()  # noqa: B023
 
-                with pytest.raises(MigrationCancelled):
-                    await migration.run()
+            migration = OutgoingMigration(source, f"file:{older}", policy=MaxRounds(3), on_phase=cancel)
+            with pytest.raises(MigrationCancelled):
+                await migration.run()
             assert source.state is State.RUNNING
             await letters.wait_for(2)
             assert (await check(source)).ok

@@ -173,6 +173,7 @@ async def runs(machine: MachineProcess) -> bool:
 
 def test_its_shell_takes_commands_from_a_person(place: Path) -> None:
     typed = (
+        "cont",  # waits for the guest, which is being loaded
         "query-status",
         "stop",
         "query-status",
