@@ -140,7 +140,7 @@ class GuestEnded(MigrationError):
 
 
 class OutcomeUnknown(MigrationError):
-    """The link died after "go" was sent: the guest may run on the other side, or nowhere.
+    """The link, or a reader that can't answer, failed after "go": the guest may run there, or nowhere.
 
     It does not run here, and never will by itself. Look at the other side first.
     """

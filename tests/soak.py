@@ -155,7 +155,7 @@ class Soak:
         where = {
             "tcp": "tcp:127.0.0.1:0",
             "unix": f"unix:{path}.sock",
-            "exec": f"exec:cat > {path}.img",
+            "exec": f"exec:cat > {path}.img?live=off",
         }.get(scheme, f"{scheme}:{path}.img?direct={choose.choice(['on', 'off'])}")
         what = choose.choice(["move", "move", "move", "cancel", "peer dies", "cut"])
         limits = Limits(
@@ -196,7 +196,7 @@ class Soak:
     async def _move(self, guest: Guest, where: str, what: str, limits: Limits) -> Guest:
         """The guest where it lives afterwards; a `KvmmigError` when it stayed."""
         after = self._random.uniform(0.0, 0.3)
-        source, destination = where, where.replace("exec:cat > ", "exec:cat ")
+        source, destination = where, where.replace("exec:cat > ", "exec:cat ").removesuffix("?live=off")
         if what == "cut":
             at = self._random.randrange(SIZE)
             source += f"{'&' if '?' in where else '?'}fault.what=cut&fault.at={at}"

@@ -59,7 +59,10 @@ def test_the_limits_are_written_down_as_they_are() -> None:
         ("connecting", Limits().connect_timeout),
         ("the other side's answer to the hello", Limits().setup_timeout),
         ("not one byte accepted", Limits().stall_timeout),
-        ("the other side's `ready`; the disk's word", Limits().handover_timeout),
+        (
+            "the other side's `ready`; the disk's word; a reader's taking all before `go`",
+            Limits().handover_timeout,
+        ),
     ]:
         written = f"{seconds * 1000:g} ms" if seconds < 1 else f"{seconds:g} s"
         assert f"| {words} | {written} |" in text

@@ -59,6 +59,7 @@ from kvmmig.migration.stall import Histogram, StallMeter, stolen
 from kvmmig.migration.transport import Channel, Transport
 
 _KEPT_EVENTS = 1000
+_GRACE = 0.05  # seconds
 
 
 class Described(Protocol):
@@ -348,9 +349,8 @@ class OutgoingMigration:
             raise failure
         # Also when it is found out before this side knows itself that "go" was accepted.
         raise OutcomeUnknown(
-            f'the guest was handed over ("go" was sent to {self._peer_name}), but the other side never said '
-            f"that it runs: {failure}. Look there first; it is stopped here and does not start again by "
-            "itself"
+            f'the guest was handed over ("go" was sent to {self._peer_name}), but nobody said that it runs '
+            f"there: {failure}. Look there first; it is stopped here and does not start again by itself"
         ) from failure
 
     async def _hand_over(self, channel: Channel) -> None:
@@ -398,30 +398,38 @@ class OutgoingMigration:
         await send()
 
         self._enter(Phase.COMMIT)
-        if channel.features.two_way:
-            await self._peer.hear(wire.Kind.READY, self._limits.handover_timeout)
-            await self._go(send)
-            await self._peer.hear(wire.Kind.RUNNING, self._limits.handover_timeout)
-            channel.abort()
-        elif channel.features.live:
-            # Whoever reads this may start the guest as soon as "go" is there.
-            await self._drain(channel)
-            await self._go(send)
-            with trio.CancelScope(shield=True):  # cutting it off now could cost a reader who has the guest
-                await self._finish(channel)
-        else:
+        await self._commit(channel, send)
+        self._downtime = perf_counter() - self._stopped_at
+
+    async def _commit(self, channel: Channel, send: Sender) -> None:
+        """Let go of the guest: where somebody may start it, with "go"; else when it is safe."""
+        self._check_stopped()
+        go = self._encoder.signal(wire.Kind.GO)
+        if channel.features.stores:
             # Nobody starts it from there by themselves: it stays ours until all of it is safe.
-            self._check_stopped()
-            self._cursor.put(self._encoder.signal(wire.Kind.GO))
+            self._cursor.put(go)
             await send()
             await self._finish(channel)
             self._hand_off()
-        self._downtime = perf_counter() - self._stopped_at
+            return
+        if channel.features.two_way:
+            await self._peer.hear(wire.Kind.READY, self._limits.handover_timeout)
+        else:
+            # What keeps a reader from taking all of it is best found out now.
+            await self._bounded(channel.flush, "did not take the last bytes")
+        self._check_stopped()
+        self._cursor.put(go, accepted=self._hand_off)
+        await send()
+        if channel.features.two_way:
+            await _with_grace(lambda: self._peer.hear(wire.Kind.RUNNING, self._limits.handover_timeout))
+            channel.abort()
+        else:
+            await _with_grace(lambda: self._finish(channel))
 
     async def _introduce(self, channel: Channel, send: Sender) -> None:
         self._cursor.put(self._encoder.preamble())
-        # Disks and files have no checksum of their own, and a saved guest lies there for long. A link has.
-        self._owed.stable = channel.features.durable
+        # A link has checksums of its own. Disks have none, and what goes one way may end, and lie, on one.
+        self._owed.stable = not channel.features.two_way
         features = (wire.PAGE_DIGESTS,) if self._owed.stable else ()
         description = self._machine.description.encode()
         self._cursor.put(self._encoder.hello(self._memory.n_pages, description, features))
@@ -499,16 +507,8 @@ class OutgoingMigration:
                 "the other side has not got the guest as it is now; migrate it again"
             )
 
-    async def _go(self, send: Sender) -> None:
-        self._check_stopped()
-        self._cursor.put(self._encoder.signal(wire.Kind.GO), accepted=self._hand_off)
-        await send()
-
-    async def _drain(self, channel: Channel) -> None:
-        await self._bounded(channel.flush, "did not take the last bytes")
-
     async def _finish(self, channel: Channel) -> None:
-        await self._drain(channel)
+        await self._bounded(channel.flush, "did not take the last bytes")
         await self._bounded(channel.aclose, "was not done")
 
     async def _bounded(self, call: Callable[[], Awaitable[None]], what: str) -> None:
@@ -553,6 +553,29 @@ class OutgoingMigration:
 
     def _note(self, what: str) -> None:
         self._events.append(TimelineEvent(perf_counter() - self._started, what))
+
+
+async def _with_grace(call: Callable[[], Awaitable[None]]) -> None:
+    """After "go": a cancel from outside waits a moment, so that who has the guest gets the last byte too."""
+    scope = trio.CancelScope(shield=True)
+    failure: KvmmigError | None = None
+
+    async def watch() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            scope.deadline = trio.current_time() + _GRACE
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch)
+        try:
+            with scope:
+                await call()
+        except KvmmigError as error:
+            failure = error
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
 
 
 def _only_cancelled(problem: BaseException) -> bool:

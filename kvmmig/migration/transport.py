@@ -89,8 +89,9 @@ class ChannelFeatures:
     """What a channel can do, so that the engine can choose how it commits."""
 
     two_way: bool = False  # the other side can answer: the hand-over is "ready" / "go"
-    durable: bool = False  # `aclose` returns only when all of it would survive a power cut
-    live: bool = False  # one way, to a reader who may start the guest as soon as the stream is whole
+    #: One way, to something that only keeps the bytes: nobody starts the guest from them before `aclose` has
+    #: returned. So until then the guest is the source's, whatever happens.
+    stores: bool = False
 
 
 class Channel(ABC):
@@ -153,8 +154,8 @@ class Channel(ABC):
     async def aclose(self) -> None:
         """End the channel in order: flush, close, and report what went wrong, a helper's own words included.
 
-        For a durable channel this is the commit: the file gets its name here, and only when all of it is on
-        the disk. After an error or a cancel it is as after `abort`. Idempotent.
+        For a channel that `stores` this is the commit: a file gets its name here, and only when all of it is
+        on the disk. After an error or a cancel it is as after `abort`. Idempotent.
         """
 
     async def __aenter__(self) -> Self:

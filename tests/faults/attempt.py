@@ -9,12 +9,13 @@ from time import perf_counter
 
 import trio
 
-from kvmmig.errors import KvmmigError, MigrationCancelled, MigrationError
+from kvmmig.errors import KvmmigError, MigrationCancelled, MigrationError, OutcomeUnknown
+from kvmmig.machine import State
 from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.migration.policy import PAGE_SIZE, Continue, Decision, Limits, Policy, RoundFigures, Stop
 from kvmmig.migration.registry import transport_for
 from kvmmig.migration.report import Phase
-from tests.faults.cells import SLOW, Cell, Fault, Moment, Outcome, Verdict
+from tests.faults.cells import OF_A_PEER, SLOW, Cell, Fault, Moment, Outcome, Verdict
 from tests.faults.held import HeldTransport
 from tests.faults.possible import why_not
 from tests.faults.source import HOT, Source
@@ -85,6 +86,7 @@ class Run:
     noticed: float | None = None
     cancelled: float | None = None
     worst_turn: float = 0.0
+    taken_back: bool = False
     problems: list[str] = field(default_factory=list)
     #: Problems that a busy host can be to blame for.
     late: list[str] = field(default_factory=list)
@@ -115,6 +117,7 @@ async def judge(cell: Cell, world: World, source: Source) -> Outcome:
         noticed=max((run.noticed for run in runs if run.noticed is not None), default=None),
         cancelled=runs[-1].cancelled,
         worst_turn=max(run.worst_turn for run in runs),
+        taken_back=any(run.taken_back for run in runs),
     )
 
 
@@ -193,6 +196,8 @@ async def attempt(
         if run.worst_turn > TURN:
             ran = migration.statistics().worst_turn_ran
             run.late.append(f"a turn of the event loop took {run.worst_turn:.3f} s, in {ran}")
+        if isinstance(run.error, OutcomeUnknown):
+            await _take_back(cell, source, run)
         run.problems += await source.faults()
         await stage.heal()
         run.problems += await _left(stage, before)
@@ -263,7 +268,10 @@ async def _cancel(
     try:
         migration.cancel()
     except MigrationError as error:
-        run.problems.append(f"it could not be cancelled: {error}")
+        if _may_be_unknown(cell):
+            await until(ended.is_set)
+        else:
+            run.problems.append(f"it could not be cancelled: {error}")
         return
     with trio.move_on_after(PATIENCE):
         await ended.wait()
@@ -272,6 +280,21 @@ async def _cancel(
         run.late.append(f"the cancel took {run.cancelled * 1e3:.0f} ms")
     if not isinstance(run.error, MigrationCancelled):
         run.problems.append(f"the cancel ended in another error: {run.error}")
+
+
+def _may_be_unknown(cell: Cell) -> bool:
+    """A command that may start the guest, and can't answer, has been given the last word."""
+    return cell.transport == "exec" and cell.moment is Moment.COMMIT and cell.fault in OF_A_PEER
+
+
+async def _take_back(cell: Cell, source: Source, run: Run) -> None:
+    """Do as the operator, who has looked: the other side is dead."""
+    if not _may_be_unknown(cell):
+        run.problems.append("it ended without anybody knowing who has the guest")
+    if source.machine.state is not State.MOVED:
+        run.problems.append(f"nobody knows who has the guest, and here it {source.machine.state}")
+    await source.machine.resume(force=True)
+    run.taken_back = True
 
 
 _PHASES = {

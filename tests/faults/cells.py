@@ -26,6 +26,8 @@ class Fault(enum.StrEnum):
 
 #: These end no migration; what must hold is that the loop keeps turning and that a cancel is quick.
 SLOW = frozenset({Fault.SLOW_SINK, Fault.SLOW_START})
+#: These strike another kvmmig, which would start the guest.
+OF_A_PEER = frozenset({Fault.PEER_KILLED, Fault.PEER_STOPPED})
 
 
 class Moment(enum.StrEnum):
@@ -74,3 +76,4 @@ class Outcome:
     noticed: float | None = None  # from the strike to that sentence
     cancelled: float | None = None  # from a cancel while the fault lasted to the guest's return
     worst_turn: float | None = None  # of the event loop, in all runs of this cell
+    taken_back: bool = False  # "go" had been sent: the guest stood still until the operator took it back

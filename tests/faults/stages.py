@@ -16,7 +16,7 @@ from pathlib import Path
 import trio
 
 from kvmmig_transports import iohelper
-from tests.faults.cells import Cell, Fault, Moment
+from tests.faults.cells import OF_A_PEER, Cell, Fault, Moment
 from tests.faults.disk import Disk
 from tests.faults.held import Hold
 from tests.faults.network import HERE, THERE
@@ -278,9 +278,10 @@ class ExecStage(DiskStage):
         self._peer_says = self.scripts / "peer-says"
         if self._has_peer:
             peer = shlex.join([sys.executable, "-m", "tests.faults.peer", "fd:0"])
-            return f"exec:{first}exec {peer} > {self._peer_says}"
+            return f"exec:{first}exec {peer} > {self._peer_says}?live=on"
         # Unlike cat, dd can be told to look whether the disk has really taken everything.
-        return f"exec:{first}dd of={self.path} bs=1M iflag=fullblock oflag=direct conv=fsync status=none"
+        dd = f"dd of={self.path} bs=1M iflag=fullblock oflag=direct conv=fsync status=none"
+        return f"exec:{first}{dd}?live=off"
 
     async def settle(self) -> None:
         """The peer is started by the connect, and is not struck before it listens."""
@@ -292,7 +293,7 @@ class ExecStage(DiskStage):
 
     @property
     def _has_peer(self) -> bool:
-        return self.cell.fault in (Fault.PEER_KILLED, Fault.PEER_STOPPED)
+        return self.cell.fault in OF_A_PEER
 
 
 def _first_act(cell: Cell) -> str:

@@ -26,7 +26,8 @@ cancel while it lasted took (at most {CANCEL * 1e3:.0f}; none where the error ca
 worst turn (at most {TURN * 1e3:.0f}). ✓ means too: the guest ran on and all of its memory was right, dirty
 logging was off, the error named the cause, and no process, thread, file descriptor or partial file was left,
 after the thaw at the latest. What is only slow is no error: there the cancel counts. What was late is tried
-once more, for the host may be busy.
+once more, for the host may be busy. ✓*: "go" had been sent to somebody who may start the guest and can't
+answer, so it stood still here until the operator took it back (and a cancel was refused).
 """
 
 
@@ -83,6 +84,7 @@ class Report:
 
     def _cell(self, outcome: Outcome) -> Text:
         mark, style = _MARKS[outcome.verdict]
+        mark += "*" if outcome.taken_back else ""
         if outcome.reason:
             number = self._reasons.setdefault(outcome.reason, len(self._reasons) + 1)
             return Text(f"{mark} ({number})", style)

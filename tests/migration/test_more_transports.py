@@ -15,11 +15,11 @@ import pytest
 import trio
 
 from kvmmig import guests
-from kvmmig.errors import ChannelBroken, KvmmigError
+from kvmmig.errors import ChannelBroken, KvmmigError, OutcomeUnknown
 from kvmmig.machine import Machine, MachineConfig, State
 from kvmmig.migration.incoming import IncomingMigration
 from kvmmig.migration.outgoing import OutgoingMigration
-from kvmmig.migration.policy import MaxRounds
+from kvmmig.migration.policy import Limits, MaxRounds
 from kvmmig.migration.registry import transport_for
 from kvmmig.migration.transport import Listener
 
@@ -98,10 +98,28 @@ async def test_exec_there_and_back(tmp_path: Path) -> None:
     await restore(f"exec:gzip -dc {tmp_path}/guest.gz")
 
 
-async def test_a_command_that_fails_gives_the_guest_back() -> None:
+@pytest.mark.parametrize("takes", ["head -c 1000000 >/dev/null", "cat >/dev/null"])
+async def test_a_command_that_stores_the_guest_and_fails_gives_it_back(takes: str) -> None:
+    error = await fail_to_save(f"exec:{takes}; echo no room for more >&2; exit 1?live=off")
+    assert isinstance(error, ChannelBroken)
+    assert "ended with status 1; it said: no room for more" in str(error)
+
+
+async def test_a_command_that_fails_before_it_has_all_of_the_guest_gives_it_back() -> None:
     error = await fail_to_save("exec:head -c 1000000 >/dev/null; echo no room for more >&2; exit 1")
     assert isinstance(error, ChannelBroken)
     assert "ended with status 1; it said: no room for more" in str(error)
+
+
+async def test_a_command_that_has_all_of_the_guest_and_fails_is_the_operators_affair() -> None:
+    """It might have been an ssh that lost its connection to a guest that runs."""
+    with trio.fail_after(60):
+        async with dirtier() as source:
+            with pytest.raises(OutcomeUnknown, match="ended with status 255"):
+                await OutgoingMigration(source, "exec:cat >/dev/null; exit 255", policy=MaxRounds(3)).run()
+            assert source.state is State.MOVED
+            await source.resume(force=True)
+            await require_sound(source)
 
 
 async def test_fds_of_a_socket_pair() -> None:
@@ -168,15 +186,26 @@ async def test_a_standard_input_that_is_neither_socket_nor_pipe_is_a_sentence() 
     assert "descriptor 0 is a character device; give a socket or a pipe" in done.stderr.decode()
 
 
-async def test_a_command_that_goes_on_with_the_guest_is_left_with_it(tmp_path: Path) -> None:
-    printed = tmp_path / "printed"
+@pytest.mark.parametrize("how", ["--incoming", "live=on", ""])
+async def test_a_command_that_goes_on_with_the_guest_is_left_with_it(how: str, tmp_path: Path) -> None:
+    """Also when nothing says that it would: then only the operator knows."""
+    printed, pid, script = (tmp_path / name for name in ("printed", "pid", "take-it"))
     command = f"exec {sys.executable} -m kvmmig run --incoming fd:0 --serial {printed}"
-    pid = tmp_path / "pid"
+    script.write_text(f"echo $$ > {pid}; {command}")
+    uri = f"exec:echo $$ > {pid}; {command}" if how == "--incoming" else f"exec:exec sh {script}"
     with trio.fail_after(60):
         async with dirtier() as source:
-            figures = await OutgoingMigration(source, f"exec:echo $$ > {pid}; {command}?live=on").run()
+            if how:
+                figures = await OutgoingMigration(
+                    source, uri + ("?live=on" if how == "live=on" else "")
+                ).run()
+                assert figures.downtime is not None
+            else:
+                with pytest.raises(
+                    OutcomeUnknown, match=r"does not end; .* write live=on behind the command"
+                ):
+                    await OutgoingMigration(source, uri, limits=Limits(handover_timeout=1)).run()
             assert source.state is State.MOVED
-            assert figures.downtime is not None
         with trio.fail_after(30):
             while not printed.exists() or len(printed.read_bytes()) < 3:  # noqa: ASYNC110  # its own pace
                 await trio.sleep(0.05)

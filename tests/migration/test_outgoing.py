@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 import pytest
 import trio
@@ -131,8 +132,7 @@ def test_the_destinations_memory_is_the_sources_whatever_is_written_when(
 
         for page in range(0, 64, random_.randint(1, 9)):
             machine.write(page, page + 1)
-        sink = Sink(on_send)
-        sink.features = ChannelFeatures(durable=saved)
+        sink = Sink(on_send) if saved else Conversation(POLITE, on_send)
         limits = Limits(step=0.0005, timeout=0.002 if forced else None, on_timeout="force")
         migration = OutgoingMigration(machine, Given(sink), policy=MaxRounds(rounds), limits=limits)
         statistics = await migration.run()
@@ -141,7 +141,7 @@ def test_the_destinations_memory_is_the_sources_whatever_is_written_when(
         assert [type(event).__name__ for event in told] == ["Hello", "Section", "End", "Signal"]
         assert machine.state is State.MOVED
         assert not machine.tracker.on
-        assert sink.closed
+        assert sink.closed or sink.features.two_way
         assert statistics.remaining_pages == 0
         assert len(statistics.rounds) == rounds or forced
         machine.memory.close()
@@ -429,8 +429,8 @@ class Conversation(Sink):
 
     features = ChannelFeatures(two_way=True)
 
-    def __init__(self, script: dict[str, str]) -> None:
-        super().__init__()
+    def __init__(self, script: dict[str, str], on_send: Callable[[int], int] = lambda room: room) -> None:
+        super().__init__(on_send)
         self._script = script
         self._encoder = wire.Encoder(wire.Direction.BACKWARDS)
         self._answers = bytearray(self._encoder.preamble())
@@ -524,6 +524,73 @@ async def test_after_go_the_source_never_runs_again_by_itself(answer: str) -> No
     assert migration.statistics().phase is Phase.UNKNOWN
     with pytest.raises(MigrationError, match="too late"):
         migration.cancel()
+
+
+class Reader(Sink):
+    """One way, to somebody who may start the guest; ``at_end`` is what comes of closing it."""
+
+    def __init__(self, at_end: Callable[[], Awaitable[None]]) -> None:
+        super().__init__()
+        self.closing = trio.Event()
+        self._at_end = at_end
+
+    async def aclose(self) -> None:
+        self.closing.set()
+        await self._at_end()
+        await super().aclose()
+
+
+@pytest.mark.parametrize("stores", [True, False])
+async def test_who_may_have_started_the_guest_does_not_lose_it_to_a_failure(stores: bool) -> None:
+    async def fail() -> None:
+        raise ChannelBroken("the command ended with status 3")
+
+    machine, sink = machine_with_pages(), Reader(fail)
+    sink.features = ChannelFeatures(stores=stores)
+    error = await run_to_failure(OutgoingMigration(machine, Given(sink)))
+    assert "ended with status 3" in str(error)
+    if stores:
+        assert isinstance(error, ChannelBroken)
+        assert restored(machine)
+    else:
+        assert isinstance(error, OutcomeUnknown)
+        assert machine.state is State.MOVED
+
+
+async def test_a_reader_that_never_ends_keeps_the_guest_too() -> None:
+    machine, sink = machine_with_pages(), Reader(trio.sleep_forever)
+    limits = Limits(handover_timeout=0.05)
+    error = await run_to_failure(OutgoingMigration(machine, Given(sink), limits=limits))
+    assert isinstance(error, OutcomeUnknown)
+    assert machine.state is State.MOVED
+
+
+async def test_what_keeps_a_reader_from_taking_all_of_it_is_found_out_before_go() -> None:
+    class Stuck(Sink):
+        async def flush(self) -> None:
+            await trio.sleep_forever()
+
+    machine, sink = machine_with_pages(), Stuck()
+    limits = Limits(handover_timeout=0.05)
+    error = await run_to_failure(OutgoingMigration(machine, Given(sink), limits=limits))
+    assert "did not take the last bytes" in str(error)
+    assert restored(machine)
+    assert not any(isinstance(event, wire.Signal) for event in received(bytes(sink.data))[1])
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_a_cancel_from_outside_after_go_waits_a_moment_for_the_last_byte(hangs: bool) -> None:
+    """Or a reader would have "go" and no end of the stream, and the guest would be nowhere."""
+    machine = machine_with_pages()
+    sink = Reader(trio.sleep_forever if hangs else partial(trio.sleep, 0.001))
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(OutgoingMigration(machine, Given(sink)).run)
+            await sink.closing.wait()
+            nursery.cancel_scope.cancel()
+    assert machine.state is State.MOVED
+    assert sink.closed != hangs
+    assert sink.aborted == hangs
 
 
 async def test_the_other_sides_last_words_explain_more_than_a_broken_pipe() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import pytest
 import trio
 
-from kvmmig.errors import KvmmigError, OutcomeUnknown
+from kvmmig.errors import ChannelBroken, KvmmigError, OutcomeUnknown
 from kvmmig.machine import Entry, Machine, MachineConfig, Program, State
 from kvmmig.migration import wire
 from kvmmig.migration.incoming import IncomingMigration
@@ -33,8 +33,9 @@ class Link:
     just vanished.
     """
 
-    def __init__(self, *, cut: str = "", after: int = 0, swallow: bool = False) -> None:
+    def __init__(self, *, cut: str = "", after: int = 0, swallow: bool = False, two_way: bool = True) -> None:
         self.dead = False
+        self.features = ChannelFeatures(two_way=two_way)
         there, back = memory_channel_pair(capacity=1 << 26)
         self.source = LinkEnd(self, there, after if cut == "forwards" else None, swallow)
         self.destination = LinkEnd(self, back, after if cut == "backwards" else None, swallow)
@@ -46,10 +47,10 @@ class Link:
 
 
 class LinkEnd(Channel):
-    features = ChannelFeatures(two_way=True)
     peer = "the other end"
 
     def __init__(self, link: Link, inner: MemoryChannel, left: int | None, swallow: bool) -> None:
+        self.features = link.features
         self.inner = inner
         self.sent = bytearray()
         self._link = link
@@ -82,6 +83,9 @@ class LinkEnd(Channel):
         self.inner.abort()
 
     async def aclose(self) -> None:
+        if self._left == 0 and not self._link.features.two_way:
+            self._link.die()  # between "go" and the end of the stream
+            raise ChannelBroken("the link died")
         await self.inner.aclose()
 
 
@@ -148,10 +152,20 @@ def frames(data: bytes, direction: wire.Direction) -> tuple[list[int], list[wire
     return ends, events
 
 
-@pytest.mark.parametrize("swallow", [False, True], ids=["refused", "swallowed"])
-@pytest.mark.parametrize("direction", list(wire.Direction), ids=lambda d: d.name.lower())
-async def test_wherever_the_link_dies_at_most_one_side_runs(direction: wire.Direction, swallow: bool) -> None:
-    whole = Link()
+@pytest.mark.parametrize(
+    ("direction", "swallow", "two_way"),
+    [
+        pytest.param(wire.Direction.FORWARDS, False, True, id="forwards"),
+        pytest.param(wire.Direction.FORWARDS, True, True, id="forwards-swallowed"),
+        pytest.param(wire.Direction.BACKWARDS, False, True, id="backwards"),
+        pytest.param(wire.Direction.BACKWARDS, True, True, id="backwards-swallowed"),
+        pytest.param(wire.Direction.FORWARDS, False, False, id="one-way"),
+    ],
+)
+async def test_wherever_the_link_dies_at_most_one_side_runs(
+    direction: wire.Direction, swallow: bool, two_way: bool
+) -> None:
+    whole = Link(two_way=two_way)
     undisturbed = await hand_over(whole)
     assert undisturbed.source is State.MOVED
     assert undisturbed.destination_ran
@@ -160,8 +174,10 @@ async def test_wherever_the_link_dies_at_most_one_side_runs(direction: wire.Dire
     data = bytes((whole.source if forwards else whole.destination).sent)
     ends, _ = frames(data, direction)
     cuts = sorted({0, *ends[:-1], ends[-1] - 1, *(end + 1 for end in ends[-4:-1])})
+    if not two_way:
+        cuts.append(ends[-1])  # behind "go", before the end of the stream
     for cut in cuts:
-        link = Link(cut=direction.name.lower(), after=cut, swallow=swallow)
+        link = Link(cut=direction.name.lower(), after=cut, swallow=swallow, two_way=two_way)
         outcome = await hand_over(link)
         where = f"cut {direction.name.lower()} after {cut} of {len(data)} bytes: {outcome.error}"
         said = frames(bytes(link.source.sent), wire.Direction.FORWARDS)[1]

@@ -85,8 +85,9 @@ def _stored(saving: Transport, reading: Transport) -> Maker:
     return make
 
 
-def _exec(transport: Make, tmp_path: Path) -> Maker:
-    return _stored(transport(f"exec:cat > {tmp_path}/a.img"), transport(f"exec:cat {tmp_path}/a.img"))
+def _exec(transport: Make, tmp_path: Path, options: str = "") -> Maker:
+    saving = transport(f"exec:cat > {tmp_path}/a.img{options}")
+    return _stored(saving, transport(f"exec:cat {tmp_path}/a.img"))
 
 
 def _fds(sending: int, receiving: int, transport: Make) -> Maker:
@@ -161,8 +162,9 @@ async def test_stores(name: str, check: Check, transport: Make, tmp_path: Path) 
 
 # What a command leaves of its file when it is killed is its own affair, so this is all for it.
 @pytest.mark.parametrize("check", CHECKS, ids=_name)
-async def test_exec(check: Check, transport: Make, tmp_path: Path) -> None:
-    await check(_exec(transport, tmp_path))
+@pytest.mark.parametrize("options", ["", "?live=off"])
+async def test_exec(options: str, check: Check, transport: Make, tmp_path: Path) -> None:
+    await check(_exec(transport, tmp_path, options))
 
 
 # Without the two that move megabytes.

@@ -144,7 +144,7 @@ async def test_two_ways_at_once(transport: Make) -> None:
     assert await receiver.receive_some(buffer) == 6
     assert await sender.receive_some(buffer) == 5
     assert sender.features.two_way
-    assert not sender.features.durable
+    assert not sender.features.stores
     await sender.aclose()
     await receiver.aclose()
 

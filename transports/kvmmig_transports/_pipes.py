@@ -20,7 +20,7 @@ from functools import partial
 import trio
 
 from kvmmig.errors import ChannelBroken, ChannelClosed
-from kvmmig.migration.transport import Channel, ChannelFeatures, OneAtATime
+from kvmmig.migration.transport import Channel, OneAtATime
 from kvmmig_transports._buffers import prefix
 from kvmmig_transports._threads import Workers
 from kvmmig_transports._words import why
@@ -228,12 +228,6 @@ class PipeSender(PipeChannel):
     def _wait_for_room(self) -> bool:
         """False when the channel was closed meanwhile; raises where nobody will ever make room."""
         return self._poll(select.POLLOUT)
-
-
-class LivePipeSender(PipeSender):
-    """To a reader of whom nothing is known: it may be a machine that starts the guest."""
-
-    features = ChannelFeatures(live=True)
 
 
 class PipeReceiver(PipeChannel):

@@ -14,7 +14,6 @@ from pathlib import Path
 import trio
 
 from kvmmig.errors import ChannelBroken
-from kvmmig.migration.transport import ChannelFeatures
 from kvmmig_transports._pipes import PipeChannel, PipeReceiver, PipeSender
 from kvmmig_transports._threads import Workers
 
@@ -55,7 +54,8 @@ class Process:
             raise
         finally:
             os.close(theirs)
-        self.pidfd = os.pidfd_open(self._process.pid)
+        self.pid = self._process.pid
+        self.pidfd = os.pidfd_open(self.pid)
 
     @property
     def status(self) -> int | None:
@@ -70,7 +70,7 @@ class Process:
 
     def hindrance(self) -> str:
         """What keeps it from going on, as far as the kernel tells: that it is stopped, or in a dead disk."""
-        for pid in _family(self._process.pid):
+        for pid in _family(self.pid):
             match _state(pid):
                 case "T" | "t":
                     return f"{self.name} (process {pid}) is stopped; SIGCONT lets it go on"
@@ -81,7 +81,7 @@ class Process:
     def kill(self) -> None:
         """Kill it, and what it has started itself and left behind. Does not wait. Not after `reap`."""
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+            os.killpg(self.pid, signal.SIGKILL)
 
     def reap(self) -> None:
         """Wait for the process's end and close what is left. Blocks, for ever in a dead disk."""
@@ -146,14 +146,17 @@ class ProcessChannel(PipeChannel):
     def abort(self) -> None:
         """Kill the process; a thread waits for its end, which takes long only in a dead disk."""
         if not self._closed:
-            self._hindrance = self._process.hindrance()
+            self._hindrance = self._obstacle()
             self._end_process()
             super().abort()
             trio.lowlevel.notify_closing(self._process.pidfd)
             self._workers.stop()
 
     def waits_for(self) -> str:
-        return self._hindrance if self._closed else self._process.hindrance()
+        return self._hindrance if self._closed else self._obstacle()
+
+    def _obstacle(self) -> str:
+        return self._process.hindrance()
 
     def _end_process(self) -> None:
         self._process.kill()
@@ -195,23 +198,6 @@ class ProcessSender(ProcessChannel, PipeSender):
         status = self._process.status
         if status or (status == 0 and not drained):
             raise self._fail(self._process.account())
-
-
-class LiveProcessSender(ProcessSender):
-    """Feeds a process that lives on with the guest: `aclose` returns when it has taken everything.
-
-    From then on it is on its own; until then `abort` kills it as any other.
-    """
-
-    features = ChannelFeatures(live=True)
-    _has_all = False
-
-    async def _finish(self) -> None:
-        self._has_all = True
-
-    def _end_process(self) -> None:
-        if not self._has_all:
-            super()._end_process()
 
 
 class ProcessReceiver(ProcessChannel, PipeReceiver):

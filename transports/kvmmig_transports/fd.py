@@ -18,7 +18,7 @@ import trio
 
 from kvmmig.errors import BadURI, ConnectFailed
 from kvmmig.migration.transport import Channel, Listener, PassingChannel, Transport, TransportURI
-from kvmmig_transports._pipes import LivePipeSender, PipeReceiver
+from kvmmig_transports._pipes import PipeReceiver, PipeSender
 from kvmmig_transports._sockets import SocketChannel
 from kvmmig_transports._words import kind, why
 from kvmmig_transports.tcp import TcpChannel
@@ -86,7 +86,7 @@ class FdTransport(Transport):
             os.close(keeper)
 
         if stat.S_ISFIFO(mode):
-            return (LivePipeSender if writing else PipeReceiver)(fd, str(self.uri), give_back)
+            return (PipeSender if writing else PipeReceiver)(fd, str(self.uri), give_back)
         return _TakenSocket(_socket_channel(fd, str(self.uri)), give_back)
 
     def _check(self, number: int, mode: int, access: int, writing: bool) -> None:

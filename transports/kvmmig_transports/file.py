@@ -134,7 +134,7 @@ class FileWriter(Channel):
     rename is too late: the file appears, whole.
     """
 
-    features = ChannelFeatures(durable=True)
+    features = ChannelFeatures(stores=True)
 
     def __init__(self, save: SaveFile, blocks: list[memoryview]) -> None:
         self.peer = save.path
@@ -285,8 +285,6 @@ class _Piece:
 
 class FileReader(Channel):
     """The destination's side. Takes over ``saved``, and ``blocks`` to read ahead into."""
-
-    features = ChannelFeatures(durable=True)
 
     def __init__(self, saved: SavedFile, blocks: list[memoryview]) -> None:
         self.peer = saved.path

@@ -90,7 +90,7 @@ class PipeWriter(ProcessSender):
     appears, whole.
     """
 
-    features = ChannelFeatures(durable=True)
+    features = ChannelFeatures(stores=True)
 
     def __init__(self, save: SaveFile, helper: Process) -> None:
         super().__init__(helper, save.path, save.close)
@@ -123,8 +123,6 @@ class PipeWriter(ProcessSender):
 
 class PipeReader(ProcessReceiver):
     """The destination's side. Takes over ``helper``, which reads the file."""
-
-    features = ChannelFeatures(durable=True)
 
     def __init__(self, helper: Process, path: str, notices: tuple[str, ...]) -> None:
         super().__init__(helper, path)
