@@ -161,17 +161,14 @@ class GuestMemory:
         for first, count in runs.tolist():
             self.words[first : first + count] = 0
 
-    def gather(
-        self, pages: npt.NDArray[np.int64], into: npt.NDArray[np.uint64] | None = None
-    ) -> npt.NDArray[np.uint64]:
-        """A stable copy of these pages, shape ``(n, 512)``; ``into`` that array where one is given."""
-        copy = np.empty((len(pages), PAGE_SIZE // 8), np.uint64) if into is None else into
+    def gather(self, pages: npt.NDArray[np.int64], into: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+        """Copy these pages ``into`` an array of shape ``(n, 512)``, and return it."""
         block = self._contiguous(pages)
         if block is None:
-            np.take(self.words, pages, axis=0, out=copy, mode="clip")  # unbuffered, unlike mode="raise"
+            np.take(self.words, pages, axis=0, out=into, mode="clip")  # unbuffered, unlike mode="raise"
         else:
-            np.copyto(copy, block)
-        return copy
+            np.copyto(into, block)
+        return into
 
     def scatter(self, runs: Runs, data: npt.NDArray[np.uint64]) -> None:
         """Put the pages of ``data``, shape ``(n, 512)``, into the places of ``runs``, in order."""

@@ -1,7 +1,8 @@
-"""From the pages that are owed to frames: batch by batch, prepared ahead of time where that costs something.
+"""From the pages that are owed to frames: batch by batch, each prepared by a thread while one is being sent.
 
-Over a link, live memory is sent as it lies there. A saved guest's pages are copied and get a digest first;
-that is as much work as sending them, so a thread does it for one batch while the one before is being sent.
+Over a link, live memory is sent as it lies there; yet to find out what is zero takes milliseconds a batch in
+a guest whose pages begin with zeros, and scattered pages are copied. What may be stored is copied always, and
+gets a digest: as much work as sending it.
 """
 
 from __future__ import annotations
@@ -91,11 +92,6 @@ class OwedPages:
 
     async def more(self) -> bool:
         """Put the next batch into the cursor; False when there is none. A cancel has put nothing."""
-        if not self.stable:
-            batch = next(self._batches, None)
-            if batch is not None:
-                self._put(self._prepare(batch))
-            return batch is not None
         if not self._busy and self._ahead is None and not self._start():
             return False
         while self._busy:
@@ -152,10 +148,8 @@ class OwedPages:
         frames = []
         for pages in _frames(batch.pages[~zero]):
             runs = runs_of(pages)
-            if self.stable:
+            if self.stable or len(pages) < len(runs) * _GATHER_BELOW:
                 data = [self._memory.gather(pages, self._slabs.rows(len(pages))).data.cast("B")]
-            elif len(pages) < len(runs) * _GATHER_BELOW:
-                data = [self._memory.gather(pages).data.cast("B")]
             else:
                 data = [self._memory.pages(first, count) for first, count in runs.tolist()]
             frames.append(_Frame(runs, data, wire.digest(data) if self.stable else b""))

@@ -75,7 +75,7 @@ def test_gathered_pages_scatter_back_to_their_places() -> None:
     pages = np.array([1, 2, 9, 63])
     for page in pages.tolist():
         one.write(page * PAGE_SIZE, bytes([page]) * PAGE_SIZE)
-    two.scatter(runs_of(pages), one.gather(pages))
+    two.scatter(runs_of(pages), one.gather(pages, np.empty((len(pages), 512), np.uint64)))
     assert (two.words == one.words).all()
     two.zero(runs_of(np.array([2, 9])))
     assert np.flatnonzero(two.words[:, 0]).tolist() == [1, 63]

@@ -7,16 +7,21 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import trio
 
 from kvmmig import guests
 from kvmmig.errors import ChannelBroken, KvmmigError, OutcomeUnknown
 from kvmmig.machine import Machine, MachineConfig, State
+from kvmmig.machine.memory import GuestMemory
+from kvmmig.machine.pageset import Runs
 from kvmmig.migration.incoming import IncomingMigration
 from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.migration.policy import Limits, MaxRounds
@@ -29,9 +34,9 @@ SIZE = 16 << 20
 
 
 @asynccontextmanager
-async def dirtier() -> AsyncIterator[Machine]:
-    """A guest that writes all the while."""
-    program = guests.find("dirtier").program(memory=SIZE, cpus=1, settings={"hot": "1MiB"})
+async def dirtier(*, stride: int = 1) -> AsyncIterator[Machine]:
+    """A guest that writes all the while, each ``stride``-th page."""
+    program = guests.find("dirtier").program(memory=SIZE, cpus=1, settings={"hot": "1MiB", "stride": stride})
     config = MachineConfig(memory=SIZE, name=program.name, parameters=program.parameters)
     async with Machine.open(config) as machine:
         await machine.load(program)
@@ -54,10 +59,10 @@ async def arrive(listener: Listener) -> None:
         await require_sound(machine)
 
 
-async def move(sending: str, receiving: str) -> None:
+async def move(sending: str, receiving: str, *, stride: int = 1) -> None:
     """At the same time on both sides."""
     with trio.fail_after(60):
-        async with dirtier() as source, await transport_for(receiving).listen() as listener:
+        async with dirtier(stride=stride) as source, await transport_for(receiving).listen() as listener:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(arrive, listener)
                 where = sending.format(uri=listener.uri)
@@ -130,6 +135,20 @@ async def test_fds_of_a_socket_pair() -> None:
 async def test_fds_of_a_pipe() -> None:
     reading, writing = os.pipe()
     await move(f"fd:{writing}", f"fd:{reading}")
+
+
+async def test_the_other_sides_event_loop_copies_few_pages_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, threads = threading.get_ident(), set()
+    scatter = GuestMemory.scatter
+
+    def noted(memory: GuestMemory, runs: Runs, data: npt.NDArray[np.uint64]) -> None:
+        threads.add(threading.get_ident())
+        assert threading.get_ident() != loop or len(data) < 128
+        scatter(memory, runs, data)
+
+    monkeypatch.setattr(GuestMemory, "scatter", noted)
+    await move("{uri}", "tcp:127.0.0.1:0", stride=2)
+    assert threads - {loop}
 
 
 async def test_throttled_tcp() -> None:

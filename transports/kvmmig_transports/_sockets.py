@@ -17,9 +17,9 @@ from kvmmig.migration.transport import Channel, ChannelFeatures, Listener, OneAt
 from kvmmig_transports._buffers import prefix
 from kvmmig_transports._words import why
 
-# One call copies at most this much, so that it holds the event loop for 0.2 ms at the 5 GB/s of a good
-# loopback connection and for 1 ms at 1 GB/s. A quarter of it cost up to a third of the throughput.
-_MOST_BYTES = 1 << 20
+# One call copies at most this much, so that it holds the event loop for 0.1 ms at the 5 GB/s of a good
+# loopback connection and for 0.5 ms at 1 GB/s. Half of it cost up to a third of the throughput.
+_MOST_BYTES = 1 << 19
 
 #: For every kind of stream socket.
 WORDS: Mapping[int, str] = {
