@@ -32,13 +32,16 @@ def move(name: str, uri: str, *, keep: bool, detach: bool, as_json: bool, then: 
 
     async def command() -> int:
         async with machine(name) as client:
-            await client.execute("migrate", {"uri": uri})
             if detach:
+                await client.execute("migrate", {"uri": uri})
                 _say(f"the guest of {name!r} is moving; watch it with: kvmmig status {name} --watch")
                 return 0
             watch = _Watch(client, name, JsonLines() if as_json else LiveBlock(uri) if _live() else Lines())
             try:
-                figures = await watch.until_end()
+                # From here on a Ctrl-C is about the migration, which may have begun before the reply is here.
+                with trio.open_signal_receiver(signal.SIGINT) as signals:
+                    await client.execute("migrate", {"uri": uri})
+                    figures = await watch.until_end(signals)
                 if figures is None:
                     _say(f"it goes on without you; watch it with: kvmmig status {name} --watch")
                     return _LEFT_RUNNING
@@ -81,10 +84,10 @@ class _Watch:
         #: Somebody pressed Ctrl-C and wanted it cancelled.
         self.interrupted = False
 
-    async def until_end(self) -> MigrationStatistics | None:
-        """The last figures; None when it was left running."""
+    async def until_end(self, signals: AsyncIterator[int]) -> MigrationStatistics | None:
+        """The last figures; None when it was left running. ``signals`` are the Ctrl-Cs."""
         figures: MigrationStatistics | None = None
-        with self._display, trio.open_signal_receiver(signal.SIGINT) as signals:
+        with self._display:
             async with trio.open_nursery() as nursery:
 
                 async def look() -> None:

@@ -33,7 +33,8 @@ _log = logging.getLogger(__name__)
 _READ = 8 << 10  # bytes
 _SCAN = 1 << 10  # bytes: if all of them are brackets, finding out where they end takes about 0.5 ms
 _SEND = 256 << 10  # bytes: one call copies them in 0.1 ms
-_WORK = 0.0005  # seconds of answering between two checkpoints: the same loop moves a guest
+_WORK = 0.0005  # seconds of answering at a time: the same loop moves a guest
+_REST = 2.0  # seconds of rest for each second of it: however much a client asks, two thirds are for others
 _MOST_FDS = 16  # in one read; the kernel closes the rest
 _MAX_REPLY = 4 << 20  # bytes
 
@@ -52,7 +53,8 @@ class Connection:
         self._stall_limit = stall_limit
         self._outbox = Outbox()
         self._unsent = memoryview(b"")  # of what was taken from the outbox
-        self._breathed = 0.0  # when, by the clock of `time.perf_counter`
+        self._worked = 0.0  # seconds that have not been rested for
+        self._since = 0.0  # when what it does now began, by the clock of `time.perf_counter`
 
     def send_event(self, line: bytes) -> None:
         self._outbox.put_event(line)
@@ -74,13 +76,15 @@ class Connection:
         splitter = MessageSplitter()
         while True:
             await self._outbox.room()
+            self._since = time.perf_counter()
             try:
                 data = await self._receive()
             except OSError:
                 return
             if not data:
                 return
-            self._breathed = time.perf_counter()
+            waited, self._since = time.perf_counter() - self._since, time.perf_counter()
+            self._worked = max(self._worked - waited / _REST, 0.0)
             for start in range(0, len(data), _SCAN):
                 for message in splitter.feed(data[start : start + _SCAN]):
                     self._outbox.put_reply(await self._answer(message))
@@ -91,10 +95,12 @@ class Connection:
                 await self._breathe()
 
     async def _breathe(self) -> None:
-        """A checkpoint, if the last one was long ago."""
-        if time.perf_counter() - self._breathed > _WORK:
-            await trio.lowlevel.checkpoint()
-            self._breathed = time.perf_counter()
+        """Rest, after so much work. A command that had to wait itself was not all work."""
+        self._worked += time.perf_counter() - self._since
+        if self._worked > _WORK:
+            await trio.sleep(min(self._worked, 2 * _WORK) * _REST)
+            self._worked = 0.0
+        self._since = time.perf_counter()
 
     async def _receive(self) -> bytes:
         if self._socket.family != socket.AF_UNIX:

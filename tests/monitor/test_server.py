@@ -160,6 +160,26 @@ async def test_pipelined_commands_are_answered_in_order(served: Served) -> None:
         assert await client.next() == {"return": {"text": str(i)}, "id": i}
 
 
+async def test_a_client_that_pipelines_leaves_most_of_the_loop_to_others(
+    served: Served, nursery: trio.Nursery
+) -> None:
+    """The same loop moves a guest."""
+    client = await served.negotiated()
+    turns = 0
+
+    async def work() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    nursery.start_soon(work)
+    nursery.start_soon(client.send, '{"execute": "hello"}' * 2000)
+    for _ in range(2000):
+        assert await client.next() == {"return": {}}
+    assert turns > 1000
+
+
 async def test_what_was_sent_before_the_client_closed_its_side_is_answered(served: Served) -> None:
     client = await served.negotiated()
     await client.send('{"execute": "hello"}' * 3 + '{"execute": "half')

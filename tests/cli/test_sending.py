@@ -1,0 +1,63 @@
+"""Ctrl-C while a command is on its way to a machine, which a fake one makes last."""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import trio
+
+from kvmmig.cli import rundir
+from kvmmig.migration.outgoing import OutgoingMigration
+from kvmmig.monitor import Arguments, CommandTable, MonitorServer, Session
+from kvmmig.monitor.replies import migration_figures
+from kvmmig.testing.machine import FakeMachine
+
+from .conftest import Kvmmig
+
+
+class Target(Arguments, frozen=True):
+    uri: str
+
+
+async def test_a_ctrl_c_while_the_migration_is_being_begun_cancels_it(
+    kvmmig: Kvmmig, nursery: trio.Nursery
+) -> None:
+    """It may have begun, so to just go away would leave it running."""
+    asked, interrupted = trio.Event(), trio.Event()
+    migration = OutgoingMigration(FakeMachine(), "tcp:127.0.0.1:1")
+    control: Any = types.SimpleNamespace(migration=migration, migration_status="active")
+    phase = "rounds"
+    table = CommandTable()
+
+    @table.command("migrate", Target)
+    async def migrate(session: Session, _: object) -> None:
+        asked.set()
+        await interrupted.wait()
+
+    @table.command("migrate_cancel")
+    async def migrate_cancel(session: Session, _: object) -> None:
+        nonlocal phase
+        phase = "cancelled"
+
+    @table.command("x-kvmmig-query-migration")
+    async def query(session: Session, _: object) -> object:
+        return {**migration_figures(control), "phase": phase}
+
+    @table.command("query-status")
+    async def query_status(session: Session, _: object) -> object:
+        return {"status": "running", "running": True}
+
+    monitor = rundir.files_of("a").monitor
+    rundir.directory().mkdir()
+    server = MonitorServer(table, version="0.4.1")
+    with trio.fail_after(60):
+        await nursery.start(server.serve, f"unix:{monitor}")
+        command = kvmmig.start("migrate", "a", "tcp:127.0.0.1:1")
+        await asked.wait()
+        command.interrupt()
+        await trio.sleep(0.1)  # a signal is told to nobody
+        interrupted.set()
+        status = await trio.to_thread.run_sync(command.end)
+    assert "the guest of 'a' is here as before: running" in command.stderr
+    assert status == 130
