@@ -77,9 +77,9 @@ def validate(*, memory: int, cpus: int, parameters: Mapping[str, int]) -> None:
             most = share.pages // stride * cpus * PAGE_SIZE
             raise BadConfig(
                 f"dirtier: hot={format_size(hot)} with stride={stride} does not fit into "
-                f"{format_size(memory)} of memory and {cpus} vCPUs, of which the first "
+                f"{format_size(memory)} of memory and {cpus} vCPU{'s' * (cpus > 1)}, of which the first "
                 f"{format_size(BOUNDARY)} are not used; use more memory, a smaller stride, or at most "
-                f"hot={most}"
+                f"hot={most // 1024}KiB"
             )
 
 

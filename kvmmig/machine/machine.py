@@ -99,6 +99,7 @@ class Machine:
         # Its own: threads that others have lost to a dead disk must not keep a guest from being paused.
         self._limiter = trio.CapacityLimiter(2)
         self._state = State.CREATED
+        self._on_state: list[Callable[[State], None]] = []
         self._loaded: _Loaded | None = None
         self._ending: Ending | None = None
         self._ended = trio.Event()
@@ -138,6 +139,19 @@ class Machine:
     def state(self) -> State:
         """Where it is in its life."""
         return self._state
+
+    def on_state(self, listener: Callable[[State], None]) -> None:
+        """Have ``listener`` called with each new state, on the event loop; it must be quick and not raise.
+
+        The moment that a reset holds a running guest is not told.
+        """
+        self._on_state.append(listener)
+
+    def _go_to(self, after: State) -> None:
+        if after is not self._state:
+            self._state = after
+            for listener in self._on_state:
+                listener(after)
 
     @property
     def memory(self) -> GuestMemory:
@@ -200,7 +214,7 @@ class Machine:
             with trio.CancelScope(shield=True):
                 await self._park()
             self._note_end()
-            self._state = self._check("pause")
+            self._go_to(self._check("pause"))
 
     async def reset(self) -> None:
         """Begin again as after `load`: memory zeroed, the program in it, vCPUs and devices as they were then.
@@ -244,12 +258,12 @@ class Machine:
                 await self._park()
                 self._note_end()
                 await self._in_thread(self._board.end_threads)
-            self._state = after
+            self._go_to(after)
             self._set_ending(Ending("stopped"))
 
     def mark_moved(self) -> None:
         """The other side has the guest now: it never runs here by itself again. For a migration's "go"."""
-        self._state = self._check("mark moved")
+        self._go_to(self._check("mark moved"))
         self._set_ending(Ending("moved"))
 
     async def wait(self) -> Ending:
@@ -305,7 +319,7 @@ class Machine:
                     await self._in_thread(self._board.close)
             finally:
                 self._note_end()
-                self._state = after
+                self._go_to(after)
                 self._set_ending(Ending("stopped"))
 
     def _check(self, command: str) -> State:
@@ -324,7 +338,7 @@ class Machine:
         after = self._check(command)
         if self._state is State.MOVED:
             self._ending, self._ended = None, trio.Event()
-        self._state = after
+        self._go_to(after)
         self._board.run()
         self._wake_feeders()
 
@@ -336,7 +350,7 @@ class Machine:
 
     def _note_end(self) -> None:
         if self._state is State.RUNNING and self._board.ending is not None:
-            self._state = State.ENDED
+            self._go_to(State.ENDED)
             self._set_ending(self._board.ending)
 
     def _wake_feeders(self) -> None:

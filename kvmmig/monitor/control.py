@@ -161,9 +161,7 @@ class MachineControl:
         """
         await self.loaded()
         self._refuse_switchover()
-        self._note_running()  # an adopted machine may have been started or paused by its owner
         await self._guest().pause()
-        self._note_running()
 
     async def cont(self) -> None:
         """Let the guest run. No effect on one that runs.
@@ -172,9 +170,7 @@ class MachineControl:
         """
         await self.loaded()
         self._refuse_switchover()
-        self._note_running()  # an adopted machine may have been started or paused by its owner
         await self._guest().start()
-        self._note_running()
 
     async def take_back(self) -> None:
         """Let a guest that has moved away run here again: the word of an operator who has looked there.
@@ -190,7 +186,6 @@ class MachineControl:
         await machine.resume(force=True)
         self._taken_back.set()
         self._taken_back = trio.Event()
-        self._note_running()
 
     async def wait_taken_back(self) -> None:
         """Wait until the next `take_back`."""
@@ -384,6 +379,7 @@ class MachineControl:
     def _adopt(self, machine: Machine) -> None:
         self.machine = machine
         self._here.set()
+        machine.on_state(lambda _: self._note_running())
         self._note_running()
         self._nursery.start_soon(self._watch, machine)
 
@@ -433,7 +429,7 @@ class MachineControl:
         self._note_running(stopping=stops)
 
     def _note_running(self, *, stopping: bool = False) -> None:
-        if self.machine is None or self.machine.state is State.ENDED:
+        if self.machine is None or self.machine.state in (State.ENDED, State.CLOSED):
             return  # that is told by another event
         runs = self.machine.state is State.RUNNING and not stopping
         if runs != self._ran:

@@ -8,7 +8,7 @@ import trio.testing
 
 from kvmmig import guests
 from kvmmig.errors import BadURI, KvmmigError, MigrationCancelled, OutcomeUnknown, StreamError, WrongState
-from kvmmig.machine import Entry, MachineConfig, Program
+from kvmmig.machine import Entry, Machine, MachineConfig, Program
 from kvmmig.monitor.control import MachineControl
 from tests.monitor.lab import MIB, PATIENCE, Lab, awaiting, check, listening, running
 
@@ -40,6 +40,24 @@ async def test_a_guest_is_loaded_runs_pauses_goes_on_and_is_told_of() -> None:
                 await control.load(MachineConfig(memory=16 * MIB), program)
             assert lab.named == ["RESUME", "STOP", "RESUME", "SHUTDOWN"]
             assert lab.events[-1][1] == {"guest": False, "reason": "host-qmp-quit"}
+
+
+async def test_what_a_program_does_to_its_own_machine_is_told_too() -> None:
+    program = guests.find("dirtier").program(memory=16 * MIB, cpus=1, settings={"hot": "1MiB"})
+    config = MachineConfig(memory=16 * MIB, name="dirtier", parameters=program.parameters)
+    with trio.fail_after(PATIENCE):
+        async with Machine.open(config) as machine, MachineControl.open(name="a") as control:
+            await machine.load(program)
+            control.adopt(machine)
+            lab = Lab(control)
+            await machine.start()
+            assert lab.named == ["RESUME"]
+            await machine.pause()
+            assert lab.named == ["RESUME", "STOP"]
+            await control.stop()
+            await machine.resume()
+            await machine.reset()
+            assert lab.named == ["RESUME", "STOP", "RESUME"]
 
 
 async def test_what_is_asked_of_a_guest_that_is_being_loaded_waits_for_it() -> None:
