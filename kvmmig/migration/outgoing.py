@@ -12,10 +12,9 @@ The phases are drawn in `docs/architecture.md` and named in `Phase`. What holds 
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from time import perf_counter
+from functools import partial
 from typing import Protocol
 
 import trio
@@ -39,6 +38,7 @@ from kvmmig.machine.memory import GuestMemory
 from kvmmig.machine.pageset import PageSet
 from kvmmig.machine.state import StateSection
 from kvmmig.migration import wire
+from kvmmig.migration.commit import commit
 from kvmmig.migration.cursor import Cursor
 from kvmmig.migration.pages import OwedPages, PageMap
 from kvmmig.migration.peer import Peer
@@ -52,14 +52,11 @@ from kvmmig.migration.policy import (
     Stop,
     default_policy,
 )
+from kvmmig.migration.record import Record
 from kvmmig.migration.registry import transport_for
-from kvmmig.migration.report import MigrationStatistics, Phase, TimelineEvent
-from kvmmig.migration.sender import Sender, TokenBucket
-from kvmmig.migration.stall import Histogram, StallMeter, stolen
+from kvmmig.migration.report import MigrationStatistics, Phase
+from kvmmig.migration.sender import Sender, TokenBucket, because
 from kvmmig.migration.transport import Channel, Transport
-
-_KEPT_EVENTS = 1000
-_GRACE = 0.05  # seconds
 
 
 class Described(Protocol):
@@ -116,6 +113,7 @@ class OutgoingMigration:
         self._tracker = machine.dirty_tracker()
         self._encoder = wire.Encoder(wire.Direction.FORWARDS)
         self._cursor = Cursor()
+        self._record = Record(self._encoder, self._cursor)
         self._owed = OwedPages(self._memory, self._pending, self._encoder, self._cursor)
         self._bucket = TokenBucket(self._limits.bandwidth)
         self._throttled = 0.0
@@ -130,58 +128,20 @@ class OutgoingMigration:
             self._proceed.set()
         self._on_phase = on_phase
         self._on_round = on_round
-        # figures
-        self._phase = Phase.SETUP
-        self._meter = StallMeter()
-        self._steps = Histogram()
-        self._stolen: float | None = None
-        self._rounds: list[RoundFigures] = []
-        self._events: deque[TimelineEvent] = deque(maxlen=_KEPT_EVENTS)
-        self._started = perf_counter()
-        self._ended: float | None = None
-        self._setup_time: float | None = None
-        self._stopped_at: float | None = None
-        self._downtime: float | None = None
-        self._round_started = self._started
-        self._round_base = 0
-        self._round = 0
         self._peer_name = str(self._transport.uri)
-        self._peer = Peer(self._peer_name, lambda: self._phase)
-        self._notices: tuple[str, ...] = ()
-        self._error = ""
+        self._peer = Peer(self._peer_name, lambda: self._record.phase)
 
     # -- what others may ask ------------------------------------------------------------------------
 
     def statistics(self) -> MigrationStatistics:
         """The figures as they are at this moment."""
-        now = self._ended if self._ended is not None else perf_counter()
-        last = self._rounds[-1] if self._rounds else None
-        return MigrationStatistics(
-            phase=self._phase,
+        return self._record.statistics(
             peer=self._peer_name,
-            round=self._round,
             total_pages=self._memory.n_pages,
             remaining_pages=len(self._pending),
-            sent_pages=self._encoder.pages,
-            zero_pages=self._encoder.zero_pages,
-            sent_bytes=self._cursor.accepted,
-            rate=last.rate if last is not None else self._rate(now),
-            dirty_rate=last.dirty_rate if last is not None else 0.0,
-            expected_downtime=last.expected_downtime if last is not None else None,
-            downtime=self._downtime,
-            setup_time=self._setup_time,
-            total_time=now - self._started,
             step_bound=self._limits.step,
-            steps=self._steps.snapshot(),
-            turns=self._meter.turns.snapshot(),
-            worst_turn_ran=self._meter.culprit,
-            stolen=self._stolen,
             bandwidth=self._bucket.rate,
             throttle=self._throttled,
-            rounds=tuple(self._rounds),
-            events=tuple(self._events),
-            notices=self._notices,
-            error=self._error,
         )
 
     def cancel(self, why: str = "it was cancelled") -> None:
@@ -206,10 +166,10 @@ class OutgoingMigration:
 
     def proceed(self) -> None:
         """Go on from the pre-switchover phase. `MigrationError` in any other one."""
-        if self._phase is not Phase.PRE_SWITCHOVER:
+        if self._record.phase is not Phase.PRE_SWITCHOVER:
             raise MigrationError(
-                f"the migration is in its {self._phase} phase; it waits to be told to proceed only in the "
-                f"{Phase.PRE_SWITCHOVER} phase"
+                f"the migration is in its {self._record.phase} phase; it waits to be told to proceed only in "
+                f"the {Phase.PRE_SWITCHOVER} phase"
             )
         self._proceed.set()
 
@@ -237,13 +197,11 @@ class OutgoingMigration:
         off, the channel is aborted, and the guest runs if it ran before. A cancel leaves the same. The one
         exception is `OutcomeUnknown`, whose text says what an operator must find out.
         """
-        self._started = self._round_started = perf_counter()
         if self._machine.state not in (State.RUNNING, State.PAUSED):
             raise WrongState(
                 f"the guest {self._machine.state}, so it can't be migrated; only a running or paused one can"
             )
-        stolen_before = stolen()
-        with self._meter:
+        with self._record.running():
             try:
                 with self._scope:
                     await self._in_time()
@@ -252,14 +210,10 @@ class OutgoingMigration:
                         f"the migration to {self._peer_name} ended: {self._cancelled_by}"
                     )
             except BaseException as problem:
-                self._ended = perf_counter()
-                self._stolen = stolen() - stolen_before
                 cancelled = isinstance(problem, MigrationCancelled) or _only_cancelled(problem)
-                self._error = str(problem) or type(problem).__name__
+                self._record.error = str(problem) or type(problem).__name__
                 self._enter(Phase.UNKNOWN if self._moved else Phase.CANCELLED if cancelled else Phase.FAILED)
                 raise
-            self._ended = perf_counter()
-            self._stolen = stolen() - stolen_before
             self._enter(Phase.DONE)
         return self.statistics()
 
@@ -273,12 +227,13 @@ class OutgoingMigration:
             await self._migrate()
         if self._deadline.cancelled_caught:
             raise MigrationError(
-                f"the migration to {self._peer_name} took longer than {self._limits.timeout:g} s{self._why()}"
+                f"the migration to {self._peer_name} took longer than {self._limits.timeout:g} s"
+                f"{because(self._channel)}"
             )
 
     def _is_forced(self) -> bool:
         limits = self._limits
-        late = limits.timeout is not None and perf_counter() - self._started >= limits.timeout
+        late = limits.timeout is not None and self._record.elapsed >= limits.timeout
         return late and limits.on_timeout == "force"
 
     async def _migrate(self) -> None:
@@ -286,10 +241,10 @@ class OutgoingMigration:
         try:
             channel = await self._connect()
             self._peer_name = channel.peer or self._peer_name
-            self._peer = Peer(self._peer_name, lambda: self._phase)
-            self._notices = channel.notices
+            self._peer = Peer(self._peer_name, lambda: self._record.phase)
+            self._record.notices = channel.notices
             self._channel = channel
-            channel.phase_changed(str(self._phase))
+            channel.phase_changed(str(self._record.phase))
             try:
                 await self._with_watchers(channel)
             except BaseException:
@@ -354,9 +309,9 @@ class OutgoingMigration:
         ) from failure
 
     async def _hand_over(self, channel: Channel) -> None:
-        send = Sender(channel, self._cursor, self._steps, self._limits, self._bucket)
+        send = Sender(channel, self._cursor, self._record.steps, self._limits, self._bucket)
         await self._introduce(channel, send)
-        self._setup_time = perf_counter() - self._started
+        self._record.set_up()
 
         self._enter(Phase.ROUNDS)
         await trio.to_thread.run_sync(self._tracker.start)
@@ -367,7 +322,9 @@ class OutgoingMigration:
             if self._on_round is not None:
                 self._on_round(figures)
             if self._is_forced():
-                self._note(f"{self._limits.timeout:g} s are over: the guest is stopped, whatever is left")
+                self._record.note(
+                    f"{self._limits.timeout:g} s are over: the guest is stopped, whatever is left"
+                )
                 break
             if self._policy_is_new:
                 await self._begin_policy()
@@ -378,11 +335,11 @@ class OutgoingMigration:
 
         self._enter(Phase.STOP if self._proceed.is_set() else Phase.PRE_SWITCHOVER)
         running = self._machine.state is State.RUNNING
-        self._stopped_at = perf_counter()
+        self._record.stopping()
         if running:
             self._paused_by_us = True
             await self._machine.pause()
-        if self._phase is Phase.PRE_SWITCHOVER:
+        if self._record.phase is Phase.PRE_SWITCHOVER:
             await self._wait_for_leave()
             self._enter(Phase.STOP)
         # Reading state can write guest memory, so the last dirty log comes after it.
@@ -398,33 +355,14 @@ class OutgoingMigration:
         await send()
 
         self._enter(Phase.COMMIT)
-        await self._commit(channel, send)
-        self._downtime = perf_counter() - self._stopped_at
-
-    async def _commit(self, channel: Channel, send: Sender) -> None:
-        """Let go of the guest: where somebody may start it, with "go"; else when it is safe."""
-        self._check_stopped()
-        go = self._encoder.signal(wire.Kind.GO)
-        if channel.features.stores:
-            # Nobody starts it from there by themselves: it stays ours until all of it is safe.
-            self._cursor.put(go)
-            await send()
-            await self._finish(channel)
-            self._hand_off()
-            return
-        if channel.features.two_way:
-            await self._peer.hear(wire.Kind.READY, self._limits.handover_timeout)
-        else:
-            # What keeps a reader from taking all of it is best found out now.
-            await self._bounded(channel.flush, "did not take the last bytes")
-        self._check_stopped()
-        self._cursor.put(go, accepted=self._hand_off)
-        await send()
-        if channel.features.two_way:
-            await _with_grace(lambda: self._peer.hear(wire.Kind.RUNNING, self._limits.handover_timeout))
-            channel.abort()
-        else:
-            await _with_grace(lambda: self._finish(channel))
+        await commit(
+            channel,
+            self._peer,
+            say_go=partial(self._say_go, send),
+            let_go=self._let_go,
+            patience=self._limits.handover_timeout,
+        )
+        self._record.gone()
 
     async def _introduce(self, channel: Channel, send: Sender) -> None:
         self._cursor.put(self._encoder.preamble())
@@ -441,7 +379,7 @@ class OutgoingMigration:
         limits = self._limits
         patience = math.inf  # and a limit of time that cancels does so here too
         if limits.timeout is not None and limits.on_timeout == "force":
-            patience = max(self._started + limits.timeout - perf_counter(), 0.0)
+            patience = max(limits.timeout - self._record.elapsed, 0.0)
         with trio.move_on_after(patience):
             await self._proceed.wait()
 
@@ -459,7 +397,7 @@ class OutgoingMigration:
             self._bucket.rate = min(decision.bandwidth, self._limits.bandwidth or math.inf)
         if isinstance(decision, Continue) and decision.throttle is not None:
             await self._slow_down(decision.throttle)
-            self._note(f"the vCPUs stand still for {decision.throttle:.0%} of the time")
+            self._record.note(f"the vCPUs stand still for {decision.throttle:.0%} of the time")
 
     async def _slow_down(self, share: float) -> None:
         if share != self._throttled:
@@ -468,31 +406,13 @@ class OutgoingMigration:
 
     async def _send_round(self, send: Sender) -> RoundFigures:
         """Send what is pending; then see what was written meanwhile."""
-        self._round = len(self._rounds)
-        self._round_started = perf_counter()
-        self._round_base = self._cursor.accepted
-        pages, zeros = self._encoder.pages, self._encoder.zero_pages
+        self._record.begin_round()
         self._owed.begin()
         if not await send(self._owed.more, enough=self._is_forced):
             await self._owed.settle()
             await send()  # what is half sent: see _collect
-        now = perf_counter()
-        rate = self._rate(now)
-        dirty = await self._collect()
-        duration = perf_counter() - self._round_started
-        figures = RoundFigures(
-            round=self._round,
-            sent_pages=self._encoder.pages - pages,
-            zero_pages=self._encoder.zero_pages - zeros,
-            sent_bytes=self._cursor.accepted - self._round_base,
-            duration=duration,
-            dirty_pages=dirty,
-            rate=rate if rate or not self._rounds else self._rounds[-1].rate,
-            dirty_rate=dirty * wire.PAGE_SIZE / duration,
-        )
-        self._rounds.append(figures)
-        self._note(f"round {figures.round}: {figures.sent_pages} pages sent, {dirty} written meanwhile")
-        return figures
+        rate = self._record.rate()
+        return self._record.end_round(await self._collect(), rate)
 
     async def _collect(self) -> int:
         """Read the dirty log into what is owed. Never while a frame is half sent: once that is accepted its
@@ -500,31 +420,21 @@ class OutgoingMigration:
         assert self._cursor.empty
         return await trio.to_thread.run_sync(self._tracker.collect, self._pending)
 
-    def _check_stopped(self) -> None:
+    async def _say_go(self, send: Sender, *, accepted: Callable[[], None] | None = None) -> None:
         if self._machine.state is State.RUNNING:
             raise MigrationError(
                 f"the guest {self._machine.state} although it was being handed over: somebody let it run, so "
                 "the other side has not got the guest as it is now; migrate it again"
             )
+        self._cursor.put(self._encoder.signal(wire.Kind.GO), accepted=accepted)
+        await send()
 
-    async def _finish(self, channel: Channel) -> None:
-        await self._bounded(channel.flush, "did not take the last bytes")
-        await self._bounded(channel.aclose, "was not done")
-
-    async def _bounded(self, call: Callable[[], Awaitable[None]], what: str) -> None:
-        with trio.move_on_after(self._limits.handover_timeout) as scope:
-            await call()
-        if scope.cancelled_caught:
-            raise MigrationError(
-                f"{self._peer_name} {what} within {self._limits.handover_timeout:g} s{self._why()}"
-            )
-
-    def _hand_off(self) -> None:
+    def _let_go(self) -> None:
         """The point of no return: called the moment that the last byte of "go" was accepted."""
         self._moved = True
         self._deadline.deadline = math.inf
         self._machine.mark_moved()
-        self._note("the guest belongs to the other side")
+        self._record.note("the guest belongs to the other side")
 
     # -- those who may end it -----------------------------------------------------------------------
 
@@ -535,47 +445,12 @@ class OutgoingMigration:
 
     # -- figures ------------------------------------------------------------------------------------
 
-    def _rate(self, now: float) -> float:
-        return (self._cursor.accepted - self._round_base) / max(now - self._round_started, 1e-9)
-
-    def _why(self) -> str:
-        """What the channel waits for, to be put behind a sentence."""
-        reason = self._channel.waits_for() if self._channel is not None else ""
-        return f": {reason}" if reason else ""
-
     def _enter(self, phase: Phase) -> None:
-        self._phase = phase
+        self._record.enter(phase)
         if self._on_phase is not None:
             self._on_phase(phase)
         if self._channel is not None:
             self._channel.phase_changed(str(phase))
-        self._note(str(phase))
-
-    def _note(self, what: str) -> None:
-        self._events.append(TimelineEvent(perf_counter() - self._started, what))
-
-
-async def _with_grace(call: Callable[[], Awaitable[None]]) -> None:
-    """After "go": a cancel from outside waits a moment, so that who has the guest gets the last byte too."""
-    scope = trio.CancelScope(shield=True)
-    failure: KvmmigError | None = None
-
-    async def watch() -> None:
-        try:
-            await trio.sleep_forever()
-        finally:
-            scope.deadline = trio.current_time() + _GRACE
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(watch)
-        try:
-            with scope:
-                await call()
-        except KvmmigError as error:
-            failure = error
-        nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
 
 
 def _only_cancelled(problem: BaseException) -> bool:

@@ -16,7 +16,8 @@ class Peer:
 
     def __init__(self, name: str, phase: Callable[[], str]) -> None:
         """``phase`` says where this side is, for errors."""
-        self._name = name
+        #: What it is called, for errors.
+        self.name = name
         self._phase = phase
         self._said = {kind: trio.Event() for kind in (wire.Kind.ACCEPT, wire.Kind.READY, wire.Kind.RUNNING)}
         self._silent = trio.Event()
@@ -36,13 +37,13 @@ class Peer:
                 count = await channel.receive_some(decoder.buffer())
                 if count == 0:
                     raise ChannelBroken(
-                        f"{self._name} closed the connection in this side's {self._phase()} phase"
+                        f"{self.name} closed the connection in this side's {self._phase()} phase"
                     )
                 match decoder.advance(count):
                     case wire.Signal(kind):
                         self._said[kind].set()
                     case wire.Fail(text):
-                        raise MigrationRefused(f"{self._name} can't take the guest: {text}")
+                        raise MigrationRefused(f"{self.name} can't take the guest: {text}")
         finally:
             self._silent.set()
 
@@ -51,7 +52,7 @@ class Peer:
         with trio.move_on_after(seconds) as scope:
             await self._said[kind].wait()
         if scope.cancelled_caught:
-            raise MigrationError(f'{self._name} did not say "{kind.name.lower()}" within {seconds:g} s')
+            raise MigrationError(f'{self.name} did not say "{kind.name.lower()}" within {seconds:g} s')
 
     async def last_words(self, seconds: float) -> None:
         """Wait until nothing more can be heard from it, or for so long."""

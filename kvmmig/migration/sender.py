@@ -25,6 +25,12 @@ async def _nothing() -> bool:
     return False
 
 
+def because(channel: Channel | None) -> str:
+    """What a channel waits for, to be put behind a sentence; empty where that is not known."""
+    reason = channel.waits_for() if channel is not None else ""
+    return f": {reason}" if reason else ""
+
+
 class TokenBucket:
     """Bytes that may be sent, refilled at ``rate`` bytes a second; no limit where that is None."""
 
@@ -103,7 +109,7 @@ class Sender:
             elif now - moved_at > self._limits.stall_timeout:
                 raise MigrationError(
                     f"{self._channel.peer} accepted nothing for {self._limits.stall_timeout:g} s"
-                    + (f": {reason}" if (reason := self._channel.waits_for()) else "")
+                    f"{because(self._channel)}"
                 )
         return True
 
