@@ -245,9 +245,7 @@ async def restore(path: str) -> str:
     async with await (await transport_for(f"file:{path}").listen()).accept() as channel:
         async with IncomingMigration(channel).machine() as copy:
             await copy.pause()
-            check = await trio.to_thread.run_sync(
-                lambda: guests.check("dirtier", copy.memory, cpus=1, parameters=copy.description.parameters)
-            )
+            check = await trio.to_thread.run_sync(guests.check_machine, copy)
     if check is None or not check.ok:
         raise MigrationError(f"{path} does not hold the guest as it was: {check and check.summary}")
     return check.summary

@@ -23,10 +23,7 @@ async def receive(listener: Listener, arrived: trio.Event) -> None:
             arrived.set()
             await trio.sleep(0.5)  # it rewrites its memory here now
             await machine.pause()
-            name, parameters = machine.config.name, machine.description.parameters
-            check = await trio.to_thread.run_sync(
-                lambda: guests.check(name, machine.memory, cpus=1, parameters=parameters)
-            )
+            check = await trio.to_thread.run_sync(guests.check_machine, machine)
             print(f"destination: it printed {letters.decode()!r} here")
             print(f"destination: {check.summary if check else 'nothing to check'}")
 

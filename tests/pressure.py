@@ -101,9 +101,7 @@ async def dirtier(memory: int, hot: int) -> AsyncIterator[Machine]:
 
 async def check(machine: Machine) -> str:
     await machine.pause()
-    result = await trio.to_thread.run_sync(
-        lambda: guests.check("dirtier", machine.memory, cpus=1, parameters=machine.description.parameters)
-    )
+    result = await trio.to_thread.run_sync(guests.check_machine, machine)
     await machine.resume()
     return result.summary if result else ""
 

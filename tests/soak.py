@@ -67,14 +67,7 @@ class Guest:
                     raise Lost(f"the guest {self.machine.state}: {bytes(self.letters[-200:])!r}")
                 await trio.sleep(0.002)
         await self.machine.pause()
-        result = await trio.to_thread.run_sync(
-            lambda: guests.check(
-                "dirtier",
-                self.machine.memory,
-                cpus=CPUS,
-                parameters=self.machine.description.parameters,
-            )
-        )
+        result = await trio.to_thread.run_sync(guests.check_machine, self.machine)
         await self.machine.resume()
         if result is None or not result.ok or b"FAIL" in self.letters:
             raise Lost(f"{result and result.summary}; {bytes(self.letters[-200:])!r}")

@@ -15,13 +15,13 @@ from typing import Self
 import msgspec
 import trio
 
-from kvmmig.cli.demo_peer import Failure, Letters, Listening, Message, Result, check_machine
+from kvmmig.cli.demo_peer import Failure, Letters, Listening, Message, Result
 from kvmmig.cli.demo_table import VERIFIED, Row, Way, stopped_for, table
 from kvmmig.cli.lifetime import run_to_end, the_error
 from kvmmig.cli.output import Output
 from kvmmig.cli.progress import Populating, run_with_progress
 from kvmmig.errors import BadConfig, KvmmigError, MachineError, MigrationError
-from kvmmig.guests import Check, find
+from kvmmig.guests import Check, check_machine, find
 from kvmmig.machine import Machine, MachineConfig, State
 from kvmmig.machine.config import available_memory
 from kvmmig.migration.outgoing import OutgoingMigration

@@ -146,18 +146,12 @@ async def _go_on(machine: Machine, letters: Letters) -> None:
 
 
 async def _check(machine: Machine) -> Check:
-    found = await trio.to_thread.run_sync(check_machine, machine)
+    found = await trio.to_thread.run_sync(guests.check_machine, machine)
     if found is None:
         raise MachineError(
             f"the guest {machine.config.name!r} is none that the host can check; run a dirtier"
         )
     return found
-
-
-def check_machine(machine: Machine) -> Check | None:
-    """The host's check of a machine's memory. Blocking."""
-    described = machine.description
-    return guests.check(described.name, machine.memory, cpus=described.cpus, parameters=described.parameters)
 
 
 def _tell(message: Message) -> None:

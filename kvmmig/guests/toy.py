@@ -25,6 +25,7 @@ from kvmmig.errors import BadConfig, BadImage
 from kvmmig.guests import dirtier
 from kvmmig.guests.assembler import assemble
 from kvmmig.guests.check import Check
+from kvmmig.machine import Machine
 from kvmmig.machine.boot import LONG_START, REAL_START, Entry, Program
 from kvmmig.machine.memory import GuestMemory
 from kvmmig.units import parse_size
@@ -167,6 +168,12 @@ def check(name: str, memory: GuestMemory, *, cpus: int, parameters: Mapping[str,
     """
     host_check = _CHECKS.get(name)
     return host_check.check(memory, cpus=cpus, parameters=parameters) if host_check else None
+
+
+def check_machine(machine: Machine) -> Check | None:
+    """`check` the guest of a machine, which must be paused or have ended. Blocking, as that is."""
+    described = machine.description
+    return check(described.name, machine.memory, cpus=described.cpus, parameters=described.parameters)
 
 
 def _add_parameter(parameters: dict[str, Parameter], text: str) -> str:

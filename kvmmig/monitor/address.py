@@ -15,10 +15,10 @@ import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import trio
 
+from kvmmig import tcpsockets
 from kvmmig.errors import BadURI, ConnectFailed
 from kvmmig.unixsockets import PathTaken, SocketFile, knock, listen
 
@@ -121,20 +121,13 @@ async def connect(address: Address) -> trio.socket.SocketType:
     """Connect, and wait where the listener's queue is full. Raises `ConnectFailed`."""
     if isinstance(address, UnixAddress):
         return await _connect_unix(address)
-    failure: OSError | None = None
-    for family, sockaddr in await _resolve(address):
-        sock = trio.socket.socket(family, socket.SOCK_STREAM)
-        try:
-            await sock.connect(sockaddr)
-            tune(sock)
-            return sock
-        except BaseException as error:
-            sock.close()
-            if not isinstance(error, OSError):
-                raise
-            failure = error
-    assert failure is not None  # a name that stands for no address is an error of _resolve
-    raise ConnectFailed(f"can't connect to {address}: {_why(failure)}") from failure
+    addresses = await _resolve(address)
+    try:
+        sock = await tcpsockets.connect(addresses)
+    except OSError as error:
+        raise ConnectFailed(f"can't connect to {address}: {_why(error)}") from error
+    tune(sock)
+    return sock
 
 
 def tune(sock: trio.socket.SocketType) -> None:
@@ -178,29 +171,22 @@ def _bind_unix(address: UnixAddress) -> tuple[socket.socket, SocketFile]:
 
 async def _listen_tcp(address: TcpAddress) -> Listening:
     """On the first address that the host's name stands for."""
-    family, sockaddr = (await _resolve(address))[0]
-    sock = trio.socket.socket(family, socket.SOCK_STREAM)
+    addresses = await _resolve(address)
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        await sock.bind(sockaddr)
-        sock.listen(_BACKLOG)
-    except BaseException as error:
-        sock.close()
-        if not isinstance(error, OSError):
-            raise
+        sock = await tcpsockets.listen(addresses, _BACKLOG)
+    except OSError as error:
         raise ConnectFailed(f"can't listen on {address}: {_why(error)}") from error
     host, port = sock.getsockname()[:2]
     return Listening(sock, TcpAddress(host, port), ipaddress.ip_address(host.partition("%")[0]).is_loopback)
 
 
-async def _resolve(address: TcpAddress) -> list[tuple[socket.AddressFamily, tuple[Any, ...]]]:
+async def _resolve(address: TcpAddress) -> list[tcpsockets.SocketAddress]:
     try:
-        found = await trio.socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        return await tcpsockets.resolve(address.host, address.port)
     except (OSError, UnicodeError) as error:
         raise ConnectFailed(
             f"{address}: the host name {address.host!r} can't be resolved: {_why(error)}"
         ) from error
-    return [(family, sockaddr) for family, _, _, _, sockaddr in found]
 
 
 def _why(error: Exception) -> str:

@@ -20,10 +20,7 @@ EXITS = bytes.fromhex("b8 2a 00 e6 f4")
 
 async def memory_is_right(machine: kvmmig.Machine) -> bool:
     await machine.pause()
-    name, parameters = machine.config.name, machine.description.parameters
-    check = await trio.to_thread.run_sync(
-        lambda: guests.check(name, machine.memory, cpus=1, parameters=parameters)
-    )
+    check = await trio.to_thread.run_sync(guests.check_machine, machine)
     return check is not None and check.ok
 
 

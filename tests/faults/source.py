@@ -55,9 +55,7 @@ class Source:
         if not await self.goes_on():
             found.append("the guest runs but gets nowhere")
         await machine.pause()
-        check = await trio.to_thread.run_sync(
-            lambda: guests.check("dirtier", machine.memory, cpus=1, parameters=machine.description.parameters)
-        )
+        check = await trio.to_thread.run_sync(guests.check_machine, machine)
         await machine.resume()
         assert check is not None  # a dirtier can be checked
         return found if check.ok else [*found, check.summary]

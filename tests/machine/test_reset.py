@@ -114,9 +114,7 @@ async def test_a_toy_guest_works_after_a_reset_as_before(name: str, wait_until: 
                 before = len(output)
                 await wait_until(lambda: len(output) > before + 3)
                 await machine.pause()
-                result = await trio.to_thread.run_sync(
-                    lambda: guests.check(name, machine.memory, cpus=cpus, parameters=program.parameters)
-                )
+                result = await trio.to_thread.run_sync(guests.check_machine, machine)
                 assert result is not None
                 assert result.ok, result.summary
 

@@ -88,14 +88,7 @@ async def running(
 
 async def check(machine: Machine) -> guests.Check:
     await machine.pause()
-    result = await trio.to_thread.run_sync(
-        lambda: guests.check(
-            machine.config.name,
-            machine.memory,
-            cpus=machine.config.cpus,
-            parameters=machine.description.parameters,
-        )
-    )
+    result = await trio.to_thread.run_sync(guests.check_machine, machine)
     assert result is not None
     return result
 

@@ -46,9 +46,7 @@ async def dirtier(*, stride: int = 1) -> AsyncIterator[Machine]:
 
 async def require_sound(machine: Machine) -> None:
     await machine.pause()
-    result = await trio.to_thread.run_sync(
-        lambda: guests.check("dirtier", machine.memory, cpus=1, parameters=machine.description.parameters)
-    )
+    result = await trio.to_thread.run_sync(guests.check_machine, machine)
     assert result is not None
     assert result.ok, result.summary
 

@@ -101,13 +101,6 @@ async def check(control: MachineControl) -> None:
     machine = control.machine
     assert machine is not None
     await machine.pause()
-    result = await trio.to_thread.run_sync(
-        lambda: guests.check(
-            machine.config.name,
-            machine.memory,
-            cpus=machine.config.cpus,
-            parameters=machine.description.parameters,
-        )
-    )
+    result = await trio.to_thread.run_sync(guests.check_machine, machine)
     assert result is not None
     assert result.ok, result.summary

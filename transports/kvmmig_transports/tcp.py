@@ -17,6 +17,7 @@ from typing import Any
 
 import trio
 
+from kvmmig import tcpsockets
 from kvmmig.errors import BadURI, ConnectFailed
 from kvmmig.migration.transport import Channel, Listener, Transport, TransportURI
 from kvmmig_transports._sockets import WORDS, SocketChannel, SocketListener
@@ -24,6 +25,7 @@ from kvmmig_transports._words import why
 
 _TARGET = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+(?:%[^\]]+)?)\]|(?P<host>[^:\[\]]+)):(?P<port>[0-9]{1,5})")
 _LINGER_ZERO = struct.pack("ii", 1, 0)
+_BACKLOG = 128
 _TCP_CLOSE = 7  # <linux/tcp_states.h>: the connection is over, by a reset or by a timeout
 
 # A side that is only waiting notices a peer whose host has vanished after about a minute.
@@ -61,43 +63,28 @@ class TcpTransport(Transport):
         """Try each address that the host name stands for, in order, and say of the last why it failed."""
         if self._port == 0:
             raise ConnectFailed(f"can't connect to {self.uri}: port 0 is only for listening on any free port")
-        failure: OSError | None = None
-        for family, address in await self._resolve():
-            sock = trio.socket.socket(family, socket.SOCK_STREAM)
-            try:
-                await sock.connect(address)
-                return TcpChannel(sock)
-            except BaseException as error:
-                sock.close()
-                if not isinstance(error, OSError):
-                    raise
-                failure = error
-        assert failure is not None  # a name that stands for no address is an error of _resolve
-        raise ConnectFailed(f"can't connect to {self.uri}: {why(failure, _WORDS)}") from failure
+        addresses = await self._resolve()
+        try:
+            return TcpChannel(await tcpsockets.connect(addresses))
+        except OSError as error:
+            raise ConnectFailed(f"can't connect to {self.uri}: {why(error, _WORDS)}") from error
 
     async def listen(self) -> Listener:
         """Listen on the first address that the host name stands for; port 0 takes any free port."""
-        family, address = (await self._resolve())[0]
-        sock = trio.socket.socket(family, socket.SOCK_STREAM)
+        addresses = await self._resolve()
         try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            await sock.bind(address)
-            sock.listen()
-            return SocketListener(sock, f"tcp:{_address(sock.getsockname())}", TcpChannel, _WORDS)
-        except BaseException as error:
-            sock.close()
-            if not isinstance(error, OSError):
-                raise
+            sock = await tcpsockets.listen(addresses, _BACKLOG)
+        except OSError as error:
             raise ConnectFailed(f"can't listen on {self.uri}: {why(error, _WORDS)}") from error
+        return SocketListener(sock, f"tcp:{_address(sock.getsockname())}", TcpChannel, _WORDS)
 
-    async def _resolve(self) -> list[tuple[socket.AddressFamily, tuple[Any, ...]]]:
+    async def _resolve(self) -> list[tcpsockets.SocketAddress]:
         try:
-            found = await trio.socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+            return await tcpsockets.resolve(self._host, self._port)
         except (OSError, UnicodeError) as error:
             raise ConnectFailed(
                 f"{self.uri}: the host name {self._host!r} can't be resolved: {why(error, _WORDS)}"
             ) from error
-        return [(family, address) for family, _, _, _, address in found]
 
 
 class TcpChannel(SocketChannel):
