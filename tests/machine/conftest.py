@@ -14,6 +14,29 @@ Assemble = Callable[[str], Program]
 WaitUntil = Callable[[Callable[[], object]], Awaitable[None]]
 
 
+#: The beginning of a real-mode guest that the serial port interrupts when a byte was typed, at 0x7d00.
+SERIAL_INTERRUPTS = """
+    cli
+    xor ax, ax
+    mov ds, ax
+    mov word ptr [0x90], 0x7d00
+    mov word ptr [0x92], 0
+    mov al, 0x11
+    out 0x20, al
+    mov al, 0x20
+    out 0x21, al
+    mov al, 4
+    out 0x21, al
+    mov al, 1
+    out 0x21, al
+    mov al, 0xef
+    out 0x21, al
+    mov dx, 0x3f9
+    mov al, 1
+    out dx, al
+"""
+
+
 def _assembled(source: str, mode: int, origin: int) -> bytes:
     code, _ = keystone.Ks(keystone.KS_ARCH_X86, mode).asm(source, origin, as_bytes=True)
     assert code

@@ -14,6 +14,8 @@ import trio.testing
 from kvmmig.errors import WrongState
 from kvmmig.machine import Ending, Machine, MachineConfig, Program
 
+from .conftest import SERIAL_INTERRUPTS
+
 pytestmark = pytest.mark.kvm
 
 Assemble = Callable[[str], Program]
@@ -299,25 +301,7 @@ async def test_typing_ends_with_an_error_when_the_guest_has_ended(quitter: Progr
                 await machine.feed(bytes(100_000))
 
 
-INTERRUPT_ECHO = """
-    cli
-    xor ax, ax
-    mov ds, ax
-    mov word ptr [0x90], 0x7d00
-    mov word ptr [0x92], 0
-    mov al, 0x11
-    out 0x20, al
-    mov al, 0x20
-    out 0x21, al
-    mov al, 4
-    out 0x21, al
-    mov al, 1
-    out 0x21, al
-    mov al, 0xef
-    out 0x21, al
-    mov dx, 0x3f9
-    mov al, 1
-    out dx, al
+INTERRUPT_ECHO = f"""{SERIAL_INTERRUPTS}
     mov al, '>'
     mov dx, 0x3f8
     out dx, al

@@ -14,6 +14,8 @@ from kvmmig.errors import KvmError, StateMismatch
 from kvmmig.kvm import Vcpu, abi
 from kvmmig.machine import Machine, MachineConfig, Program, StateSection, state
 
+from .conftest import SERIAL_INTERRUPTS
+
 pytestmark = pytest.mark.kvm
 
 Assemble = Callable[[str], Program]
@@ -161,24 +163,7 @@ def without_tsc(section: StateSection) -> StateSection:
 async def test_an_interrupt_that_was_pending_is_delivered_in_the_other_machine(
     real16: Assemble, wait_until: WaitUntil
 ) -> None:
-    source = """
-        xor ax, ax
-        mov ds, ax
-        mov word ptr [0x90], 0x7d00
-        mov word ptr [0x92], 0
-        mov al, 0x11
-        out 0x20, al
-        mov al, 0x20
-        out 0x21, al
-        mov al, 4
-        out 0x21, al
-        mov al, 1
-        out 0x21, al
-        mov al, 0xef
-        out 0x21, al
-        mov dx, 0x3f9
-        mov al, 1
-        out dx, al
+    source = f"""{SERIAL_INTERRUPTS}
         mov al, '>'
         out 0xe9, al
         wait: cmp byte ptr [0x9000], 0
@@ -209,24 +194,7 @@ async def test_an_interrupt_that_was_pending_is_delivered_in_the_other_machine(
 async def test_a_halted_vcpu_is_still_halted_in_the_other_machine_and_wakes_up_there(
     real16: Assemble,
 ) -> None:
-    source = """
-        xor ax, ax
-        mov ds, ax
-        mov word ptr [0x90], 0x7d00
-        mov word ptr [0x92], 0
-        mov al, 0x11
-        out 0x20, al
-        mov al, 0x20
-        out 0x21, al
-        mov al, 4
-        out 0x21, al
-        mov al, 1
-        out 0x21, al
-        mov al, 0xef
-        out 0x21, al
-        mov dx, 0x3f9
-        mov al, 1
-        out dx, al
+    source = f"""{SERIAL_INTERRUPTS}
         sti
         hlt
         mov al, 1

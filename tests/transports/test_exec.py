@@ -10,23 +10,18 @@ import pytest
 import trio
 
 from kvmmig.errors import BadURI, ChannelBroken
-from kvmmig.migration.transport import Channel, Transport
+from kvmmig.migration.transport import Transport
+from kvmmig.testing._moving import send_all
 
 Make = Callable[[str], Transport]
 
 _DATA = bytes(range(256)) * 40_000
 
 
-async def _send(channel: Channel, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[await channel.send_some([view]) :]
-
-
 async def _save(transport: Transport, data: bytes) -> None:
     with trio.fail_after(20):
         async with await transport.connect() as channel:
-            await _send(channel, data)
+            await send_all(channel, data)
 
 
 async def _read(transport: Transport) -> bytes:

@@ -11,6 +11,7 @@ import trio.testing
 from kvmmig.errors import BadURI, ChannelBroken, KnobError
 from kvmmig.migration.transport import Channel, Transport
 from kvmmig.testing import memory_channel_pair
+from kvmmig.testing._moving import send_all
 from kvmmig_transports.fault import FaultWrapper
 
 Make = Callable[[str], Transport]
@@ -32,12 +33,6 @@ class Faulty:
         if self.receives:
             return sender, await self.wrapper.wrap(receiver)
         return await self.wrapper.wrap(sender), receiver
-
-
-async def _send(channel: Channel, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[await channel.send_some([view]) :]
 
 
 async def _read(channel: Channel, count: int) -> bytes:
@@ -70,11 +65,11 @@ async def test_a_cut_comes_after_exactly_so_many_bytes(side: str, transport: Mak
     sender, receiver = await Faulty(transport, f"fault.at=100&fault.side={side}").ends()
     if side == "send":
         with pytest.raises(ChannelBroken, match=r"fault\+ cut the connection to memory/b after 100 B"):
-            await _send(sender, _DATA)
+            await send_all(sender, _DATA)
         with pytest.raises(ChannelBroken, match="the other side has closed it"):
             await receiver.receive_some(memoryview(bytearray(1)))
     else:
-        await _send(sender, _DATA)
+        await send_all(sender, _DATA)
         assert await _read(receiver, 100) == _DATA[:100]
         with pytest.raises(ChannelBroken, match="after 100 B"):
             await receiver.receive_some(memoryview(bytearray(1)))
@@ -86,7 +81,7 @@ async def test_a_cut_comes_after_exactly_so_many_bytes(side: str, transport: Mak
 @pytest.mark.parametrize("at", [0, 1, 77, 199])
 async def test_one_byte_is_corrupted_and_it_is_that_one(side: str, at: int, transport: Make) -> None:
     sender, receiver = await Faulty(transport, f"fault.what=corrupt&fault.at={at}&fault.side={side}").ends()
-    await _send(sender, _DATA)
+    await send_all(sender, _DATA)
     await sender.aclose()
     got = await _read(receiver, len(_DATA))
     assert [i for i in range(200) if got[i] != _DATA[i]] == [at]
@@ -99,7 +94,7 @@ async def test_a_stall_lasts_for_its_time_and_nothing_is_lost(transport: Make) -
         done = False
         while not done:
             with trio.move_on_after(0.005):  # as the migration's steps are
-                await _send(sender, _DATA[start : start + 10])
+                await send_all(sender, _DATA[start : start + 10])
                 done = True
     assert trio.current_time() - began >= 0.05
     assert await _read(receiver, len(_DATA)) == _DATA
@@ -108,7 +103,7 @@ async def test_a_stall_lasts_for_its_time_and_nothing_is_lost(transport: Make) -
 async def test_a_stall_for_ever_also_holds_flush_and_aclose(transport: Make) -> None:
     sender, _ = await Faulty(transport, "fault.what=stall&fault.at=0").ends()
     acts: list[Callable[[], Awaitable[None]]] = [
-        lambda: _send(sender, b"x"),
+        lambda: send_all(sender, b"x"),
         sender.flush,
         sender.aclose,
     ]
@@ -153,13 +148,13 @@ async def test_a_seed_chooses_one_byte_and_always_that(transport: Make) -> None:
 
 async def test_it_counts_from_a_phase_on(transport: Make) -> None:
     sender, _ = await Faulty(transport, "fault.phase=final&fault.at=10").ends()
-    await _send(sender, _DATA)
+    await send_all(sender, _DATA)
     sender.phase_changed("rounds")
-    await _send(sender, _DATA)
+    await send_all(sender, _DATA)
     sender.phase_changed("final")
-    await _send(sender, _DATA[:10])
+    await send_all(sender, _DATA[:10])
     with pytest.raises(ChannelBroken):
-        await _send(sender, _DATA)
+        await send_all(sender, _DATA)
 
 
 async def test_it_strikes_when_it_is_armed_also_who_waits(transport: Make) -> None:
@@ -169,22 +164,22 @@ async def test_it_strikes_when_it_is_armed_also_who_waits(transport: Make) -> No
 
         async def clogged() -> None:
             with pytest.raises(ChannelBroken, match=r"fault\+ cut"), trio.fail_after(20):
-                await _send(sender, bytes(2 << 20))
+                await send_all(sender, bytes(2 << 20))
 
         nursery.start_soon(clogged)
         await trio.testing.wait_all_tasks_blocked()
         faulty.wrapper.arm()
     later, _ = await faulty.ends()
     with pytest.raises(ChannelBroken):
-        await _send(later, b"x")
+        await send_all(later, b"x")
 
 
 async def test_a_stall_that_is_armed_holds_who_waits(transport: Make) -> None:
     faulty = Faulty(transport, "fault.what=stall")
     sender, receiver = await faulty.ends()
-    await _send(sender, bytes(1 << 20))
+    await send_all(sender, bytes(1 << 20))
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_send, sender, b"more")
+        nursery.start_soon(send_all, sender, b"more")
         await trio.testing.wait_all_tasks_blocked()
         faulty.wrapper.arm()
         await _read(receiver, 1 << 20)
@@ -198,11 +193,11 @@ async def test_a_person_strikes_and_ends_it_by_a_knob(transport: Make) -> None:
     sender, receiver = await Faulty(transport, "").ends()
     assert sender.knobs() == {"fault.strike": "none"}
     with trio.fail_after(10):
-        await _send(sender, _DATA)
+        await send_all(sender, _DATA)
         sender.turn("fault.strike", "stall")
         assert sender.knobs() == {"fault.strike": "stall"}
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_send, sender, _DATA)
+            nursery.start_soon(send_all, sender, _DATA)
             await trio.testing.wait_all_tasks_blocked()
             sender.turn("fault.strike", "none")
         assert await _read(receiver, 2 * len(_DATA)) == _DATA * 2
@@ -210,4 +205,4 @@ async def test_a_person_strikes_and_ends_it_by_a_knob(transport: Make) -> None:
         sender.turn("fault.strike", "fire")
     sender.turn("fault.strike", "cut")
     with pytest.raises(ChannelBroken, match="cut the connection"):
-        await _send(sender, _DATA)
+        await send_all(sender, _DATA)

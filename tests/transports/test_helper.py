@@ -16,6 +16,7 @@ import trio
 
 from kvmmig.errors import ChannelBroken, ConnectFailed
 from kvmmig.migration.transport import Channel, Transport
+from kvmmig.testing._moving import send_all
 from kvmmig_transports import iohelper
 
 Make = Callable[[str], Transport]
@@ -23,12 +24,6 @@ Script = Callable[[str], str]
 
 _LIBVIRT = "/usr/lib/libvirt/libvirt_iohelper"
 _DATA = random.Random(6).randbytes((9 << 20) + 777)
-
-
-async def _send(channel: Channel, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[await channel.send_some([view]) :]
 
 
 async def _send_for_ever(channel: Channel) -> None:
@@ -65,7 +60,7 @@ async def test_libvirts_helper_saves_and_restores(
 ) -> None:
     saved = transport(f"pipe:{tmp_path}/a.img?direct={direct}&helper={_LIBVIRT}")
     async with await saved.connect() as channel:
-        await _send(channel, _DATA[:size])
+        await send_all(channel, _DATA[:size])
     assert (tmp_path / "a.img").read_bytes() == _DATA[:size]
     assert await _read(saved) == _DATA[:size]
 
@@ -76,7 +71,7 @@ async def test_a_helper_is_searched_for_in_path(
     name = os.path.basename(program("exec cat >/proc/self/fd/$2"))
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     async with await transport(f"pipe:{tmp_path}/a.img?direct=off&helper={name}").connect() as channel:
-        await _send(channel, _DATA)
+        await send_all(channel, _DATA)
     assert (tmp_path / "a.img").read_bytes() == _DATA
 
 
@@ -119,7 +114,7 @@ async def test_a_helper_that_ends_well_but_too_early_is_an_error(
 ) -> None:
     channel = await transport(f"pipe:{tmp_path}/a.img?helper={program('exit 0')}").connect()
     with pytest.raises(ChannelBroken, match="ended before it had taken everything"), trio.fail_after(20):
-        await _send(channel, _DATA)
+        await send_all(channel, _DATA)
     channel.abort()
 
 
@@ -129,7 +124,7 @@ async def test_a_killed_helper_is_noticed_and_the_older_file_survives(
     path = tmp_path / "a.img"
     path.write_text("older")
     channel = await transport(f"pipe:{path}").connect()
-    await _send(channel, _DATA)
+    await send_all(channel, _DATA)
     os.kill(_helper_pid(), signal.SIGKILL)
     with pytest.raises(ChannelBroken, match="was killed by SIGKILL"):
         await _send_for_ever(channel)
@@ -146,7 +141,7 @@ async def test_a_dead_helper_is_noticed_though_its_child_holds_the_pipe(
     helper = program(f"exec 3<&0; sleep 1000 <&3 & echo $! >{child}; exit 4")
     channel = await transport(f"pipe:{tmp_path}/a.img?helper={helper}").connect()
     with pytest.raises(ChannelBroken, match="ended with status 4"), trio.fail_after(20):
-        await _send(channel, _DATA)
+        await send_all(channel, _DATA)
     channel.abort()
     with trio.fail_after(20):
         await _end_of(int(child.read_text()))

@@ -16,17 +16,12 @@ import trio.testing
 
 from kvmmig.errors import BadURI, ChannelBroken, ChannelClosed, ConnectFailed
 from kvmmig.migration.transport import Channel, Transport
+from kvmmig.testing._moving import send_all
 
 Make = Callable[[str], Transport]
 
 both = pytest.mark.parametrize("scheme", ["file", "pipe"])
 _DATA = random.Random(5).randbytes((9 << 20) + 777)
-
-
-async def _send(channel: Channel, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[await channel.send_some([view]) :]
 
 
 async def _send_for_ever(channel: Channel) -> None:
@@ -36,13 +31,13 @@ async def _send_for_ever(channel: Channel) -> None:
 
 
 async def _send_and_close(channel: Channel, data: bytes) -> None:
-    await _send(channel, data)
+    await send_all(channel, data)
     await channel.aclose()
 
 
 async def _send_and_fail(transport: Transport) -> None:
     async with await transport.connect() as channel:
-        await _send(channel, _DATA)
+        await send_all(channel, _DATA)
         raise RuntimeError("not today")
 
 
@@ -72,7 +67,7 @@ async def test_every_length_comes_back(
 ) -> None:
     saved = transport(f"{scheme}:{tmp_path}/a.img?direct={direct}")
     async with await saved.connect() as channel:
-        await _send(channel, _DATA[:size])
+        await send_all(channel, _DATA[:size])
     assert (tmp_path / "a.img").read_bytes() == _DATA[:size]
     assert await _read(saved) == _DATA[:size]
 
@@ -83,7 +78,7 @@ async def test_only_its_owner_may_read_it(scheme: str, transport: Make, tmp_path
     path.write_text("older")
     path.chmod(0o644)
     async with await transport(f"{scheme}:{path}").connect() as channel:
-        await _send(channel, b"secret")
+        await send_all(channel, b"secret")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
@@ -94,7 +89,7 @@ async def test_an_older_file_survives_until_the_new_one_is_whole(
     path = tmp_path / "a.img"
     path.write_text("older")
     channel = await transport(f"{scheme}:{path}").connect()
-    await _send(channel, _DATA)
+    await send_all(channel, _DATA)
     await channel.flush()
     assert path.read_text() == "older"
     channel.abort()
@@ -103,7 +98,7 @@ async def test_an_older_file_survives_until_the_new_one_is_whole(
         await _send_and_fail(transport(f"{scheme}:{path}"))
     assert path.read_text() == "older"
     async with await transport(f"{scheme}:{path}").connect() as channel:
-        await _send(channel, _DATA)
+        await send_all(channel, _DATA)
     assert path.read_bytes() == _DATA
     assert _names(tmp_path) == ["a.img"]
 
@@ -111,7 +106,7 @@ async def test_an_older_file_survives_until_the_new_one_is_whole(
 @both
 async def test_a_cancelled_aclose_publishes_nothing(scheme: str, transport: Make, tmp_path: Path) -> None:
     channel = await transport(f"{scheme}:{tmp_path}/a.img").connect()
-    await _send(channel, _DATA)
+    await send_all(channel, _DATA)
     with trio.CancelScope() as scope:
         scope.cancel()
         await channel.aclose()
@@ -137,7 +132,7 @@ async def test_a_symbolic_link_is_followed(scheme: str, transport: Make, tmp_pat
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real/a.img")
     async with await transport(f"{scheme}:{tmp_path}/link").connect() as channel:
-        await _send(channel, b"through it")
+        await send_all(channel, b"through it")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "real" / "a.img").read_bytes() == b"through it"
 
@@ -202,13 +197,13 @@ async def test_without_unnamed_files_a_partial_one_is_used_and_removed(
 ) -> None:
     _refuse(monkeypatch, os.O_TMPFILE, errno.EOPNOTSUPP)
     channel = await transport(f"{scheme}:{tmp_path}/a.img").connect()
-    await _send(channel, _DATA)
+    await send_all(channel, _DATA)
     (partial,) = _names(tmp_path)
     assert partial.startswith(".a.img.")
     assert partial.endswith(".partial")
     channel.abort()
     async with await transport(f"{scheme}:{tmp_path}/a.img").connect() as channel:
-        await _send(channel, _DATA)
+        await send_all(channel, _DATA)
     assert (tmp_path / "a.img").read_bytes() == _DATA
 
 
@@ -220,7 +215,7 @@ async def test_without_direct_io_there_is_a_notice(
     saved = transport(f"{scheme}:{tmp_path}/a.img")
     async with await saved.connect() as channel:
         assert "refuses O_DIRECT" in channel.notices[0]
-        await _send(channel, _DATA)
+        await send_all(channel, _DATA)
     async with await (await saved.listen()).accept() as channel:
         assert "refuses O_DIRECT" in channel.notices[0]
     assert await _read(saved) == _DATA
@@ -233,7 +228,7 @@ async def test_flushed_bytes_are_in_the_file_and_more_may_follow(
     channel = await transport(f"file:{tmp_path}/a.img").connect()
     sent = 0
     for size in (10, 4090, 1, 5 << 20, 0, 4096, 100):
-        await _send(channel, _DATA[sent : sent + size])
+        await send_all(channel, _DATA[sent : sent + size])
         sent += size
         await channel.flush()
         (partial,) = _names(tmp_path)
@@ -248,7 +243,7 @@ async def test_nothing_is_added_to_a_block_that_is_being_written(
     alive = threading.Event()
     monkeypatch.setattr(os, "fdatasync", lambda _: alive.wait())
     channel = await transport(f"file:{tmp_path}/a.img").connect()
-    await _send(channel, b"before ")
+    await send_all(channel, b"before ")
     with trio.move_on_after(0.05) as scope:
         await channel.flush()
     assert scope.cancelled_caught
@@ -283,7 +278,7 @@ async def test_an_abort_does_not_wait_for_a_disk_that_hangs(
 
     monkeypatch.setattr(os, "pwrite", hang)
     channel = await transport(f"file:{tmp_path}/a.img").connect()
-    await _send(channel, _DATA)
+    await send_all(channel, _DATA)
     with trio.move_on_after(0.05) as scope:
         await channel.flush()
     assert scope.cancelled_caught
@@ -300,7 +295,7 @@ async def test_an_abort_while_aclose_publishes_wakes_it(
     monkeypatch.setattr(os, "fsync", lambda _: alive.wait())
     for scheme in ("file", "pipe"):
         channel = await transport(f"{scheme}:{tmp_path}/{scheme}.img").connect()
-        await _send(channel, b"never to be seen")
+        await send_all(channel, b"never to be seen")
         async with trio.open_nursery() as nursery:
 
             async def close(channel: Channel) -> None:
