@@ -92,7 +92,7 @@ async def reachable(place: Place, around: Surroundings) -> AsyncIterator[tuple[M
             console.write(data)
 
         async with MachineControl.open(
-            name=place.name, output=write, on_populate=Populating(output)
+            name=place.name, output=write, on_populate=Populating(output), guest_follows=True
         ) as control:
             async with _served(control, console, place, around, output):
                 async with trio.open_nursery() as nursery:

@@ -69,6 +69,7 @@ def add_migration_commands(table: CommandTable, control: MachineControl) -> None
 
     @table.command("migrate-incoming", IncomingArguments)
     async def migrate_incoming(session: Session, arguments: IncomingArguments) -> None:
+        await control.loaded()
         if control.run_state() != "inmigrate":
             raise QMPError("'--incoming' was not specified on the command line, so no guest can arrive here")
         control.check_can_arrive()

@@ -52,6 +52,7 @@ class MachineControl:
         name: str,
         output: Callable[[bytes], None] | None = None,
         on_populate: Callable[[int, int], None] | None = None,
+        guest_follows: bool = False,
     ) -> None:
         """Use `open`."""
         #: What its clients are told that it is called.
@@ -73,8 +74,9 @@ class MachineControl:
         self._by_migration = False  # where its guest comes from
         self._ran = False  # as the last STOP or RESUME said
         self._resetting = False
-        self._loading = trio.Event()  # not set while it is under way
-        self._loading.set()
+        self._loading = trio.Event()  # not set while it is under way, or is to come
+        if not guest_follows:
+            self._loading.set()
         self._here = trio.Event()
         self._taken_back = trio.Event()
         self._over = trio.Event()
@@ -89,14 +91,17 @@ class MachineControl:
         name: str,
         output: Callable[[bytes], None] | None = None,
         on_populate: Callable[[int, int], None] | None = None,
+        guest_follows: bool = False,
     ) -> AsyncIterator[Self]:
         """Control a machine called ``name``; at the end of the block all of it is taken down.
 
         ``output`` gets what the guest sends to its serial port, in vCPU threads, and must not block;
-        ``on_populate`` bytes done and in all while the guest's memory is being populated. A migration that
-        runs when the block is left is cancelled first, so its other side gets no guest.
+        ``on_populate`` bytes done and in all while the guest's memory is being populated. With
+        ``guest_follows`` what is asked of the guest waits for `load`, `incoming` or `defer`: a client may be
+        there before them. A migration that runs when the block is left is cancelled first, so its other side
+        gets no guest.
         """
-        control = cls(name=name, output=output, on_populate=on_populate)
+        control = cls(name=name, output=output, on_populate=on_populate, guest_follows=guest_follows)
         # A migration ends before its machine goes.
         async with AsyncExitStack() as control._machines, background() as control._nursery:
             yield control
@@ -125,7 +130,8 @@ class MachineControl:
         """
         if self.machine is not None or self._by_migration:
             raise WrongState(f"{self.name!r} has its guest already; start another machine for another one")
-        self._loading = trio.Event()
+        if self._loading.is_set():
+            self._loading = trio.Event()
         try:
             machine = await self._machines.enter_async_context(
                 Machine.open(config, output=self._output, on_populate=self._on_populate)
@@ -147,7 +153,7 @@ class MachineControl:
         self._adopt(machine)
 
     async def loaded(self) -> None:
-        """Wait while `load` is under way."""
+        """Wait while `load` is under way, or is to come."""
         await self._loading.wait()
 
     async def start(self) -> None:
@@ -245,6 +251,7 @@ class MachineControl:
     def defer(self) -> None:
         """The guest comes by migration, from where `incoming` will say later."""
         self._by_migration = True
+        self._loading.set()
 
     async def incoming(self, uri: str | Transport, *, exit_on_error: bool = True) -> None:
         """Listen for a guest; it arrives in the background, and runs if it ran. Returns when it listens.
@@ -262,6 +269,7 @@ class MachineControl:
             await listener.aclose()
             raise
         self._by_migration = True
+        self._loading.set()
         self.arrival = Arrival(
             listener, output=self._output, on_populate=self._on_populate, on_status=self._note_arrival
         )

@@ -75,6 +75,27 @@ async def test_what_is_asked_of_a_guest_that_is_being_loaded_waits_for_it() -> N
             await control.migration_ended()
 
 
+@pytest.mark.parametrize("comes", [False, True])
+async def test_what_is_asked_before_the_guest_is_there_waits_for_it(comes: bool) -> None:
+    """A script may find the monitor before the command that starts it has got any further."""
+    program = guests.find("dirtier").program(memory=16 * MIB, cpus=1, settings={"hot": "1MiB"})
+    config = MachineConfig(memory=16 * MIB, name="dirtier", parameters=program.parameters)
+    with trio.fail_after(PATIENCE):
+        async with MachineControl.open(name="a", guest_follows=True) as control:
+            lab = Lab(control)
+            async with trio.open_nursery() as nursery:
+                if comes:
+                    nursery.start_soon(lambda: lab("migrate-incoming", uri="tcp:127.0.0.1:0"))
+                else:
+                    nursery.start_soon(lambda: lab("stop"))
+                await trio.testing.wait_all_tasks_blocked()
+                if comes:
+                    control.defer()
+                else:
+                    await control.load(config, program, start=True)
+            assert control.run_state() == ("inmigrate" if comes else "paused")
+
+
 async def test_a_guest_that_ends_by_itself_ends_the_wait_with_its_status() -> None:
     with trio.fail_after(PATIENCE):
         async with running("hello", size=4 * MIB) as lab:
