@@ -133,7 +133,7 @@ def _round_line(figures: RoundFigures) -> str:
 
 
 #: What a person should know of a figure that is otherwise hard to believe.
-STOLEN = "of CPU time, by the hypervisor that this host runs on; nothing runs meanwhile"
+STOLEN = "of CPU time stolen by the hypervisor that this host runs on; nothing runs meanwhile"
 
 
 def summary(figures: MigrationStatistics) -> str:
@@ -157,7 +157,7 @@ def summary(figures: MigrationStatistics) -> str:
         ("worst stall", f"{format_duration(figures.worst_stall)} of the event loop"),
     ]
     if figures.stolen:
-        rows.append(("stolen", f"{format_duration(figures.stolen)} {STOLEN}"))
+        rows.append(("no CPU for", f"{format_duration(figures.stolen)} {STOLEN}"))
     return "\n".join(
         [f"kvmmig: the guest has moved to {figures.peer}", *(f"  {name:<12} {text}" for name, text in rows)]
     )
