@@ -67,6 +67,11 @@ class ConsoleServer:
             with suppress(trio.RunFinishedError):  # vCPUs may outlive the loop by a moment
                 self._token.run_sync_soon(self._wake, idempotent=True)
 
+    @property
+    def last_words(self) -> bytes:
+        """What the guest has written last."""
+        return self._ring.read(0)[0]
+
     @asynccontextmanager
     async def serving(self, path: Path) -> AsyncIterator[None]:
         """Listen on a new socket, for this user alone. Raises `OSError`.

@@ -17,6 +17,7 @@ from kvmmig.cli.progress import Populating
 from kvmmig.cli.serialport import SerialPort, open_serial
 from kvmmig.cli.terminal import Keyboard
 from kvmmig.errors import MachineError, WrongState
+from kvmmig.machine import State
 from kvmmig.monitor.commands import commands_for
 from kvmmig.monitor.control import MachineControl
 from kvmmig.monitor.server import MonitorServer
@@ -107,6 +108,8 @@ async def reachable(place: Place, around: Surroundings) -> AsyncIterator[tuple[M
                         control.quit(reason="host-signal")
                         raise
                     nursery.cancel_scope.cancel()
+            if not to_port and control.machine is not None and control.machine.state is State.ENDED:
+                output.serial(console.last_words)  # into the log: perhaps nobody has seen them
 
 
 def _serial_port(around: Surroundings) -> AbstractAsyncContextManager[SerialPort]:

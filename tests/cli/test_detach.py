@@ -79,14 +79,30 @@ def test_what_a_crashed_one_said_last_is_in_its_log(
     key = kvmmig.start("console", "a", stdin=-1)
     key.type(b"x")
     assert key.end() == 0
-    deadline = time.monotonic() + PATIENCE
-    while (runtime_directory / "a.lock").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until_gone(runtime_directory / "a.lock")
     assert "the guest crashed" in (runtime_directory / "a.log").read_text()
     status, _, error = command("status", "a")
     assert status == 1
     assert str(runtime_directory / "a.log") in error
+
+
+def test_what_a_guest_wrote_that_has_ended_is_in_its_log(
+    background: Background, runtime_directory: Path, command: Command
+) -> None:
+    """It may have ended before anybody could look at its serial port."""
+    background("run", "hello", "--name", "a")
+    wait_until_gone(runtime_directory / "a.lock")
+    assert "Hello from a KVM guest" in (runtime_directory / "a.log").read_text()
+    status, _, error = command("console", "a")
+    assert status == 1
+    assert str(runtime_directory / "a.log") in error
+
+
+def wait_until_gone(path: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_one_that_takes_a_guest_in_says_where(
