@@ -54,6 +54,7 @@ class Connection:
         self._outbox = Outbox()
         self._unsent = memoryview(b"")  # of what was taken from the outbox
         self._worked = 0.0  # seconds that have not been rested for
+        self._in_a_row = 0  # requests that came without a pause
         self._since = 0.0  # when what it does now began, by the clock of `time.perf_counter`
 
     def send_event(self, line: bytes) -> None:
@@ -83,10 +84,12 @@ class Connection:
                 return
             if not data:
                 return
-            waited, self._since = time.perf_counter() - self._since, time.perf_counter()
-            self._worked = max(self._worked - waited / _REST, 0.0)
+            now = time.perf_counter()
+            self._note_wait(now - self._since)
+            self._since = now
             for start in range(0, len(data), _SCAN):
                 for message in splitter.feed(data[start : start + _SCAN]):
+                    self._in_a_row += 1
                     self._outbox.put_reply(await self._answer(message))
                     await self._outbox.room()
                     if self._outbox.closed:
@@ -94,11 +97,19 @@ class Connection:
                     await self._breathe()
                 await self._breathe()
 
+    def _note_wait(self, seconds: float) -> None:
+        """Waiting for a request is a rest. Who asks, waits for the answer and thinks does not pipeline."""
+        self._worked = max(self._worked - seconds / _REST, 0.0)
+        if seconds > _WORK:
+            self._in_a_row = 0
+
     async def _breathe(self) -> None:
         """Rest, after so much work. A command that had to wait itself was not all work."""
         self._worked += time.perf_counter() - self._since
         if self._worked > _WORK:
-            await trio.sleep(min(self._worked, 2 * _WORK) * _REST)
+            # A single request is no flood: its client may ask the next one after a millisecond.
+            rest = 0.0 if self._in_a_row == 1 else min(self._worked, 2 * _WORK) * _REST
+            await trio.sleep(rest)
             self._worked = 0.0
         self._since = time.perf_counter()
 
