@@ -53,12 +53,18 @@ class IncomingMigration:
         output: Callable[[bytes], None] | None = None,
         limits: Limits | None = None,
         on_populate: Callable[[int, int], None] | None = None,
+        on_here: Callable[[Machine], None] | None = None,
     ) -> None:
-        """``output`` gets what the guest writes to its serial port; ``on_populate`` bytes done and in all."""
+        """``output`` gets what the guest writes to its serial port; ``on_populate`` bytes done and in all.
+
+        ``on_here`` gets the machine when the guest is here, before the source is told so. It must be quick
+        and not raise.
+        """
         self._channel = channel
         self._output = output
         self._limits = limits if limits is not None else Limits()
         self._on_populate = on_populate
+        self._on_here = on_here
         self._decoder = wire.Decoder(wire.Direction.FORWARDS)
         self._encoder = wire.Encoder(wire.Direction.BACKWARDS)
         self._cursor = Cursor()
@@ -132,6 +138,8 @@ class IncomingMigration:
         if end.running:
             await machine.start()
         self.total_time = perf_counter() - started
+        if self._on_here is not None:
+            self._on_here(machine)
         # The guest runs here now, whatever becomes of the channel.
         with contextlib.suppress(TransportError):
             if two_way:

@@ -26,8 +26,11 @@ class Arrival:
         output: Callable[[bytes], None] | None,
         on_populate: Callable[[int, int], None] | None,
         on_status: Callable[[ArrivalStatus], None],
+        on_here: Callable[[Machine], None],
     ) -> None:
-        """Owns ``listener``. ``on_status`` is called on the loop whenever `status` changes."""
+        """Owns ``listener``. ``on_status`` is called on the loop whenever `status` changes; ``on_here`` when
+        the guest is here, before its source is told so: who hears it from there finds it here.
+        """
         #: Where it listens in fact: with the port that the kernel chose.
         self.uri = listener.uri
         self.status: ArrivalStatus = "setup"
@@ -41,6 +44,7 @@ class Arrival:
         self._output = output
         self._on_populate = on_populate
         self._on_status = on_status
+        self._on_here = on_here
         self._ended = trio.Event()
 
     @property
@@ -65,7 +69,9 @@ class Arrival:
                 async with self._listener as listener:
                     channel = await listener.accept()
                 self.notices = channel.notices
-                self.figures = IncomingMigration(channel, output=self._output, on_populate=self._on_populate)
+                self.figures = IncomingMigration(
+                    channel, output=self._output, on_populate=self._on_populate, on_here=self._note_here
+                )
                 self._enter("active")
                 machine = await stack.enter_async_context(self.figures.machine())
             except KvmmigError as error:
@@ -73,9 +79,12 @@ class Arrival:
                 self._ended.set()
                 self._enter("failed")
                 raise
-            self._ended.set()
-            self._enter("completed")
             yield machine
+
+    def _note_here(self, machine: Machine) -> None:
+        self._ended.set()
+        self._enter("completed")
+        self._on_here(machine)
 
     def _enter(self, status: ArrivalStatus) -> None:
         self.status = status

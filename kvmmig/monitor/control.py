@@ -271,7 +271,11 @@ class MachineControl:
         self._by_migration = True
         self._loading.set()
         self.arrival = Arrival(
-            listener, output=self._output, on_populate=self._on_populate, on_status=self._note_arrival
+            listener,
+            output=self._output,
+            on_populate=self._on_populate,
+            on_status=self._note_arrival,
+            on_here=self._adopt,
         )
         self._note_arrival("setup")
         self._nursery.start_soon(self._arrive, self.arrival, exit_on_error)
@@ -404,14 +408,12 @@ class MachineControl:
 
     async def _arrive(self, arrival: Arrival, exit_on_error: bool) -> None:
         try:
-            machine = await self._machines.enter_async_context(arrival.machine())
+            await self._machines.enter_async_context(arrival.machine())
         except KvmmigError as error:
             if exit_on_error:
                 self._failure = error
                 self._here.set()
                 self._over.set()
-            return
-        self._adopt(machine)
 
     async def _measure(self, machine: Machine) -> None:
         try:

@@ -5,7 +5,7 @@ Both machines are real. The guest only spins, so that every migration of it is t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import trio
@@ -109,7 +109,7 @@ class Outcome:
     error: KvmmigError | None = None
 
 
-async def hand_over(link: Link) -> Outcome:
+async def hand_over(link: Link, on_here: Callable[[Machine], None] | None = None) -> Outcome:
     outcome = Outcome()
     async with Machine.open(CONFIG) as source:
         await source.load(SPINNER)
@@ -117,7 +117,8 @@ async def hand_over(link: Link) -> Outcome:
 
         async def receive() -> None:
             try:
-                async with IncomingMigration(link.destination, limits=LIMITS).machine() as machine:
+                incoming = IncomingMigration(link.destination, limits=LIMITS, on_here=on_here)
+                async with incoming.machine() as machine:
                     outcome.destination_ran = machine.state is State.RUNNING
             except KvmmigError:
                 return
@@ -132,6 +133,21 @@ async def hand_over(link: Link) -> Outcome:
                     outcome.error = error
         outcome.source = source.state
     return outcome
+
+
+async def test_the_machine_is_here_before_the_source_is_told_so() -> None:
+    """Who hears from the source that it is done, and looks here, finds it."""
+    link = Link()
+    running = wire.Signal(wire.Kind.RUNNING)
+    told: list[bool] = []
+
+    def note(machine: Machine) -> None:
+        assert machine.state is State.RUNNING
+        told.append(running in frames(bytes(link.destination.sent), wire.Direction.BACKWARDS)[1])
+
+    await hand_over(link, note)
+    assert told == [False]
+    assert running in frames(bytes(link.destination.sent), wire.Direction.BACKWARDS)[1]
 
 
 def frames(data: bytes, direction: wire.Direction) -> tuple[list[int], list[wire.Event]]:
