@@ -703,7 +703,7 @@ async def test_the_page_map_says_what_is_owed_and_what_was_sent() -> None:
 
 async def test_a_channel_that_does_not_move_says_what_it_waits_for() -> None:
     sink = Sink(lambda room: 0)
-    sink.waits_for = lambda: "its disk sleeps"  # type: ignore[method-assign]
+    sink.waits_for = lambda: "its disk sleeps"  # type: ignore[method-assign]  # a stub
     migration = OutgoingMigration(
         machine_with_pages(), Given(sink), policy=Endless(), limits=Limits(stall_timeout=0.05)
     )

@@ -221,7 +221,7 @@ async def test_settings_reach_the_migration_that_runs() -> None:
             assert (await here("x-kvmmig-query-migration"))["bandwidth"] == 1_000_000
             await here("migrate-set-parameters", max_bandwidth=60_000_000, downtime_limit=0)
             assert (await here("x-kvmmig-query-migration"))["bandwidth"] == 60_000_000
-            await here.until(lambda: len(here.control.migration.statistics().rounds) > 3)  # type: ignore[union-attr]
+            await here.until(lambda: len(here.control.migration.statistics().rounds) > 3)  # type: ignore[union-attr]  # one runs
             assert (await here("query-migrate"))["status"] == "active", "no downtime is short enough"
             await here("migrate-set-parameters", downtime_limit=2000)
             await here.until_status("completed")
@@ -234,7 +234,7 @@ async def test_a_policy_that_is_chosen_in_the_middle_decides_from_then_on() -> N
             await here("migrate-set-parameters", downtime_limit=0, max_bandwidth=100_000_000)
             await here("x-kvmmig-set-policy", policy="max-rounds", parameters={"rounds": 1_000_000})
             await here("migrate", uri=await listening(there))
-            await here.until(lambda: len(here.control.migration.statistics().rounds) > 1)  # type: ignore[union-attr]
+            await here.until(lambda: len(here.control.migration.statistics().rounds) > 1)  # type: ignore[union-attr]  # one runs
             await here("x-kvmmig-set-policy", policy="max-rounds", parameters={"rounds": 1})
             await here.until_status("completed")
 
@@ -251,7 +251,7 @@ async def test_auto_converge_slows_the_guest_down_as_its_parameters_say() -> Non
             )
             await here("x-kvmmig-set-policy", policy="max-rounds", parameters={"rounds": 1000})
             await here("migrate", uri=await listening(there))
-            await here.until(lambda: here.control.migration.statistics().throttle)  # type: ignore[union-attr]
+            await here.until(lambda: here.control.migration.statistics().throttle)  # type: ignore[union-attr]  # one runs
             assert (await here("query-migrate"))["cpu-throttle-percentage"] == 60
             await here("migrate_cancel")
             await here.until_status("cancelled")
@@ -369,7 +369,7 @@ async def test_a_descriptor_is_closed_whatever_becomes_of_the_migration() -> Non
                     os.close(reader)
                 await here.until_status("cancelled" if cancelled else "failed")
                 if cancelled:
-                    await here.until(lambda reader=reader: _at_its_end(reader))  # type: ignore[misc]
+                    await here.until(lambda reader=reader: _at_its_end(reader))  # type: ignore[misc]  # a default
                     os.close(reader)
             with pytest.raises(QMPError, match="'out' has not been found"):
                 await here("migrate", uri="fd:out")
