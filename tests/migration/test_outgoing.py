@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +18,7 @@ from kvmmig.errors import (
     ChannelBroken,
     ConnectFailed,
     GuestEnded,
-    KvmmigError,
     MigrationCancelled,
-    MigrationError,
-    MigrationRefused,
-    OutcomeUnknown,
     WrongState,
 )
 from kvmmig.machine.cpu import Ending
@@ -32,85 +27,21 @@ from kvmmig.machine.memory import MEMORY_UNIT, PAGE_SIZE
 from kvmmig.machine.state import StateSection
 from kvmmig.migration import wire
 from kvmmig.migration.outgoing import OutgoingMigration
-from kvmmig.migration.pages import PageMap
 from kvmmig.migration.policy import Continue, Decision, GiveUp, Limits, MaxRounds, Policy, RoundFigures, Stop
 from kvmmig.migration.report import Phase
-from kvmmig.migration.transport import Channel, ChannelFeatures, Listener, Transport, TransportURI
 from kvmmig.testing.machine import FakeMachine
 
-
-class Sink(Channel):
-    """Takes bytes as its owner likes: ``on_send(room)`` says how many, 0 blocks until cancelled."""
-
-    peer = "a test's sink"
-
-    def __init__(self, on_send: Callable[[int], int] = lambda room: room) -> None:
-        self.data = bytearray()
-        self.flushed = self.closed = self.aborted = False
-        self._on_send = on_send
-
-    async def send_some(self, buffers: Sequence[memoryview]) -> int:
-        await trio.lowlevel.checkpoint()
-        joined = b"".join(buffers)
-        count = self._on_send(len(joined))
-        if count == 0:
-            await trio.sleep_forever()
-        self.data += joined[:count]
-        return count
-
-    async def receive_some(self, buffer: memoryview) -> int:
-        raise NotImplementedError
-
-    async def flush(self) -> None:
-        await trio.lowlevel.checkpoint()
-        self.flushed = True
-
-    def abort(self) -> None:
-        self.aborted = not self.closed
-
-    async def aclose(self) -> None:
-        await trio.lowlevel.checkpoint()
-        assert self.flushed, "flush is the fence that comes before the commit"
-        self.closed = True
-
-
-class Given(Transport):
-    """Gives the channel that the test made."""
-
-    def __init__(self, channel: Channel | None = None) -> None:
-        super().__init__(TransportURI("given", "x"))
-        self.channel = channel
-
-    async def connect(self) -> Channel:
-        if self.channel is None:
-            raise ConnectFailed("nobody listens there")
-        return self.channel
-
-    async def listen(self) -> Listener:
-        raise NotImplementedError
-
-
-def received(data: bytes) -> tuple[bytes, list[wire.Event]]:
-    """What a destination has after this stream: its memory, and what it was told besides pages."""
-    decoder = wire.Decoder(wire.Direction.FORWARDS)
-    memory = memoryview(bytearray(MEMORY_UNIT))
-    told: list[wire.Event] = []
-    rest = memoryview(data)
-    while rest:
-        room = decoder.buffer()
-        size = min(len(room), len(rest))
-        room[:size], rest = rest[:size], rest[size:]
-        match decoder.advance(size):
-            case wire.Pages(runs, _):
-                decoder.place([memory[f * PAGE_SIZE : (f + c) * PAGE_SIZE] for f, c in runs.tolist()])
-            case wire.Zeros(runs, _):
-                for first, count in runs.tolist():
-                    memory[first * PAGE_SIZE : (first + count) * PAGE_SIZE] = bytes(count * PAGE_SIZE)
-            case wire.PagesDone() | None:
-                pass
-            case event:
-                told.append(event)
-    return bytes(memory), told
+from .fakes import (
+    POLITE,
+    Conversation,
+    Endless,
+    Given,
+    Sink,
+    machine_with_pages,
+    received,
+    restored,
+    run_to_failure,
+)
 
 
 @settings(max_examples=60)
@@ -193,16 +124,6 @@ async def test_a_sink_that_is_always_ready_does_not_make_a_step_longer() -> None
     machine.memory.close()
 
 
-def restored(machine: FakeMachine, state: State = State.RUNNING) -> bool:
-    return machine.state is state and not machine.tracker.on
-
-
-async def run_to_failure(migration: OutgoingMigration) -> KvmmigError:
-    with trio.fail_after(10), pytest.raises(KvmmigError) as caught:
-        await migration.run()
-    return caught.value
-
-
 async def test_a_connection_that_fails_leaves_the_guest_as_it_was() -> None:
     machine = FakeMachine()
     migration = OutgoingMigration(machine, Given(None))
@@ -223,13 +144,6 @@ async def total_sends() -> int:
 
     await OutgoingMigration(machine_with_pages(), Given(Sink(on_send)), policy=MaxRounds(2)).run()
     return calls
-
-
-def machine_with_pages() -> FakeMachine:
-    machine = FakeMachine()
-    for page in range(0, 20, 3):
-        machine.write(page, 5)
-    return machine
 
 
 async def test_whichever_call_breaks_the_source_runs_on() -> None:
@@ -318,13 +232,6 @@ async def test_a_policy_may_give_up() -> None:
     assert "given up: this guest writes too fast" in str(error)
     assert restored(machine)
     assert sink.aborted
-
-
-class Endless(Policy):
-    """Never stops the guest; slows it down a little more each time."""
-
-    def decide(self, figures: RoundFigures) -> Decision:
-        return Continue(throttle=min(0.1 * (figures.round + 1), 0.9))
 
 
 async def test_a_migration_that_takes_too_long_gives_the_guest_back() -> None:
@@ -439,290 +346,3 @@ async def test_a_page_written_while_state_is_captured_still_moves() -> None:
     machine = Scribbler()
     await OutgoingMigration(machine, Given(sink), policy=MaxRounds(1)).run()
     assert received(bytes(sink.data))[0][9 * PAGE_SIZE] == 0x99
-
-
-# -- two-way: the other side has a say ------------------------------------------------------------------
-
-
-class Conversation(Sink):
-    """A destination that follows a script: what it says when it has seen the hello, the end, and the go."""
-
-    features = ChannelFeatures(two_way=True)
-
-    def __init__(self, script: dict[str, str], on_send: Callable[[int], int] = lambda room: room) -> None:
-        super().__init__(on_send)
-        self._script = script
-        self._encoder = wire.Encoder(wire.Direction.BACKWARDS)
-        self._answers = bytearray(self._encoder.preamble())
-        self._news = trio.Event()
-        self._eof = False
-        self.heard: list[str] = []
-
-    async def send_some(self, buffers: Sequence[memoryview]) -> int:
-        count = await super().send_some(buffers)
-        told = [
-            type(event).__name__ for event in received(bytes(self.data))[1] if type(event) is not wire.Section
-        ]
-        for name in told[len(self.heard) :]:
-            self.heard.append(name)
-            self._answer(self._script.get(name, ""))
-        return count
-
-    def _answer(self, what: str) -> None:
-        if what == "close":
-            self._eof = True
-        elif what.startswith("fail "):
-            self._answers += self._encoder.fail(what[5:])
-        elif what == "garbage":
-            self._answers += b"\xff" * 64
-        elif what:
-            kind = wire.Kind[what]
-            # Whatever the script says is said, in its place or not.
-            self._encoder.phase = next(phase for phase, kinds in wire._NEXT.items() if kind in kinds)
-            self._answers += self._encoder.signal(kind)
-        self._news.set()
-
-    async def receive_some(self, buffer: memoryview) -> int:
-        while not self._answers and not self._eof:
-            self._news = trio.Event()
-            await self._news.wait()
-        count = min(len(buffer), len(self._answers))
-        buffer[:count] = self._answers[:count]
-        del self._answers[:count]
-        await trio.lowlevel.checkpoint()
-        return count
-
-
-POLITE = {"Hello": "ACCEPT", "End": "READY", "Signal": "RUNNING"}
-
-
-async def test_the_hand_over_is_ready_go_running() -> None:
-    machine = machine_with_pages()
-    peer = Conversation(POLITE)
-    statistics = await OutgoingMigration(machine, Given(peer)).run()
-    assert peer.heard == ["Hello", "End", "Signal"]
-    assert machine.state is State.MOVED
-    assert statistics.phase is Phase.DONE
-    assert statistics.downtime is not None
-
-
-@pytest.mark.parametrize("at", ["Hello", "End"])
-@pytest.mark.parametrize(
-    ("answer", "kind", "sentence"),
-    [
-        ("fail no room here", MigrationRefused, "can't take the guest: no room here"),
-        ("close", ChannelBroken, "closed the connection"),
-        ("garbage", KvmmigError, ""),
-        ("", MigrationError, "did not say"),
-        ("RUNNING", KvmmigError, "out of place"),
-    ],
-)
-async def test_before_go_whatever_the_other_side_says_the_source_keeps_the_guest(
-    at: str, answer: str, kind: type[KvmmigError], sentence: str
-) -> None:
-    machine = machine_with_pages()
-    peer = Conversation({**POLITE, at: answer})
-    error = await run_to_failure(
-        OutgoingMigration(machine, Given(peer), limits=Limits(setup_timeout=0.1, handover_timeout=0.1))
-    )
-    assert isinstance(error, kind)
-    assert sentence in str(error)
-    assert "Signal" not in peer.heard, "go was never said"
-    assert restored(machine)
-    assert peer.aborted
-
-
-@pytest.mark.parametrize("answer", ["close", "", "fail it would not start", "garbage"])
-async def test_after_go_the_source_never_runs_again_by_itself(answer: str) -> None:
-    machine = machine_with_pages()
-    peer = Conversation({**POLITE, "Signal": answer})
-    migration = OutgoingMigration(machine, Given(peer), limits=Limits(handover_timeout=0.1))
-    error = await run_to_failure(migration)
-    assert isinstance(error, OutcomeUnknown)
-    assert "Look there first" in str(error)
-    assert machine.state is State.MOVED
-    assert migration.statistics().phase is Phase.UNKNOWN
-    with pytest.raises(MigrationError, match="too late"):
-        migration.cancel()
-
-
-class Reader(Sink):
-    """One way, to somebody who may start the guest; ``at_end`` is what comes of closing it."""
-
-    def __init__(self, at_end: Callable[[], Awaitable[None]]) -> None:
-        super().__init__()
-        self.closing = trio.Event()
-        self._at_end = at_end
-
-    async def aclose(self) -> None:
-        self.closing.set()
-        await self._at_end()
-        await super().aclose()
-
-
-@pytest.mark.parametrize("stores", [True, False])
-async def test_who_may_have_started_the_guest_does_not_lose_it_to_a_failure(stores: bool) -> None:
-    async def fail() -> None:
-        raise ChannelBroken("the command ended with status 3")
-
-    machine, sink = machine_with_pages(), Reader(fail)
-    sink.features = ChannelFeatures(stores=stores)
-    error = await run_to_failure(OutgoingMigration(machine, Given(sink)))
-    assert "ended with status 3" in str(error)
-    if stores:
-        assert isinstance(error, ChannelBroken)
-        assert restored(machine)
-    else:
-        assert isinstance(error, OutcomeUnknown)
-        assert machine.state is State.MOVED
-
-
-async def test_a_reader_that_never_ends_keeps_the_guest_too() -> None:
-    machine, sink = machine_with_pages(), Reader(trio.sleep_forever)
-    limits = Limits(handover_timeout=0.05)
-    error = await run_to_failure(OutgoingMigration(machine, Given(sink), limits=limits))
-    assert isinstance(error, OutcomeUnknown)
-    assert machine.state is State.MOVED
-
-
-async def test_what_keeps_a_reader_from_taking_all_of_it_is_found_out_before_go() -> None:
-    class Stuck(Sink):
-        async def flush(self) -> None:
-            await trio.sleep_forever()
-
-    machine, sink = machine_with_pages(), Stuck()
-    limits = Limits(handover_timeout=0.05)
-    error = await run_to_failure(OutgoingMigration(machine, Given(sink), limits=limits))
-    assert "did not take the last bytes" in str(error)
-    assert restored(machine)
-    assert not any(isinstance(event, wire.Signal) for event in received(bytes(sink.data))[1])
-
-
-@pytest.mark.parametrize("hangs", [False, True])
-async def test_a_cancel_from_outside_after_go_waits_a_moment_for_the_last_byte(hangs: bool) -> None:
-    """Or a reader would have "go" and no end of the stream, and the guest would be nowhere."""
-    machine = machine_with_pages()
-    sink = Reader(trio.sleep_forever if hangs else partial(trio.sleep, 0.001))
-    with trio.fail_after(10):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(OutgoingMigration(machine, Given(sink)).run)
-            await sink.closing.wait()
-            nursery.cancel_scope.cancel()
-    assert machine.state is State.MOVED
-    assert sink.closed != hangs
-    assert sink.aborted == hangs
-
-
-async def test_the_other_sides_last_words_explain_more_than_a_broken_pipe() -> None:
-    class Hasty(Conversation):
-        async def send_some(self, buffers: Sequence[memoryview]) -> int:
-            if self.heard:
-                self._answer("fail my disk is full")
-                raise ChannelBroken("reset")
-            return await super().send_some(buffers)
-
-    machine = machine_with_pages()
-    error = await run_to_failure(OutgoingMigration(machine, Given(Hasty(POLITE))))
-    assert isinstance(error, MigrationRefused)
-    assert "my disk is full" in str(error)
-
-
-# -- what can be done to it while it runs -------------------------------------------------------------------
-
-
-async def test_it_waits_before_the_switchover_until_it_is_told_to_proceed() -> None:
-    machine, sink = machine_with_pages(), Sink()
-    phases: list[Phase] = []
-    migration = OutgoingMigration(
-        machine, Given(sink), policy=MaxRounds(1), pause_before_switchover=True, on_phase=phases.append
-    )
-    with pytest.raises(MigrationError, match="only in the pre-switchover phase"):
-        migration.proceed()
-    with trio.fail_after(10):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(migration.run)
-            while phases[-1:] != [Phase.PRE_SWITCHOVER]:  # noqa: ASYNC110 - it is told by a plain call
-                await trio.sleep(0.001)
-            await trio.testing.wait_all_tasks_blocked()
-            assert machine.state is State.PAUSED
-            assert not sink.closed
-            migration.proceed()
-    assert received(bytes(sink.data))[0] == bytes(machine.memory.pages(0, 64))
-    assert phases[-5:] == [Phase.PRE_SWITCHOVER, Phase.STOP, Phase.FINAL, Phase.COMMIT, Phase.DONE]
-
-
-async def test_a_cancel_before_the_switchover_gives_the_guest_back() -> None:
-    machine = machine_with_pages()
-    migration = OutgoingMigration(
-        machine, Given(Sink()), policy=MaxRounds(1), pause_before_switchover=True, limits=Limits(timeout=0.05)
-    )
-    error = await run_to_failure(migration)
-    assert "took longer than 0.05 s" in str(error)
-    assert restored(machine)
-
-
-async def test_another_policy_decides_from_the_next_round_on() -> None:
-    machine = machine_with_pages()
-    rounds: list[RoundFigures] = []
-
-    def on_round(figures: RoundFigures) -> None:
-        rounds.append(figures)
-        if len(rounds) == 3:
-            assert migration.statistics().bandwidth == 1e9
-            migration.set_policy(MaxRounds(5))
-
-    class Limiting(Endless):
-        def start(self) -> Continue:
-            return Continue(bandwidth=1e9)
-
-    migration = OutgoingMigration(machine, Given(Sink()), policy=Limiting(), on_round=on_round)
-    with trio.fail_after(10):
-        statistics = await migration.run()
-    assert len(statistics.rounds) == len(rounds) == 5
-    assert statistics.bandwidth is None, "what the former policy wanted is undone"
-
-
-async def test_the_page_map_says_what_is_owed_and_what_was_sent() -> None:
-    machine = machine_with_pages()
-
-    def on_round(figures: RoundFigures) -> None:
-        if figures.round == 0:
-            maps.append(migration.page_map(1000))
-
-    maps: list[PageMap] = []
-    sink = Sink()
-    migration = OutgoingMigration(machine, Given(sink), policy=MaxRounds(2), on_round=on_round)
-    before = migration.page_map(1)
-    await migration.run()
-    assert (before.pages, before.pending, before.sent) == ([machine.memory.n_pages], [0], [0])
-    assert sum(maps[0].sent) == machine.memory.n_pages
-    assert sum(migration.page_map(7).pages) == machine.memory.n_pages
-    with pytest.raises(ValueError, match="ask for at least 1"):
-        migration.page_map(0)
-
-
-async def test_a_channel_that_does_not_move_says_what_it_waits_for() -> None:
-    sink = Sink(lambda room: 0)
-    sink.waits_for = lambda: "its disk sleeps"  # type: ignore[method-assign]  # a stub
-    migration = OutgoingMigration(
-        machine_with_pages(), Given(sink), policy=Endless(), limits=Limits(stall_timeout=0.05)
-    )
-    error = await run_to_failure(migration)
-    assert str(error) == "a test's sink accepted nothing for 0.05 s: its disk sleeps"
-
-
-@pytest.mark.parametrize("two_way", [False, True])
-async def test_a_guest_that_somebody_lets_run_in_the_final_pass_stays_here(two_way: bool) -> None:
-    machine = machine_with_pages()
-
-    def on_phase(phase: Phase) -> None:
-        if phase is Phase.COMMIT:
-            machine.state = State.RUNNING
-
-    sink = Conversation(POLITE) if two_way else Sink()
-    migration = OutgoingMigration(machine, Given(sink), policy=MaxRounds(1), on_phase=on_phase)
-    error = await run_to_failure(migration)
-    assert "somebody let it run" in str(error)
-    assert machine.state is State.RUNNING
-    assert sink.aborted
-    assert not any(isinstance(event, wire.Signal) for event in received(bytes(sink.data))[1]), "no go"

@@ -1,0 +1,171 @@
+"""A source whose machine and channels are fake: sinks, and a destination that follows a script."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import trio
+import trio.testing
+
+from kvmmig.errors import (
+    ConnectFailed,
+    KvmmigError,
+)
+from kvmmig.machine.machine import State
+from kvmmig.machine.memory import MEMORY_UNIT, PAGE_SIZE
+from kvmmig.migration import wire
+from kvmmig.migration.outgoing import OutgoingMigration
+from kvmmig.migration.policy import Continue, Decision, Policy, RoundFigures
+from kvmmig.migration.transport import Channel, ChannelFeatures, Listener, Transport, TransportURI
+from kvmmig.testing.machine import FakeMachine
+
+
+class Endless(Policy):
+    """Never stops the guest; slows it down a little more each time."""
+
+    def decide(self, figures: RoundFigures) -> Decision:
+        return Continue(throttle=min(0.1 * (figures.round + 1), 0.9))
+
+
+class Sink(Channel):
+    """Takes bytes as its owner likes: ``on_send(room)`` says how many, 0 blocks until cancelled."""
+
+    peer = "a test's sink"
+
+    def __init__(self, on_send: Callable[[int], int] = lambda room: room) -> None:
+        self.data = bytearray()
+        self.flushed = self.closed = self.aborted = False
+        self._on_send = on_send
+
+    async def send_some(self, buffers: Sequence[memoryview]) -> int:
+        await trio.lowlevel.checkpoint()
+        joined = b"".join(buffers)
+        count = self._on_send(len(joined))
+        if count == 0:
+            await trio.sleep_forever()
+        self.data += joined[:count]
+        return count
+
+    async def receive_some(self, buffer: memoryview) -> int:
+        raise NotImplementedError
+
+    async def flush(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self.flushed = True
+
+    def abort(self) -> None:
+        self.aborted = not self.closed
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+        assert self.flushed, "flush is the fence that comes before the commit"
+        self.closed = True
+
+
+class Given(Transport):
+    """Gives the channel that the test made."""
+
+    def __init__(self, channel: Channel | None = None) -> None:
+        super().__init__(TransportURI("given", "x"))
+        self.channel = channel
+
+    async def connect(self) -> Channel:
+        if self.channel is None:
+            raise ConnectFailed("nobody listens there")
+        return self.channel
+
+    async def listen(self) -> Listener:
+        raise NotImplementedError
+
+
+def received(data: bytes) -> tuple[bytes, list[wire.Event]]:
+    """What a destination has after this stream: its memory, and what it was told besides pages."""
+    decoder = wire.Decoder(wire.Direction.FORWARDS)
+    memory = memoryview(bytearray(MEMORY_UNIT))
+    told: list[wire.Event] = []
+    rest = memoryview(data)
+    while rest:
+        room = decoder.buffer()
+        size = min(len(room), len(rest))
+        room[:size], rest = rest[:size], rest[size:]
+        match decoder.advance(size):
+            case wire.Pages(runs, _):
+                decoder.place([memory[f * PAGE_SIZE : (f + c) * PAGE_SIZE] for f, c in runs.tolist()])
+            case wire.Zeros(runs, _):
+                for first, count in runs.tolist():
+                    memory[first * PAGE_SIZE : (first + count) * PAGE_SIZE] = bytes(count * PAGE_SIZE)
+            case wire.PagesDone() | None:
+                pass
+            case event:
+                told.append(event)
+    return bytes(memory), told
+
+
+def restored(machine: FakeMachine, state: State = State.RUNNING) -> bool:
+    return machine.state is state and not machine.tracker.on
+
+
+async def run_to_failure(migration: OutgoingMigration) -> KvmmigError:
+    with trio.fail_after(10), pytest.raises(KvmmigError) as caught:
+        await migration.run()
+    return caught.value
+
+
+def machine_with_pages() -> FakeMachine:
+    machine = FakeMachine()
+    for page in range(0, 20, 3):
+        machine.write(page, 5)
+    return machine
+
+
+class Conversation(Sink):
+    """A destination that follows a script: what it says when it has seen the hello, the end, and the go."""
+
+    features = ChannelFeatures(two_way=True)
+
+    def __init__(self, script: dict[str, str], on_send: Callable[[int], int] = lambda room: room) -> None:
+        super().__init__(on_send)
+        self._script = script
+        self._encoder = wire.Encoder(wire.Direction.BACKWARDS)
+        self._answers = bytearray(self._encoder.preamble())
+        self._news = trio.Event()
+        self._eof = False
+        self.heard: list[str] = []
+
+    async def send_some(self, buffers: Sequence[memoryview]) -> int:
+        count = await super().send_some(buffers)
+        told = [
+            type(event).__name__ for event in received(bytes(self.data))[1] if type(event) is not wire.Section
+        ]
+        for name in told[len(self.heard) :]:
+            self.heard.append(name)
+            self._answer(self._script.get(name, ""))
+        return count
+
+    def _answer(self, what: str) -> None:
+        if what == "close":
+            self._eof = True
+        elif what.startswith("fail "):
+            self._answers += self._encoder.fail(what[5:])
+        elif what == "garbage":
+            self._answers += b"\xff" * 64
+        elif what:
+            kind = wire.Kind[what]
+            # Whatever the script says is said, in its place or not.
+            self._encoder.phase = next(phase for phase, kinds in wire._NEXT.items() if kind in kinds)
+            self._answers += self._encoder.signal(kind)
+        self._news.set()
+
+    async def receive_some(self, buffer: memoryview) -> int:
+        while not self._answers and not self._eof:
+            self._news = trio.Event()
+            await self._news.wait()
+        count = min(len(buffer), len(self._answers))
+        buffer[:count] = self._answers[:count]
+        del self._answers[:count]
+        await trio.lowlevel.checkpoint()
+        return count
+
+
+POLITE = {"Hello": "ACCEPT", "End": "READY", "Signal": "RUNNING"}

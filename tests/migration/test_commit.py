@@ -1,0 +1,174 @@
+"""The hand-over: whoever may have the guest does not lose it, and nobody else gets it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+
+import pytest
+import trio
+import trio.testing
+
+from kvmmig.errors import (
+    ChannelBroken,
+    KvmmigError,
+    MigrationError,
+    MigrationRefused,
+    OutcomeUnknown,
+)
+from kvmmig.machine.machine import State
+from kvmmig.migration import wire
+from kvmmig.migration.outgoing import OutgoingMigration
+from kvmmig.migration.policy import Limits, MaxRounds
+from kvmmig.migration.report import Phase
+from kvmmig.migration.transport import ChannelFeatures
+
+from .fakes import POLITE, Conversation, Given, Sink, machine_with_pages, received, restored, run_to_failure
+
+
+async def test_the_hand_over_is_ready_go_running() -> None:
+    machine = machine_with_pages()
+    peer = Conversation(POLITE)
+    statistics = await OutgoingMigration(machine, Given(peer)).run()
+    assert peer.heard == ["Hello", "End", "Signal"]
+    assert machine.state is State.MOVED
+    assert statistics.phase is Phase.DONE
+    assert statistics.downtime is not None
+
+
+@pytest.mark.parametrize("at", ["Hello", "End"])
+@pytest.mark.parametrize(
+    ("answer", "kind", "sentence"),
+    [
+        ("fail no room here", MigrationRefused, "can't take the guest: no room here"),
+        ("close", ChannelBroken, "closed the connection"),
+        ("garbage", KvmmigError, ""),
+        ("", MigrationError, "did not say"),
+        ("RUNNING", KvmmigError, "out of place"),
+    ],
+)
+async def test_before_go_whatever_the_other_side_says_the_source_keeps_the_guest(
+    at: str, answer: str, kind: type[KvmmigError], sentence: str
+) -> None:
+    machine = machine_with_pages()
+    peer = Conversation({**POLITE, at: answer})
+    error = await run_to_failure(
+        OutgoingMigration(machine, Given(peer), limits=Limits(setup_timeout=0.1, handover_timeout=0.1))
+    )
+    assert isinstance(error, kind)
+    assert sentence in str(error)
+    assert "Signal" not in peer.heard, "go was never said"
+    assert restored(machine)
+    assert peer.aborted
+
+
+@pytest.mark.parametrize("answer", ["close", "", "fail it would not start", "garbage"])
+async def test_after_go_the_source_never_runs_again_by_itself(answer: str) -> None:
+    machine = machine_with_pages()
+    peer = Conversation({**POLITE, "Signal": answer})
+    migration = OutgoingMigration(machine, Given(peer), limits=Limits(handover_timeout=0.1))
+    error = await run_to_failure(migration)
+    assert isinstance(error, OutcomeUnknown)
+    assert "Look there first" in str(error)
+    assert machine.state is State.MOVED
+    assert migration.statistics().phase is Phase.UNKNOWN
+    with pytest.raises(MigrationError, match="too late"):
+        migration.cancel()
+
+
+class Reader(Sink):
+    """One way, to somebody who may start the guest; ``at_end`` is what comes of closing it."""
+
+    def __init__(self, at_end: Callable[[], Awaitable[None]]) -> None:
+        super().__init__()
+        self.closing = trio.Event()
+        self._at_end = at_end
+
+    async def aclose(self) -> None:
+        self.closing.set()
+        await self._at_end()
+        await super().aclose()
+
+
+@pytest.mark.parametrize("stores", [True, False])
+async def test_who_may_have_started_the_guest_does_not_lose_it_to_a_failure(stores: bool) -> None:
+    async def fail() -> None:
+        raise ChannelBroken("the command ended with status 3")
+
+    machine, sink = machine_with_pages(), Reader(fail)
+    sink.features = ChannelFeatures(stores=stores)
+    error = await run_to_failure(OutgoingMigration(machine, Given(sink)))
+    assert "ended with status 3" in str(error)
+    if stores:
+        assert isinstance(error, ChannelBroken)
+        assert restored(machine)
+    else:
+        assert isinstance(error, OutcomeUnknown)
+        assert machine.state is State.MOVED
+
+
+async def test_a_reader_that_never_ends_keeps_the_guest_too() -> None:
+    machine, sink = machine_with_pages(), Reader(trio.sleep_forever)
+    limits = Limits(handover_timeout=0.05)
+    error = await run_to_failure(OutgoingMigration(machine, Given(sink), limits=limits))
+    assert isinstance(error, OutcomeUnknown)
+    assert machine.state is State.MOVED
+
+
+async def test_what_keeps_a_reader_from_taking_all_of_it_is_found_out_before_go() -> None:
+    class Stuck(Sink):
+        async def flush(self) -> None:
+            await trio.sleep_forever()
+
+    machine, sink = machine_with_pages(), Stuck()
+    limits = Limits(handover_timeout=0.05)
+    error = await run_to_failure(OutgoingMigration(machine, Given(sink), limits=limits))
+    assert "did not take the last bytes" in str(error)
+    assert restored(machine)
+    assert not any(isinstance(event, wire.Signal) for event in received(bytes(sink.data))[1])
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_a_cancel_from_outside_after_go_waits_a_moment_for_the_last_byte(hangs: bool) -> None:
+    """Or a reader would have "go" and no end of the stream, and the guest would be nowhere."""
+    machine = machine_with_pages()
+    sink = Reader(trio.sleep_forever if hangs else partial(trio.sleep, 0.001))
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(OutgoingMigration(machine, Given(sink)).run)
+            await sink.closing.wait()
+            nursery.cancel_scope.cancel()
+    assert machine.state is State.MOVED
+    assert sink.closed != hangs
+    assert sink.aborted == hangs
+
+
+async def test_the_other_sides_last_words_explain_more_than_a_broken_pipe() -> None:
+    class Hasty(Conversation):
+        async def send_some(self, buffers: Sequence[memoryview]) -> int:
+            if self.heard:
+                self._answer("fail my disk is full")
+                raise ChannelBroken("reset")
+            return await super().send_some(buffers)
+
+    machine = machine_with_pages()
+    error = await run_to_failure(OutgoingMigration(machine, Given(Hasty(POLITE))))
+    assert isinstance(error, MigrationRefused)
+    assert "my disk is full" in str(error)
+
+
+@pytest.mark.parametrize("two_way", [False, True])
+async def test_a_guest_that_somebody_lets_run_in_the_final_pass_stays_here(two_way: bool) -> None:
+    machine = machine_with_pages()
+
+    def on_phase(phase: Phase) -> None:
+        if phase is Phase.COMMIT:
+            machine.state = State.RUNNING
+
+    sink = Conversation(POLITE) if two_way else Sink()
+    migration = OutgoingMigration(machine, Given(sink), policy=MaxRounds(1), on_phase=on_phase)
+    error = await run_to_failure(migration)
+    assert "somebody let it run" in str(error)
+    assert machine.state is State.RUNNING
+    assert sink.aborted
+    assert not any(isinstance(event, wire.Signal) for event in received(bytes(sink.data))[1]), "no go"
