@@ -46,19 +46,19 @@ check-tests: setup
 test: lint types check-tests
 
 bench: setup
-	@$(BIN)/python tests/bench.py
+	@$(BIN)/python bench/speed.py
 
 pressure: setup
-	@$(BIN)/python tests/pressure.py
+	@$(BIN)/python bench/pressure.py
 
 monitor: setup
-	@$(BIN)/python tests/monitor_latency.py
+	@$(BIN)/python bench/monitor_latency.py
 
 faults: setup
 	@$(BIN)/python -m tests.faults
 
 soak: setup
-	@$(BIN)/python tests/soak.py
+	@$(BIN)/python bench/soak.py
 	@echo "== 100,000 mutated streams, 100,000 hostile inputs to a monitor, and to one whose machine migrates"
 	@$(BIN)/python -m pytest -q -m slow tests/migration/test_wire.py tests/monitor
 

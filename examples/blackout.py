@@ -35,10 +35,10 @@ from rich.table import Table
 from kvmmig import IncomingMigration, Machine, MachineConfig, OutgoingMigration, guests, transport_for
 from kvmmig.errors import KvmmigError, MigrationError
 from kvmmig.machine.pageset import Batch, PageSet, runs_of
-from kvmmig.migration import wire
-from kvmmig.migration.cursor import Cursor
+from kvmmig.stream import codec as wire
+from kvmmig.stream.cursor import Cursor
 from kvmmig.migration.policy import Limits, MaxRounds
-from kvmmig.migration.stall import Durations, Histogram, StallMeter
+from kvmmig.migration.stall_meter import Durations, Histogram, StallMeter
 from kvmmig.units import format_duration, format_size, parse_size
 from kvmmig_transports import iohelper
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import trio
 
 from kvmmig import IncomingMigration, Machine, MachineConfig, OutgoingMigration, guests, transport_for
-from kvmmig.migration.transport import Listener
+from kvmmig.transport import Listener
 from kvmmig.units import format_duration, format_size
 
 MEMORY = 64 << 20

@@ -63,33 +63,33 @@ if TYPE_CHECKING:
     from kvmmig.migration.policy import RateAdaptive as RateAdaptive
     from kvmmig.migration.policy import RoundFigures as RoundFigures
     from kvmmig.migration.policy import Stop as Stop
-    from kvmmig.migration.registry import register as register
-    from kvmmig.migration.registry import register_wrapper as register_wrapper
-    from kvmmig.migration.registry import transport_for as transport_for
+    from kvmmig.transport.registry import register as register
+    from kvmmig.transport.registry import register_wrapper as register_wrapper
+    from kvmmig.transport.registry import transport_for as transport_for
     from kvmmig.migration.report import MigrationStatistics as MigrationStatistics
     from kvmmig.migration.report import Phase as Phase
     from kvmmig.migration.report import TimelineEvent as TimelineEvent
-    from kvmmig.migration.stall import Durations as Durations
-    from kvmmig.migration.transport import Channel as Channel
-    from kvmmig.migration.transport import ChannelFeatures as ChannelFeatures
-    from kvmmig.migration.transport import Listener as Listener
-    from kvmmig.migration.transport import Option as Option
-    from kvmmig.migration.transport import PassingChannel as PassingChannel
-    from kvmmig.migration.transport import Transport as Transport
-    from kvmmig.migration.transport import TransportURI as TransportURI
-    from kvmmig.migration.transport import Wrapper as Wrapper
-    from kvmmig.monitor.client import Event as Event
-    from kvmmig.monitor.client import QMPClient as QMPClient
+    from kvmmig.migration.stall_meter import Durations as Durations
+    from kvmmig.transport import Channel as Channel
+    from kvmmig.transport import ChannelFeatures as ChannelFeatures
+    from kvmmig.transport import Listener as Listener
+    from kvmmig.transport import Option as Option
+    from kvmmig.transport import PassingChannel as PassingChannel
+    from kvmmig.transport import Transport as Transport
+    from kvmmig.transport import TransportURI as TransportURI
+    from kvmmig.transport import Wrapper as Wrapper
+    from kvmmig.qmp.client import Event as Event
+    from kvmmig.qmp.client import QMPClient as QMPClient
     from kvmmig.monitor.control import MachineControl as MachineControl
     from kvmmig.monitor.control import Outcome as Outcome
-    from kvmmig.monitor.messages import QMPError as QMPError
+    from kvmmig.qmp.messages import QMPError as QMPError
     from kvmmig.monitor.monitor import Monitor as Monitor
 
 _NAMES = {
     "kvmmig.api": "open_machine migrate receive",
     "kvmmig.monitor.monitor": "Monitor",
-    "kvmmig.monitor.client": "QMPClient Event",
-    "kvmmig.monitor.messages": "QMPError",
+    "kvmmig.qmp.client": "QMPClient Event",
+    "kvmmig.qmp.messages": "QMPError",
     "kvmmig.monitor.control": "MachineControl Outcome",
     "kvmmig.machine": "Machine MachineConfig Program Entry State Ending GuestMemory",
     "kvmmig.migration.outgoing": "OutgoingMigration",
@@ -97,10 +97,10 @@ _NAMES = {
     "kvmmig.migration.policy": "Limits Policy RoundFigures Decision Continue Stop GiveUp "
     "DowntimeLimit MaxRounds NoProgress RateAdaptive AutoConverge FirstOf",
     "kvmmig.migration.report": "MigrationStatistics Phase TimelineEvent",
-    "kvmmig.migration.stall": "Durations",
+    "kvmmig.migration.stall_meter": "Durations",
     "kvmmig.migration.pages": "PageMap",
-    "kvmmig.migration.registry": "transport_for register register_wrapper",
-    "kvmmig.migration.transport": "Transport TransportURI Option Listener Channel ChannelFeatures "
+    "kvmmig.transport.registry": "transport_for register register_wrapper",
+    "kvmmig.transport": "Transport TransportURI Option Listener Channel ChannelFeatures "
     "Wrapper PassingChannel",
     "kvmmig.errors": "KvmmigError KvmError KvmUnavailable KvmUnsupported "
     "MachineError BadConfig BadImage WrongState StateMismatch "

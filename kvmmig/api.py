@@ -18,9 +18,9 @@ from kvmmig.machine import Machine, MachineConfig
 from kvmmig.migration.incoming import IncomingMigration
 from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.migration.policy import Limits, Policy
-from kvmmig.migration.registry import transport_for
+from kvmmig.transport.registry import transport_for
 from kvmmig.migration.report import MigrationStatistics
-from kvmmig.migration.transport import Transport
+from kvmmig.transport import Transport
 from kvmmig.monitor.control import MachineControl
 from kvmmig.monitor.monitor import control_over
 from kvmmig.units import parse_rate, parse_size

@@ -9,8 +9,8 @@ from rich.text import Text
 
 from kvmmig.errors import KvmmigError
 from kvmmig.guests import available, find
-from kvmmig.migration.registry import Registration, registrations, wrapper_registrations
-from kvmmig.migration.transport import Transport, Wrapper
+from kvmmig.transport.registry import Registration, registrations, wrapper_registrations
+from kvmmig.transport import Transport, Wrapper
 
 
 def list_guests() -> None:

@@ -17,7 +17,7 @@ from kvmmig.errors import KvmmigError, MachineError
 from kvmmig.guests import Check
 from kvmmig.machine import Ending, Machine
 from kvmmig.migration.incoming import IncomingMigration
-from kvmmig.migration.registry import transport_for
+from kvmmig.transport.registry import transport_for
 
 _GO_ON = 1.0  # seconds that the guest runs on here, at the least
 _PASSES = 2  # and passes that it finishes: the first may have begun elsewhere, so the second is whole

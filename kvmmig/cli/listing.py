@@ -19,7 +19,7 @@ from kvmmig.cli.lifetime import run_to_end
 from kvmmig.cli.remote import machine, migration_figures
 from kvmmig.errors import ChannelBroken, KvmmigError
 from kvmmig.migration.report import MigrationStatistics, Phase
-from kvmmig.monitor.client import QMPClient
+from kvmmig.qmp.client import QMPClient
 from kvmmig.units import format_duration, format_rate, format_size
 
 _PATIENCE = 2.0  # seconds that a machine may take to answer

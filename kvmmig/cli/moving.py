@@ -16,8 +16,8 @@ from kvmmig.cli.progress import summary
 from kvmmig.cli.remote import end_machine, machine, migration_figures
 from kvmmig.errors import ChannelBroken, MigrationError
 from kvmmig.migration.report import MigrationStatistics, Phase
-from kvmmig.monitor.client import QMPClient
-from kvmmig.monitor.messages import QMPError
+from kvmmig.qmp.client import QMPClient
+from kvmmig.qmp.messages import QMPError
 
 _EVERY = 0.1  # seconds between two looks
 _FAILED, _LEFT_RUNNING, _INTERRUPTED = 1, 3, 130

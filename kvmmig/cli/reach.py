@@ -20,7 +20,7 @@ from kvmmig.errors import MachineError, WrongState
 from kvmmig.machine import State
 from kvmmig.monitor.commands import commands_for
 from kvmmig.monitor.control import MachineControl
-from kvmmig.monitor.server import MonitorServer
+from kvmmig.qmp.server import MonitorServer
 
 
 @dataclass(frozen=True, kw_only=True)

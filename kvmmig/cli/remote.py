@@ -15,7 +15,7 @@ from kvmmig.cli import rundir
 from kvmmig.cli.lifetime import run_to_end
 from kvmmig.errors import ChannelBroken, KvmmigError
 from kvmmig.migration.report import MigrationStatistics
-from kvmmig.monitor.client import QMPClient
+from kvmmig.qmp.client import QMPClient
 
 
 class NoSuchMachine(KvmmigError):

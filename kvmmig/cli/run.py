@@ -17,8 +17,8 @@ from kvmmig.cli.reach import Place, Surroundings, place_for, reachable
 from kvmmig.errors import GuestEnded, KvmmigError, OutcomeUnknown
 from kvmmig.machine import MachineConfig, State
 from kvmmig.migration.outgoing import OutgoingMigration
-from kvmmig.migration.registry import transport_for
-from kvmmig.migration.transport import Transport
+from kvmmig.transport.registry import transport_for
+from kvmmig.transport import Transport
 from kvmmig.monitor.control import MachineControl, Outcome
 from kvmmig.units import format_duration, format_size
 

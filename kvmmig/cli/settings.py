@@ -11,7 +11,7 @@ import click
 from kvmmig.cli.lifetime import run_to_end
 from kvmmig.cli.remote import machine
 from kvmmig.errors import BadConfig
-from kvmmig.monitor.client import QMPClient
+from kvmmig.qmp.client import QMPClient
 from kvmmig.units import format_duration, format_rate, parse_duration, parse_rate
 
 _NONE = "none"

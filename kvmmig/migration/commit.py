@@ -12,10 +12,10 @@ from typing import Protocol
 import trio
 
 from kvmmig.errors import KvmmigError, MigrationError
-from kvmmig.migration import wire
+from kvmmig import stream
 from kvmmig.migration.peer import Peer
-from kvmmig.migration.sender import because
-from kvmmig.migration.transport import Channel
+from kvmmig.migration.steps import because
+from kvmmig.transport import Channel
 
 _GRACE = 0.05  # seconds
 
@@ -45,7 +45,7 @@ async def commit(
         await _bounded(channel, peer, channel.aclose, "was not done", patience)
 
     async def see_it_run() -> None:
-        await peer.hear(wire.Kind.RUNNING, patience)
+        await peer.hear(stream.Kind.RUNNING, patience)
         channel.abort()
 
     if channel.features.stores:
@@ -54,7 +54,7 @@ async def commit(
         await finish()
         let_go()
     elif channel.features.two_way:
-        await peer.hear(wire.Kind.READY, patience)
+        await peer.hear(stream.Kind.READY, patience)
         await say_go(accepted=let_go)
         await _with_grace(see_it_run)
     else:

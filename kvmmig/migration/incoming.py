@@ -22,11 +22,11 @@ from kvmmig.machine.machine import Machine
 from kvmmig.machine.memory import GuestMemory
 from kvmmig.machine.pageset import PageSet, Runs
 from kvmmig.machine.state import StateSection
-from kvmmig.migration import wire
-from kvmmig.migration.cursor import Cursor
+from kvmmig import stream
+from kvmmig.stream.cursor import Cursor
 from kvmmig.migration.policy import Limits
-from kvmmig.migration.stall import Durations, StallMeter
-from kvmmig.migration.transport import Channel
+from kvmmig.migration.stall_meter import Durations, StallMeter
+from kvmmig.transport import Channel
 
 #: Runs shorter than this on average come through one buffer and are scattered: cheaper than many reads.
 _SCATTER_BELOW = 16
@@ -65,8 +65,8 @@ class IncomingMigration:
         self._limits = limits if limits is not None else Limits()
         self._on_populate = on_populate
         self._on_here = on_here
-        self._decoder = wire.Decoder(wire.Direction.FORWARDS)
-        self._encoder = wire.Encoder(wire.Direction.BACKWARDS)
+        self._decoder = stream.Decoder(stream.Direction.FORWARDS)
+        self._encoder = stream.Encoder(stream.Direction.BACKWARDS)
         self._cursor = Cursor()
         self._meter = StallMeter()
         #: Pages that came with their bytes.
@@ -111,7 +111,7 @@ class IncomingMigration:
         hello = await self._hello()
         started = perf_counter()
         description = MachineDescription.decode(bytes(hello.machine))
-        if hello.n_pages * wire.PAGE_SIZE != description.memory:
+        if hello.n_pages * stream.PAGE_SIZE != description.memory:
             raise StreamError(
                 f"the hello names {hello.n_pages} pages, but a machine of {description.memory} bytes"
             )
@@ -126,11 +126,11 @@ class IncomingMigration:
         )
         two_way = self._channel.features.two_way
         if two_way:
-            await self._send(self._encoder.preamble() + self._encoder.signal(wire.Kind.ACCEPT))
+            await self._send(self._encoder.preamble() + self._encoder.signal(stream.Kind.ACCEPT))
         sections, end = await self._receive_guest(machine)
         await machine.apply(sections)
         if two_way:
-            await self._send(self._encoder.signal(wire.Kind.READY))
+            await self._send(self._encoder.signal(stream.Kind.READY))
         # Until "go" is here the guest is the source's. No limit of time: only the source knows if it was sent
         await self._event()
         if not two_way and await self._channel.receive_some(memoryview(bytearray(1))):
@@ -143,35 +143,35 @@ class IncomingMigration:
         # The guest runs here now, whatever becomes of the channel.
         with contextlib.suppress(TransportError):
             if two_way:
-                await self._send(self._encoder.signal(wire.Kind.RUNNING))
+                await self._send(self._encoder.signal(stream.Kind.RUNNING))
             await self._channel.aclose()
         return machine
 
-    async def _hello(self) -> wire.Hello:
+    async def _hello(self) -> stream.Hello:
         with trio.move_on_after(self._limits.setup_timeout):
             event = await self._event()
-            assert isinstance(event, wire.Hello)  # the decoder lets nothing else come first
+            assert isinstance(event, stream.Hello)  # the decoder lets nothing else come first
             return event
         raise MigrationError(f"{self._channel.peer} sent no hello within {self._limits.setup_timeout:g} s")
 
-    async def _receive_guest(self, machine: Machine) -> tuple[list[StateSection], wire.End]:
+    async def _receive_guest(self, machine: Machine) -> tuple[list[StateSection], stream.End]:
         memory = machine.memory
         sections: list[StateSection] = []
         touched = PageSet(memory.n_pages)  # pages not in it are still as the kernel gave them: zero
         while True:
             match await self._event():
-                case wire.Pages(runs, n_pages):
+                case stream.Pages(runs, n_pages):
                     await self._receive_pages(memory, runs, n_pages)
                     first, stop = _span(runs)
                     touched.add(first, stop - first)
                     self.received_pages += n_pages
-                case wire.Zeros(runs, n_pages):
+                case stream.Zeros(runs, n_pages):
                     if len(touched.pages(*_span(runs))):
                         await _off_the_loop(n_pages, memory.zero, runs)
                     self.zero_pages += n_pages
-                case wire.Section(name, version, data):
+                case stream.Section(name, version, data):
                     sections.append(StateSection(name, version, data))
-                case wire.End() as end:
+                case stream.End() as end:
                     return sections, end
 
     async def _receive_pages(self, memory: GuestMemory, runs: Runs, n_pages: int) -> None:
@@ -180,18 +180,18 @@ class IncomingMigration:
             self._decoder.place([memory.pages(first, count) for first, count in runs.tolist()])
             await self._event()
         else:
-            data = np.empty((n_pages, wire.PAGE_SIZE // 8), np.uint64)
+            data = np.empty((n_pages, stream.PAGE_SIZE // 8), np.uint64)
             self._decoder.place([data.data.cast("B")])
             await self._event()
             await _off_the_loop(n_pages, memory.scatter, runs, data)
 
-    async def _event(self) -> wire.Event:
+    async def _event(self) -> stream.Event:
         while True:
             count = await self._channel.receive_some(self._decoder.buffer())
             if not count:
                 self._decoder.end_of_stream()
             event = self._decoder.advance(count)
-            if isinstance(event, wire.Fail):
+            if isinstance(event, stream.Fail):
                 raise MigrationError(f"{self._channel.peer} gave the migration up: {event.text}")
             if event is not None:
                 return event
@@ -208,7 +208,7 @@ class IncomingMigration:
             return
         text = str(error) if isinstance(error, KvmmigError) else "the destination was stopped"
         with contextlib.suppress(KvmmigError):
-            data = self._encoder.preamble() if self._encoder.phase is wire.Phase.PREAMBLE else b""
+            data = self._encoder.preamble() if self._encoder.state is stream.StreamState.PREAMBLE else b""
             await self._send(data + self._encoder.fail(text))
             scratch = memoryview(bytearray(1 << 16))
             while await self._channel.receive_some(scratch):

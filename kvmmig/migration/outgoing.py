@@ -37,9 +37,9 @@ from kvmmig.machine.machine import State
 from kvmmig.machine.memory import GuestMemory
 from kvmmig.machine.pageset import PageSet
 from kvmmig.machine.state import StateSection
-from kvmmig.migration import wire
+from kvmmig import stream
 from kvmmig.migration.commit import commit
-from kvmmig.migration.cursor import Cursor
+from kvmmig.stream.cursor import Cursor
 from kvmmig.migration.pages import OwedPages, PageMap
 from kvmmig.migration.peer import Peer
 from kvmmig.migration.policy import (
@@ -53,10 +53,10 @@ from kvmmig.migration.policy import (
     default_policy,
 )
 from kvmmig.migration.record import Record
-from kvmmig.migration.registry import transport_for
+from kvmmig.transport.registry import transport_for
 from kvmmig.migration.report import MigrationStatistics, Phase
-from kvmmig.migration.sender import Sender, TokenBucket, because
-from kvmmig.migration.transport import Channel, Transport
+from kvmmig.migration.steps import Sender, TokenBucket, because
+from kvmmig.transport import Channel, Transport
 
 
 class Described(Protocol):
@@ -111,7 +111,7 @@ class OutgoingMigration:
         self._limits = limits if limits is not None else Limits()
         self._pending = PageSet(machine.memory.n_pages)
         self._tracker = machine.dirty_tracker()
-        self._encoder = wire.Encoder(wire.Direction.FORWARDS)
+        self._encoder = stream.Encoder(stream.Direction.FORWARDS)
         self._cursor = Cursor()
         self._record = Record(self._encoder, self._cursor)
         self._owed = OwedPages(self._memory, self._pending, self._encoder, self._cursor)
@@ -296,7 +296,7 @@ class OutgoingMigration:
             nursery.start_soon(guard, self._watch_guest)
             nursery.start_soon(guard, hand_over)
 
-        if not failures or self._peer.has_said(wire.Kind.RUNNING):
+        if not failures or self._peer.has_said(stream.Kind.RUNNING):
             return
         refusals = [failure for failure in failures if isinstance(failure, MigrationRefused)]
         failure = (refusals or failures)[0]
@@ -350,7 +350,7 @@ class OutgoingMigration:
         self._owed.begin()
         await send(self._owed.more)
         for section in sections:
-            self._cursor.put(self._encoder.section(wire.Section(section.name, section.version, section.data)))
+            self._cursor.put(self._encoder.section(stream.Section(section.name, section.version, section.data)))
         self._cursor.put(self._encoder.end(running=running))
         await send()
 
@@ -368,12 +368,12 @@ class OutgoingMigration:
         self._cursor.put(self._encoder.preamble())
         # A link has checksums of its own. Disks have none, and what goes one way may end, and lie, on one.
         self._owed.stable = not channel.features.two_way
-        features = (wire.PAGE_DIGESTS,) if self._owed.stable else ()
+        features = (stream.PAGE_DIGESTS,) if self._owed.stable else ()
         description = self._machine.description.encode()
         self._cursor.put(self._encoder.hello(self._memory.n_pages, description, features))
         await send()
         if channel.features.two_way:
-            await self._peer.hear(wire.Kind.ACCEPT, self._limits.setup_timeout)
+            await self._peer.hear(stream.Kind.ACCEPT, self._limits.setup_timeout)
 
     async def _wait_for_leave(self) -> None:
         limits = self._limits
@@ -426,7 +426,7 @@ class OutgoingMigration:
                 f"the guest {self._machine.state} although it was being handed over: somebody let it run, so "
                 "the other side has not got the guest as it is now; migrate it again"
             )
-        self._cursor.put(self._encoder.signal(wire.Kind.GO), accepted=accepted)
+        self._cursor.put(self._encoder.signal(stream.Kind.GO), accepted=accepted)
         await send()
 
     def _let_go(self) -> None:

@@ -21,8 +21,8 @@ import trio
 
 from kvmmig.machine.memory import GuestMemory
 from kvmmig.machine.pageset import Batch, PageNumbers, PageSet, Runs, runs_of
-from kvmmig.migration import wire
-from kvmmig.migration.cursor import Cursor
+from kvmmig import stream
+from kvmmig.stream.cursor import Cursor
 
 #: Runs shorter than this on average are gathered into one copy: a memcpy costs less than so many buffers.
 _GATHER_BELOW = 16
@@ -66,7 +66,7 @@ class OwedPages:
     yet put is nothing to anybody: after `settle` its pages are simply still owed.
     """
 
-    def __init__(self, memory: GuestMemory, pending: PageSet, encoder: wire.Encoder, cursor: Cursor) -> None:
+    def __init__(self, memory: GuestMemory, pending: PageSet, encoder: stream.Encoder, cursor: Cursor) -> None:
         self._memory = memory
         self._pending = pending
         self._encoder = encoder
@@ -86,7 +86,7 @@ class OwedPages:
         """Start over from the first pending page. Nothing may be put into ``pending`` before all are sent."""
         # Pages that are copied first come in batches of 4 MiB: a copy takes time. Others come in large
         # frames, which cost both sides less.
-        limit = _COPIED_PAGES if self.stable else wire.MAX_FRAME_PAGES
+        limit = _COPIED_PAGES if self.stable else stream.MAX_FRAME_PAGES
         self._batches = self._pending.batches(limit, _COPIED_PAGES)
         self._ahead = None
 
@@ -152,7 +152,7 @@ class OwedPages:
                 data = [self._memory.gather(pages, self._slabs.rows(len(pages))).data.cast("B")]
             else:
                 data = [self._memory.pages(first, count) for first, count in runs.tolist()]
-            frames.append(_Frame(runs, data, wire.digest(data) if self.stable else b""))
+            frames.append(_Frame(runs, data, stream.digest(data) if self.stable else b""))
         return _Prepared(batch, zeros, frames)
 
     def _put(self, prepared: _Prepared) -> None:
@@ -190,10 +190,10 @@ class _Slabs:
 
 def _fresh_slab() -> npt.NDArray[np.uint64]:
     # A mapping of its own goes back to the kernel with its last view; what malloc gives a thread may stay.
-    block = mmap.mmap(-1, _COPIED_PAGES * wire.PAGE_SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    block = mmap.mmap(-1, _COPIED_PAGES * stream.PAGE_SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(OSError):  # a kernel without huge pages
         block.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(block, np.uint64).reshape(_COPIED_PAGES, wire.PAGE_SIZE // 8)
+    return np.frombuffer(block, np.uint64).reshape(_COPIED_PAGES, stream.PAGE_SIZE // 8)
 
 
 def _frames(pages: PageNumbers) -> Iterator[PageNumbers]:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import trio
 
 from kvmmig.errors import ChannelBroken, MigrationError, MigrationRefused
-from kvmmig.migration import wire
-from kvmmig.migration.transport import Channel
+from kvmmig import stream
+from kvmmig.transport import Channel
 
 
 class Peer:
@@ -19,10 +19,10 @@ class Peer:
         #: What it is called, for errors.
         self.name = name
         self._phase = phase
-        self._said = {kind: trio.Event() for kind in (wire.Kind.ACCEPT, wire.Kind.READY, wire.Kind.RUNNING)}
+        self._said = {kind: trio.Event() for kind in (stream.Kind.ACCEPT, stream.Kind.READY, stream.Kind.RUNNING)}
         self._silent = trio.Event()
 
-    def has_said(self, kind: wire.Kind) -> bool:
+    def has_said(self, kind: stream.Kind) -> bool:
         """It has said so."""
         return self._said[kind].is_set()
 
@@ -31,7 +31,7 @@ class Peer:
 
         Raises `MigrationRefused` with the reason that it gives, `ChannelBroken` where it goes away before.
         """
-        decoder = wire.Decoder(wire.Direction.BACKWARDS)
+        decoder = stream.Decoder(stream.Direction.BACKWARDS)
         try:
             while not decoder.finished:
                 count = await channel.receive_some(decoder.buffer())
@@ -40,14 +40,14 @@ class Peer:
                         f"{self.name} closed the connection in this side's {self._phase()} phase"
                     )
                 match decoder.advance(count):
-                    case wire.Signal(kind):
+                    case stream.Signal(kind):
                         self._said[kind].set()
-                    case wire.Fail(text):
+                    case stream.Fail(text):
                         raise MigrationRefused(f"{self.name} can't take the guest: {text}")
         finally:
             self._silent.set()
 
-    async def hear(self, kind: wire.Kind, seconds: float) -> None:
+    async def hear(self, kind: stream.Kind, seconds: float) -> None:
         """Wait until it has said so. Raises `MigrationError` when it has not within ``seconds``."""
         with trio.move_on_after(seconds) as scope:
             await self._said[kind].wait()

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter
 
-from kvmmig.migration import wire
-from kvmmig.migration.cursor import Cursor
+from kvmmig import stream
+from kvmmig.stream.cursor import Cursor
 from kvmmig.migration.policy import RoundFigures
 from kvmmig.migration.report import MigrationStatistics, Phase, TimelineEvent
-from kvmmig.migration.stall import Histogram, StallMeter, stolen
+from kvmmig.migration.stall_meter import Histogram, StallMeter, stolen
 
 _KEPT_EVENTS = 1000
 
@@ -19,7 +19,7 @@ _KEPT_EVENTS = 1000
 class Record:
     """Counts what ``encoder`` and ``cursor`` have sent. Times are those of `time.perf_counter`."""
 
-    def __init__(self, encoder: wire.Encoder, cursor: Cursor) -> None:
+    def __init__(self, encoder: stream.Encoder, cursor: Cursor) -> None:
         self._encoder = encoder
         self._cursor = cursor
         self._meter = StallMeter()
@@ -100,7 +100,7 @@ class Record:
             duration=duration,
             dirty_pages=dirty,
             rate=rate if rate or not self._rounds else self._rounds[-1].rate,
-            dirty_rate=dirty * wire.PAGE_SIZE / duration,
+            dirty_rate=dirty * stream.PAGE_SIZE / duration,
         )
         self._rounds.append(figures)
         self.note(f"round {figures.round}: {figures.sent_pages} pages sent, {dirty} written meanwhile")

@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass
 
 from kvmmig.migration.policy import RoundFigures
-from kvmmig.migration.stall import Durations
+from kvmmig.migration.stall_meter import Durations
 
 
 class Phase(enum.StrEnum):

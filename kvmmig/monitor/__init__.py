@@ -9,22 +9,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kvmmig.monitor.client import Event as Event
-    from kvmmig.monitor.client import QMPClient as QMPClient
-    from kvmmig.monitor.messages import QMPError as QMPError
-    from kvmmig.monitor.server import MonitorServer as MonitorServer
-    from kvmmig.monitor.session import Session as Session
-    from kvmmig.monitor.table import Arguments as Arguments
-    from kvmmig.monitor.table import CommandTable as CommandTable
+    from kvmmig.qmp.client import Event as Event
+    from kvmmig.qmp.client import QMPClient as QMPClient
+    from kvmmig.qmp.messages import QMPError as QMPError
+    from kvmmig.qmp.server import MonitorServer as MonitorServer
+    from kvmmig.qmp.session import Session as Session
+    from kvmmig.qmp.table import Arguments as Arguments
+    from kvmmig.qmp.table import CommandTable as CommandTable
 
 _HOMES = {
-    "Arguments": "kvmmig.monitor.table",
-    "CommandTable": "kvmmig.monitor.table",
-    "Event": "kvmmig.monitor.client",
-    "MonitorServer": "kvmmig.monitor.server",
-    "QMPClient": "kvmmig.monitor.client",
-    "QMPError": "kvmmig.monitor.messages",
-    "Session": "kvmmig.monitor.session",
+    "Arguments": "kvmmig.qmp.table",
+    "CommandTable": "kvmmig.qmp.table",
+    "Event": "kvmmig.qmp.client",
+    "MonitorServer": "kvmmig.qmp.server",
+    "QMPClient": "kvmmig.qmp.client",
+    "QMPError": "kvmmig.qmp.messages",
+    "Session": "kvmmig.qmp.session",
 }
 __all__ = list(_HOMES)
 

@@ -11,7 +11,7 @@ import trio
 from kvmmig.errors import KvmmigError
 from kvmmig.machine import Machine
 from kvmmig.migration.incoming import IncomingMigration
-from kvmmig.migration.transport import Listener
+from kvmmig.transport import Listener
 
 ArrivalStatus: TypeAlias = Literal["setup", "active", "completed", "failed"]
 

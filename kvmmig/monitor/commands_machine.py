@@ -8,9 +8,9 @@ import msgspec
 
 import kvmmig
 from kvmmig.monitor.control import MachineControl
-from kvmmig.monitor.messages import Arguments, NoArguments, QMPError, version_info
-from kvmmig.monitor.session import Session
-from kvmmig.monitor.table import CommandTable
+from kvmmig.qmp.messages import Arguments, NoArguments, QMPError, version_info
+from kvmmig.qmp.session import Session
+from kvmmig.qmp.table import CommandTable
 
 _MIB = 1 << 20
 #: What QEMU allows for calc-time, in milliseconds: more than 0, and at most a minute.

@@ -7,11 +7,11 @@ from typing import Literal
 import msgspec
 
 from kvmmig.monitor.control import MachineControl
-from kvmmig.monitor.messages import Arguments, NoArguments, QMPError
+from kvmmig.qmp.messages import Arguments, NoArguments, QMPError
 from kvmmig.monitor.parameters import ParameterChanges
 from kvmmig.monitor.replies import migration_info
-from kvmmig.monitor.session import Session
-from kvmmig.monitor.table import CommandTable
+from kvmmig.qmp.session import Session
+from kvmmig.qmp.table import CommandTable
 from kvmmig.monitor.targets import Channels, find_target
 
 

@@ -10,11 +10,11 @@ import msgspec
 
 import kvmmig
 from kvmmig.monitor.control import MachineControl
-from kvmmig.monitor.messages import Arguments, NoArguments, QMPError
+from kvmmig.qmp.messages import Arguments, NoArguments, QMPError
 from kvmmig.monitor.policies import POLICIES, PolicyChoice
 from kvmmig.monitor.replies import migration_figures, page_map
-from kvmmig.monitor.session import Session
-from kvmmig.monitor.table import CommandTable
+from kvmmig.qmp.session import Session
+from kvmmig.qmp.table import CommandTable
 
 _MOST_BLOCKS = 65536
 

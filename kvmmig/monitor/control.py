@@ -19,9 +19,9 @@ from kvmmig.errors import KvmmigError, WrongState
 from kvmmig.machine import Ending, Machine, MachineConfig, Program, State
 from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.migration.policy import Limits, Policy
-from kvmmig.migration.registry import transport_for
+from kvmmig.transport.registry import transport_for
 from kvmmig.migration.report import MigrationStatistics, Phase
-from kvmmig.migration.transport import Transport
+from kvmmig.transport import Transport
 from kvmmig.monitor.arrival import Arrival, ArrivalStatus
 from kvmmig.monitor.departure import Departures
 from kvmmig.monitor.dirty_rate import DirtyRate

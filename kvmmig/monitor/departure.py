@@ -12,7 +12,7 @@ from kvmmig.machine import Machine, State
 from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.migration.policy import Limits, Policy, RoundFigures
 from kvmmig.migration.report import MigrationStatistics, Phase
-from kvmmig.migration.transport import Transport
+from kvmmig.transport import Transport
 from kvmmig.monitor.parameters import MigrationSettings
 from kvmmig.monitor.states import ENDS, SWITCHING_OVER, MigrationStatus, status_of
 

@@ -12,11 +12,11 @@ from weakref import WeakKeyDictionary
 import kvmmig
 from kvmmig.errors import KvmmigError, MigrationError, WrongState
 from kvmmig.machine import Machine
-from kvmmig.monitor.address import parse_address
+from kvmmig.qmp.address import parse_address
 from kvmmig.monitor.commands import commands_for
 from kvmmig.monitor.control import MachineControl
 from kvmmig.monitor.nursery import background
-from kvmmig.monitor.server import MonitorServer
+from kvmmig.qmp.server import MonitorServer
 
 _log = logging.getLogger("kvmmig.monitor")
 _controls: WeakKeyDictionary[Machine, MachineControl] = WeakKeyDictionary()

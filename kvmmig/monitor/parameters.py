@@ -14,7 +14,7 @@ from msgspec import UNSET, UnsetType
 
 from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.migration.policy import AutoConverge, DowntimeLimit, FirstOf, Limits, Policy
-from kvmmig.monitor.messages import Arguments, QMPError
+from kvmmig.qmp.messages import Arguments, QMPError
 from kvmmig.monitor.policies import PolicyChoice
 
 #: The longest downtime limit that QEMU takes, in milliseconds: 2000 s.

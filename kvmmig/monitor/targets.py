@@ -12,10 +12,10 @@ import msgspec
 import trio
 
 from kvmmig.errors import TransportError
-from kvmmig.migration.registry import transport_for
-from kvmmig.migration.transport import Transport, TransportURI
-from kvmmig.monitor.messages import QMPError
-from kvmmig.monitor.session import Session
+from kvmmig.transport.registry import transport_for
+from kvmmig.transport import Transport, TransportURI
+from kvmmig.qmp.messages import QMPError
+from kvmmig.qmp.session import Session
 
 
 class _Address(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -14,7 +14,7 @@ import trio
 import trio.testing
 
 from kvmmig.errors import TransportError
-from kvmmig.migration.transport import Channel
+from kvmmig.transport import Channel
 
 PATIENCE = 30.0  # seconds that a check waits for what should take milliseconds
 

@@ -1,7 +1,7 @@
 """What every transport's channels must do, as functions that any test framework can call.
 
 Each check takes a *maker*, an async function that sets up a fresh channel and returns its `Ends`, and raises
-`Nonconformance` with a sentence when the channel breaks the contract of `kvmmig.migration.transport`::
+`Nonconformance` with a sentence when the channel breaks the contract of `kvmmig.transport`::
 
     async def tcp_ends():
         async with await TcpTransport(TransportURI.parse("tcp:127.0.0.1:0")).listen() as listener:
@@ -28,8 +28,8 @@ import trio
 import trio.testing
 
 from kvmmig.errors import ChannelBroken, ChannelBusy, ChannelClosed, ConnectFailed
-from kvmmig.migration.stall import StallMeter
-from kvmmig.migration.transport import Channel
+from kvmmig.migration.stall_meter import StallMeter
+from kvmmig.transport import Channel
 from kvmmig.testing._moving import (
     PATIENCE,
     Check,

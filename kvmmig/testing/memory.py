@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import trio
 
 from kvmmig.errors import ChannelBroken, ChannelClosed
-from kvmmig.migration.transport import Channel, ChannelFeatures, OneAtATime
+from kvmmig.transport import Channel, ChannelFeatures, OneAtATime
 
 _MOST_BYTES = 1 << 20
 

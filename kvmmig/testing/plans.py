@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from kvmmig.migration.transport import Channel
+from kvmmig.transport import Channel
 from kvmmig.testing._moving import Maker, offer, opened, require_same, transfer
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import pytest
 import trio
 
 from kvmmig.cli import rundir
-from kvmmig.monitor.client import QMPClient
+from kvmmig.qmp.client import QMPClient
 
 from .conftest import PATIENCE, Kvmmig
 from .test_operator import vanish_after_go

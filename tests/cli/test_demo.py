@@ -18,8 +18,8 @@ DEMO = ("demo", "--memory", "128MiB", "--directory", ".")
 HEAD = """
 import sys
 from kvmmig.cli import main
-from kvmmig.migration import wire
-from kvmmig.migration.cursor import Cursor
+from kvmmig import stream
+from kvmmig.stream.cursor import Cursor
 """
 TAIL = "\nsys.exit(main())\n"
 DROP_A_PAGE = """
@@ -31,11 +31,11 @@ def without_the_last_page(self, limit, scattered=None):
 PageSet.batches = without_the_last_page
 """
 REPEAT_A_FRAME = """
-page_runs = wire.Encoder.page_runs
+page_runs = stream.Encoder.page_runs
 def twice(self, runs, data, known):
     frame = page_runs(self, runs, data, known)
     return [*frame, *frame]
-wire.Encoder.page_runs = twice
+stream.Encoder.page_runs = twice
 """
 
 

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from kvmmig.migration import wire
+from kvmmig import stream
 
 from .conftest import Kvmmig
 
@@ -19,20 +19,20 @@ pytestmark = pytest.mark.kvm
 def vanish_after_go(server: socket.socket) -> None:
     """A destination that takes a guest, says that it is ready, hears "go", and is gone."""
     connection, _ = server.accept()
-    encoder = wire.Encoder(wire.Direction.BACKWARDS)
-    decoder = wire.Decoder(wire.Direction.FORWARDS)
+    encoder = stream.Encoder(stream.Direction.BACKWARDS)
+    decoder = stream.Decoder(stream.Direction.FORWARDS)
     with connection:
         connection.sendall(encoder.preamble())
         while not decoder.finished:
             count = connection.recv_into(decoder.buffer())
             assert count, "the source has given up"
             match decoder.advance(count):
-                case wire.Hello():
-                    connection.sendall(encoder.signal(wire.Kind.ACCEPT))
-                case wire.Pages(_, n_pages):
-                    decoder.place([memoryview(bytearray(n_pages * wire.PAGE_SIZE))])
-                case wire.End():
-                    connection.sendall(encoder.signal(wire.Kind.READY))
+                case stream.Hello():
+                    connection.sendall(encoder.signal(stream.Kind.ACCEPT))
+                case stream.Pages(_, n_pages):
+                    decoder.place([memoryview(bytearray(n_pages * stream.PAGE_SIZE))])
+                case stream.End():
+                    connection.sendall(encoder.signal(stream.Kind.READY))
 
 
 def test_a_guest_whose_fate_is_unknown_is_kept_until_the_operator_lets_it_go_on(kvmmig: Kvmmig) -> None:

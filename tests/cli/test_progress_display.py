@@ -13,7 +13,7 @@ from rich.console import Console
 from kvmmig.cli.display import figures_block, time_left
 from kvmmig.migration.policy import RoundFigures
 from kvmmig.migration.report import MigrationStatistics, Phase
-from kvmmig.migration.stall import Durations
+from kvmmig.migration.stall_meter import Durations
 
 from .screens import Screen
 

@@ -13,7 +13,7 @@ from kvmmig.errors import KvmmigError, MigrationCancelled, MigrationError, Outco
 from kvmmig.machine import State
 from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.migration.policy import PAGE_SIZE, Continue, Decision, Limits, Policy, RoundFigures, Stop
-from kvmmig.migration.registry import transport_for
+from kvmmig.transport.registry import transport_for
 from kvmmig.migration.report import Phase
 from tests.faults.cells import OF_A_PEER, SLOW, Cell, Fault, Moment, Outcome, Verdict
 from tests.faults.held import HeldTransport

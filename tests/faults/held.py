@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
-from kvmmig.migration.transport import Channel, Listener, PassingChannel, Transport
+from kvmmig.transport import Channel, Listener, PassingChannel, Transport
 from tests.faults.cells import Moment
 
 

@@ -15,8 +15,8 @@ import trio
 
 from kvmmig.errors import KvmmigError
 from kvmmig.migration.incoming import IncomingMigration
-from kvmmig.migration.registry import transport_for
-from kvmmig.migration.transport import Channel, TransportURI
+from kvmmig.transport.registry import transport_for
+from kvmmig.transport import Channel, TransportURI
 
 _SIP = 64 << 10
 _LIFE = 120.0  # seconds after which nobody can still be interested

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvmmig.errors import BadURI
-from kvmmig.migration.registry import transport_for
+from kvmmig.transport.registry import transport_for
 from tests.faults.cells import Cell, Fault, Moment, Verdict
 from tests.faults.world import World
 

@@ -14,10 +14,10 @@ from kvmmig.errors import (
 )
 from kvmmig.machine.machine import State
 from kvmmig.machine.memory import MEMORY_UNIT, PAGE_SIZE
-from kvmmig.migration import wire
+from kvmmig import stream
 from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.migration.policy import Continue, Decision, Policy, RoundFigures
-from kvmmig.migration.transport import Channel, ChannelFeatures, Listener, Transport, TransportURI
+from kvmmig.transport import Channel, ChannelFeatures, Listener, Transport, TransportURI
 from kvmmig.testing.machine import FakeMachine
 
 
@@ -79,23 +79,23 @@ class Given(Transport):
         raise NotImplementedError
 
 
-def received(data: bytes) -> tuple[bytes, list[wire.Event]]:
+def received(data: bytes) -> tuple[bytes, list[stream.Event]]:
     """What a destination has after this stream: its memory, and what it was told besides pages."""
-    decoder = wire.Decoder(wire.Direction.FORWARDS)
+    decoder = stream.Decoder(stream.Direction.FORWARDS)
     memory = memoryview(bytearray(MEMORY_UNIT))
-    told: list[wire.Event] = []
+    told: list[stream.Event] = []
     rest = memoryview(data)
     while rest:
         room = decoder.buffer()
         size = min(len(room), len(rest))
         room[:size], rest = rest[:size], rest[size:]
         match decoder.advance(size):
-            case wire.Pages(runs, _):
+            case stream.Pages(runs, _):
                 decoder.place([memory[f * PAGE_SIZE : (f + c) * PAGE_SIZE] for f, c in runs.tolist()])
-            case wire.Zeros(runs, _):
+            case stream.Zeros(runs, _):
                 for first, count in runs.tolist():
                     memory[first * PAGE_SIZE : (first + count) * PAGE_SIZE] = bytes(count * PAGE_SIZE)
-            case wire.PagesDone() | None:
+            case stream.PagesDone() | None:
                 pass
             case event:
                 told.append(event)
@@ -127,7 +127,7 @@ class Conversation(Sink):
     def __init__(self, script: dict[str, str], on_send: Callable[[int], int] = lambda room: room) -> None:
         super().__init__(on_send)
         self._script = script
-        self._encoder = wire.Encoder(wire.Direction.BACKWARDS)
+        self._encoder = stream.Encoder(stream.Direction.BACKWARDS)
         self._answers = bytearray(self._encoder.preamble())
         self._news = trio.Event()
         self._eof = False
@@ -136,7 +136,7 @@ class Conversation(Sink):
     async def send_some(self, buffers: Sequence[memoryview]) -> int:
         count = await super().send_some(buffers)
         told = [
-            type(event).__name__ for event in received(bytes(self.data))[1] if type(event) is not wire.Section
+            type(event).__name__ for event in received(bytes(self.data))[1] if type(event) is not stream.Section
         ]
         for name in told[len(self.heard) :]:
             self.heard.append(name)
@@ -151,9 +151,9 @@ class Conversation(Sink):
         elif what == "garbage":
             self._answers += b"\xff" * 64
         elif what:
-            kind = wire.Kind[what]
+            kind = stream.Kind[what]
             # Whatever the script says is said, in its place or not.
-            self._encoder.phase = next(phase for phase, kinds in wire._NEXT.items() if kind in kinds)
+            self._encoder.phase = next(phase for phase, kinds in stream._NEXT.items() if kind in kinds)
             self._answers += self._encoder.signal(kind)
         self._news.set()
 

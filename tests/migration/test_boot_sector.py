@@ -13,7 +13,7 @@ from kvmmig import guests
 from kvmmig.machine import Entry, Machine, MachineConfig, Program
 from kvmmig.migration.incoming import IncomingMigration
 from kvmmig.migration.outgoing import OutgoingMigration
-from kvmmig.migration.registry import transport_for
+from kvmmig.transport.registry import transport_for
 
 pytestmark = pytest.mark.kvm
 

@@ -17,11 +17,11 @@ from kvmmig.errors import (
     OutcomeUnknown,
 )
 from kvmmig.machine.machine import State
-from kvmmig.migration import wire
+from kvmmig import stream
 from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.migration.policy import Limits, MaxRounds
 from kvmmig.migration.report import Phase
-from kvmmig.migration.transport import ChannelFeatures
+from kvmmig.transport import ChannelFeatures
 
 from .fakes import POLITE, Conversation, Given, Sink, machine_with_pages, received, restored, run_to_failure
 
@@ -125,7 +125,7 @@ async def test_what_keeps_a_reader_from_taking_all_of_it_is_found_out_before_go(
     error = await run_to_failure(OutgoingMigration(machine, Given(sink), limits=limits))
     assert "did not take the last bytes" in str(error)
     assert restored(machine)
-    assert not any(isinstance(event, wire.Signal) for event in received(bytes(sink.data))[1])
+    assert not any(isinstance(event, stream.Signal) for event in received(bytes(sink.data))[1])
 
 
 @pytest.mark.parametrize("hangs", [False, True])
@@ -171,4 +171,4 @@ async def test_a_guest_that_somebody_lets_run_in_the_final_pass_stays_here(two_w
     assert "somebody let it run" in str(error)
     assert machine.state is State.RUNNING
     assert sink.aborted
-    assert not any(isinstance(event, wire.Signal) for event in received(bytes(sink.data))[1]), "no go"
+    assert not any(isinstance(event, stream.Signal) for event in received(bytes(sink.data))[1]), "no go"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmmig.migration.cursor import MAX_BUFFERS, Cursor
+from kvmmig.stream.cursor import MAX_BUFFERS, Cursor
 
 
 @given(st.lists(st.binary(max_size=20), max_size=20), st.data())

@@ -23,7 +23,7 @@ from kvmmig.errors import (
 )
 from kvmmig.machine import Machine, MachineConfig, State
 from kvmmig.machine.pageset import Batch, PageSet
-from kvmmig.migration import wire
+from kvmmig import stream
 from kvmmig.migration.incoming import IncomingMigration
 from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.migration.policy import (
@@ -36,9 +36,9 @@ from kvmmig.migration.policy import (
     Policy,
     RoundFigures,
 )
-from kvmmig.migration.registry import transport_for
+from kvmmig.transport.registry import transport_for
 from kvmmig.migration.report import MigrationStatistics
-from kvmmig.migration.transport import Channel
+from kvmmig.transport import Channel
 
 pytestmark = pytest.mark.kvm
 
@@ -221,11 +221,11 @@ async def test_one_page_dropped_by_the_cursor_is_found(monkeypatch: pytest.Monke
 async def test_one_frame_sent_twice_is_refused_and_the_source_runs_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    page_runs = wire.Encoder.page_runs
+    page_runs = stream.Encoder.page_runs
     repeated: list[int] = []
 
     def twice(
-        self: wire.Encoder, runs: wire.Runs, data: Sequence[memoryview], known: bytes
+        self: stream.Encoder, runs: stream.Runs, data: Sequence[memoryview], known: bytes
     ) -> list[memoryview]:
         frame = page_runs(self, runs, data, known)
         if not repeated:
@@ -233,7 +233,7 @@ async def test_one_frame_sent_twice_is_refused_and_the_source_runs_on(
             return frame + frame
         return frame
 
-    monkeypatch.setattr(wire.Encoder, "page_runs", twice)
+    monkeypatch.setattr(stream.Encoder, "page_runs", twice)
     async with running("dirtier", hot="1MiB") as (source, letters):
         error = await refused(source)
         assert isinstance(error, MigrationRefused)

@@ -25,8 +25,8 @@ from kvmmig.machine.pageset import Runs
 from kvmmig.migration.incoming import IncomingMigration
 from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.migration.policy import Limits, MaxRounds
-from kvmmig.migration.registry import transport_for
-from kvmmig.migration.transport import Listener
+from kvmmig.transport.registry import transport_for
+from kvmmig.transport import Listener
 
 pytestmark = pytest.mark.kvm
 

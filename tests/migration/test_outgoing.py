@@ -25,7 +25,7 @@ from kvmmig.machine.cpu import Ending
 from kvmmig.machine.machine import State
 from kvmmig.machine.memory import MEMORY_UNIT, PAGE_SIZE
 from kvmmig.machine.state import StateSection
-from kvmmig.migration import wire
+from kvmmig import stream
 from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.migration.policy import Continue, Decision, GiveUp, Limits, MaxRounds, Policy, RoundFigures, Stop
 from kvmmig.migration.report import Phase
@@ -324,7 +324,7 @@ async def test_a_paused_guest_moves_paused_and_stays_so_after_a_failure() -> Non
     sink = Sink()
     await OutgoingMigration(machine, Given(sink)).run()
     end = received(bytes(sink.data))[1][-2]
-    assert isinstance(end, wire.End)
+    assert isinstance(end, stream.End)
     assert not end.running
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kvmmig.errors import BadURI, ChannelBroken, TransportError
 from kvmmig.migration import registry
-from kvmmig.migration.transport import Channel, Listener, Option, Transport, TransportURI, Wrapper
+from kvmmig.transport import Channel, Listener, Option, Transport, TransportURI, Wrapper
 from kvmmig.testing import memory_channel_pair
 
 
@@ -172,7 +172,7 @@ def test_an_installed_packages_transport_is_found_and_a_broken_one_is_a_sentence
 
 def test_looking_up_one_transport_imports_no_other() -> None:
     code = (
-        "import sys; from kvmmig.migration.registry import transport_for; transport_for('tcp:127.0.0.1:1');"
+        "import sys; from kvmmig.transport.registry import transport_for; transport_for('tcp:127.0.0.1:1');"
         "print([s for s in ('tcp', 'pipe', 'file') if f'kvmmig_transports.{s}' in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

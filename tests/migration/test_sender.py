@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvmmig.migration import sender
-from kvmmig.migration.sender import TokenBucket
+from kvmmig.migration.steps import TokenBucket
 
 
 class Clock:

@@ -10,7 +10,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmmig.migration.stall import Histogram, StallMeter
+from kvmmig.migration.stall_meter import Histogram, StallMeter
 
 
 @given(st.lists(st.floats(1e-7, 100.0), min_size=1), st.floats(0.01, 1.0))

@@ -12,11 +12,11 @@ import trio
 
 from kvmmig.errors import ChannelBroken, KvmmigError, OutcomeUnknown
 from kvmmig.machine import Entry, Machine, MachineConfig, Program, State
-from kvmmig.migration import wire
+from kvmmig import stream
 from kvmmig.migration.incoming import IncomingMigration
 from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.migration.policy import Limits, MaxRounds
-from kvmmig.migration.transport import Channel, ChannelFeatures, Listener, Transport, TransportURI
+from kvmmig.transport import Channel, ChannelFeatures, Listener, Transport, TransportURI
 from kvmmig.testing.memory import MemoryChannel, memory_channel_pair
 
 pytestmark = pytest.mark.kvm
@@ -138,29 +138,29 @@ async def hand_over(link: Link, on_here: Callable[[Machine], None] | None = None
 async def test_the_machine_is_here_before_the_source_is_told_so() -> None:
     """Who hears from the source that it is done, and looks here, finds it."""
     link = Link()
-    running = wire.Signal(wire.Kind.RUNNING)
+    running = stream.Signal(stream.Kind.RUNNING)
     told: list[bool] = []
 
     def note(machine: Machine) -> None:
         assert machine.state is State.RUNNING
-        told.append(running in frames(bytes(link.destination.sent), wire.Direction.BACKWARDS)[1])
+        told.append(running in frames(bytes(link.destination.sent), stream.Direction.BACKWARDS)[1])
 
     await hand_over(link, note)
     assert told == [False]
-    assert running in frames(bytes(link.destination.sent), wire.Direction.BACKWARDS)[1]
+    assert running in frames(bytes(link.destination.sent), stream.Direction.BACKWARDS)[1]
 
 
-def frames(data: bytes, direction: wire.Direction) -> tuple[list[int], list[wire.Event]]:
+def frames(data: bytes, direction: stream.Direction) -> tuple[list[int], list[stream.Event]]:
     """Where the preamble and each whole frame end, and what they said."""
-    decoder = wire.Decoder(direction)
+    decoder = stream.Decoder(direction)
     ends: list[int] = [16]
-    events: list[wire.Event] = []
+    events: list[stream.Event] = []
     rest = memoryview(data)
     while rest:
         room = decoder.buffer()[: len(rest)]
         room[:], rest = rest[: len(room)], rest[len(room) :]
         event = decoder.advance(len(room))
-        if isinstance(event, wire.Pages):
+        if isinstance(event, stream.Pages):
             decoder.place([memoryview(bytearray(event.n_pages * 4096))])
         elif event is not None:
             ends.append(decoder.position)
@@ -171,22 +171,22 @@ def frames(data: bytes, direction: wire.Direction) -> tuple[list[int], list[wire
 @pytest.mark.parametrize(
     ("direction", "swallow", "two_way"),
     [
-        pytest.param(wire.Direction.FORWARDS, False, True, id="forwards"),
-        pytest.param(wire.Direction.FORWARDS, True, True, id="forwards-swallowed"),
-        pytest.param(wire.Direction.BACKWARDS, False, True, id="backwards"),
-        pytest.param(wire.Direction.BACKWARDS, True, True, id="backwards-swallowed"),
-        pytest.param(wire.Direction.FORWARDS, False, False, id="one-way"),
+        pytest.param(stream.Direction.FORWARDS, False, True, id="forwards"),
+        pytest.param(stream.Direction.FORWARDS, True, True, id="forwards-swallowed"),
+        pytest.param(stream.Direction.BACKWARDS, False, True, id="backwards"),
+        pytest.param(stream.Direction.BACKWARDS, True, True, id="backwards-swallowed"),
+        pytest.param(stream.Direction.FORWARDS, False, False, id="one-way"),
     ],
 )
 async def test_wherever_the_link_dies_at_most_one_side_runs(
-    direction: wire.Direction, swallow: bool, two_way: bool
+    direction: stream.Direction, swallow: bool, two_way: bool
 ) -> None:
     whole = Link(two_way=two_way)
     undisturbed = await hand_over(whole)
     assert undisturbed.source is State.MOVED
     assert undisturbed.destination_ran
     assert undisturbed.error is None
-    forwards = direction is wire.Direction.FORWARDS
+    forwards = direction is stream.Direction.FORWARDS
     data = bytes((whole.source if forwards else whole.destination).sent)
     ends, _ = frames(data, direction)
     cuts = sorted({0, *ends[:-1], ends[-1] - 1, *(end + 1 for end in ends[-4:-1])})
@@ -196,8 +196,8 @@ async def test_wherever_the_link_dies_at_most_one_side_runs(
         link = Link(cut=direction.name.lower(), after=cut, swallow=swallow, two_way=two_way)
         outcome = await hand_over(link)
         where = f"cut {direction.name.lower()} after {cut} of {len(data)} bytes: {outcome.error}"
-        said = frames(bytes(link.source.sent), wire.Direction.FORWARDS)[1]
-        go_was_accepted = wire.Signal(wire.Kind.GO) in said
+        said = frames(bytes(link.source.sent), stream.Direction.FORWARDS)[1]
+        go_was_accepted = stream.Signal(stream.Kind.GO) in said
         runs_here = outcome.source is State.RUNNING
         assert not (runs_here and outcome.destination_ran), f"two sides run, {where}"
         assert runs_here != go_was_accepted, f"the source runs whenever go was not sent, {where}"

@@ -14,7 +14,7 @@ from kvmmig import guests
 from kvmmig.machine import MachineConfig
 from kvmmig.monitor.commands import commands_for
 from kvmmig.monitor.control import MachineControl
-from kvmmig.monitor.session import Session
+from kvmmig.qmp.session import Session
 
 MIB = 1 << 20
 PATIENCE = 60.0  # seconds for anything; a test that needs nearly so many has failed

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from kvmmig.errors import BadURI, ConnectFailed
-from kvmmig.monitor.address import (
+from kvmmig.qmp.address import (
     TcpAddress,
     UnixAddress,
     connect,

@@ -211,7 +211,7 @@ async def test_who_does_not_answer_is_not_waited_for(acting: Callable[[Play], Aw
 async def test_who_sends_without_an_end_is_left(
     acting: Callable[[Play], Awaitable[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kvmmig.monitor.client._LONGEST_LINE", 1 << 20)
+    monkeypatch.setattr("kvmmig.qmp.client._LONGEST_LINE", 1 << 20)
 
     async def endless(peer: RawClient) -> None:
         with suppress(trio.BrokenResourceError):

@@ -12,7 +12,7 @@ import kvmmig
 from kvmmig.errors import WrongState
 from kvmmig.monitor.commands import commands_for
 from kvmmig.monitor.control import MachineControl
-from kvmmig.monitor.messages import QMPError
+from kvmmig.qmp.messages import QMPError
 from tests.monitor.lab import MIB, PATIENCE, Lab, awaiting, check, running
 
 

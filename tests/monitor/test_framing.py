@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from kvmmig.monitor.framing import Malformed, MessageSplitter
+from kvmmig.qmp.framing import Malformed, MessageSplitter
 
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=10),

@@ -12,7 +12,7 @@ import trio
 
 from kvmmig.errors import BadURI, ConnectFailed, KvmmigError, WrongState
 from kvmmig.monitor.control import MachineControl
-from kvmmig.monitor.messages import QMPError
+from kvmmig.qmp.messages import QMPError
 from tests.monitor.lab import MIB, PATIENCE, Lab, awaiting, check, listening, pass_fd, running
 
 # QEMU's MigrationRAMStats: a client may look for any of these.

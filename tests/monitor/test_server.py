@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from kvmmig.monitor import Arguments, CommandTable, MonitorServer
-from kvmmig.monitor.outbox import Outbox
+from kvmmig.qmp.outbox import Outbox
 
 from .conftest import PATIENCE, Commands, Served, error
 

@@ -20,7 +20,7 @@ from kvmmig.machine.pageset import PageSet
 from kvmmig.migration.incoming import IncomingMigration
 from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.migration.policy import Continue, Decision, Policy, RoundFigures, Stop
-from kvmmig.migration.registry import transport_for
+from kvmmig.transport.registry import transport_for
 
 pytestmark = pytest.mark.kvm
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from kvmmig.migration.registry import transport_for
-from kvmmig.migration.transport import Transport
+from kvmmig.transport.registry import transport_for
+from kvmmig.transport import Transport
 from kvmmig.testing import leftovers
 
 

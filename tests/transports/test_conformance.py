@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from kvmmig.migration.transport import Channel, PassingChannel, Transport, TransportURI
+from kvmmig.transport import Channel, PassingChannel, Transport, TransportURI
 from kvmmig.testing import (
     CHECKS,
     CLOGGED_CHECKS,

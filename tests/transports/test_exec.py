@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from kvmmig.errors import BadURI, ChannelBroken
-from kvmmig.migration.transport import Transport
+from kvmmig.transport import Transport
 from kvmmig.testing._moving import send_all
 
 Make = Callable[[str], Transport]

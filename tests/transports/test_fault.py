@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from kvmmig.errors import BadURI, ChannelBroken, KnobError
-from kvmmig.migration.transport import Channel, Transport
+from kvmmig.transport import Channel, Transport
 from kvmmig.testing import memory_channel_pair
 from kvmmig.testing._moving import send_all
 from kvmmig_transports.fault import FaultWrapper

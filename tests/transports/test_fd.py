@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from kvmmig.errors import BadURI, ChannelBroken, ConnectFailed
-from kvmmig.migration.transport import Channel, Transport
+from kvmmig.transport import Channel, Transport
 from kvmmig_transports import fd
 
 Make = Callable[[str], Transport]
@@ -152,7 +152,7 @@ async def test_what_can_not_serve_is_one_sentence(transport: Make, tmp_path: Pat
 def test_standard_input_stays_open_as_dev_null() -> None:
     program = (
         "import os, trio\n"
-        "from kvmmig.migration.registry import transport_for\n"
+        "from kvmmig.transport.registry import transport_for\n"
         "async def main():\n"
         "    channel = await (await transport_for('fd:0').listen()).accept()\n"
         "    buffer = memoryview(bytearray(100))\n"

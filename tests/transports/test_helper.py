@@ -15,7 +15,7 @@ import pytest
 import trio
 
 from kvmmig.errors import ChannelBroken, ConnectFailed
-from kvmmig.migration.transport import Channel, Transport
+from kvmmig.transport import Channel, Transport
 from kvmmig.testing._moving import send_all
 from kvmmig_transports import iohelper
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from kvmmig.migration.registry import transport_for
-from kvmmig.migration.transport import TransportURI
+from kvmmig.transport.registry import transport_for
+from kvmmig.transport import TransportURI
 from kvmmig.testing import (
     CHECKS,
     CLOGGED_CHECKS,

@@ -15,7 +15,7 @@ import trio
 import trio.testing
 
 from kvmmig.errors import BadURI, ChannelBroken, ChannelClosed, ConnectFailed
-from kvmmig.migration.transport import Channel, Transport
+from kvmmig.transport import Channel, Transport
 from kvmmig.testing._moving import send_all
 
 Make = Callable[[str], Transport]

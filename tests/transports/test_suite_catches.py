@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from kvmmig.errors import ChannelBroken, ChannelClosed
-from kvmmig.migration.transport import Channel, PassingChannel
+from kvmmig.transport import Channel, PassingChannel
 from kvmmig.testing import (
     CHECKS,
     CLOGGED_CHECKS,

@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 from kvmmig.errors import BadURI, ChannelBroken, ConnectFailed
-from kvmmig.migration.transport import Channel, Transport
+from kvmmig.transport import Channel, Transport
 
 Make = Callable[[str], Transport]
 

@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from kvmmig.errors import BadURI, ChannelBroken, ConnectFailed
-from kvmmig.migration.transport import Channel, Transport
+from kvmmig.transport import Channel, Transport
 
 Make = Callable[[str], Transport]
 

@@ -7,8 +7,8 @@ import sys
 
 from kvmmig.errors import ConnectFailed
 from kvmmig_transports import iohelper
-from kvmmig_transports._process import Process
-from kvmmig_transports._words import why
+from kvmmig.transport.toolkit.process import Process
+from kvmmig.transport.toolkit.words import why
 
 
 def start_helper(helper: str, path: str, fd: int, *, writes_file: bool) -> Process:

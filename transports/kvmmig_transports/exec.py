@@ -18,10 +18,10 @@ import re
 import trio
 
 from kvmmig.errors import BadURI, ConnectFailed
-from kvmmig.migration.transport import Channel, ChannelFeatures, Listener, Option, Transport, TransportURI
-from kvmmig_transports._process import Process, ProcessReceiver, ProcessSender
-from kvmmig_transports._threads import open_in_thread
-from kvmmig_transports._words import why
+from kvmmig.transport import Channel, ChannelFeatures, Listener, Option, Transport, TransportURI
+from kvmmig.transport.toolkit.process import Process, ProcessReceiver, ProcessSender
+from kvmmig.transport.toolkit.workers import open_in_thread
+from kvmmig.transport.toolkit.words import why
 
 _LONGEST_NAME = 60
 _INCOMING = re.compile(r"\s--?incoming\b")

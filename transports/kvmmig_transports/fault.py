@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 import trio
 
 from kvmmig.errors import BadURI, ChannelBroken, ChannelClosed, KnobError
-from kvmmig.migration.sender import TokenBucket
-from kvmmig.migration.transport import (
+from kvmmig.migration.steps import TokenBucket
+from kvmmig.transport import (
     Channel,
     OneAtATime,
     Option,
@@ -28,8 +28,8 @@ from kvmmig.migration.transport import (
     Wrapper,
 )
 from kvmmig.units import format_size, parse_duration, parse_size
-from kvmmig_transports._buffers import prefix
-from kvmmig_transports._interrupts import Interrupts
+from kvmmig.transport.toolkit.prefix import prefix
+from kvmmig.transport.toolkit.interrupts import Interrupts
 
 _ALL = 1 << 62
 _TRICKLE = 100.0  # bytes a second

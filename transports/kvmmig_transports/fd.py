@@ -17,10 +17,10 @@ from collections.abc import Callable
 import trio
 
 from kvmmig.errors import BadURI, ConnectFailed
-from kvmmig.migration.transport import Channel, Listener, PassingChannel, Transport, TransportURI
-from kvmmig_transports._pipes import PipeReceiver, PipeSender
-from kvmmig_transports._sockets import SocketChannel
-from kvmmig_transports._words import kind, why
+from kvmmig.transport import Channel, Listener, PassingChannel, Transport, TransportURI
+from kvmmig.transport.toolkit.pipes import PipeReceiver, PipeSender
+from kvmmig.transport.toolkit.sockets import SocketChannel
+from kvmmig.transport.toolkit.words import kind, why
 from kvmmig_transports.tcp import TcpChannel
 
 _STANDARD = 3  # below it are those that every process expects to be open

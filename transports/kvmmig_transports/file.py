@@ -21,7 +21,7 @@ import numpy as np
 import trio
 
 from kvmmig.errors import BadURI, ChannelBroken, ChannelClosed
-from kvmmig.migration.transport import (
+from kvmmig.transport import (
     Channel,
     ChannelFeatures,
     Listener,
@@ -31,9 +31,9 @@ from kvmmig.migration.transport import (
     TransportURI,
 )
 from kvmmig.units import format_size
-from kvmmig_transports._savefile import SavedFile, SaveFile
-from kvmmig_transports._threads import Workers, open_in_thread
-from kvmmig_transports._words import why
+from kvmmig.transport.toolkit.savefile import SavedFile, SaveFile
+from kvmmig.transport.toolkit.workers import Workers, open_in_thread
+from kvmmig.transport.toolkit.words import why
 
 _BLOCK = 4 << 20  # a disk's full speed; with 4 KiB at a time O_DIRECT reaches a fortieth of it
 _BLOCKS = 5  # one in each thread, one ready for whichever is done first, one being filled

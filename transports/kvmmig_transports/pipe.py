@@ -10,12 +10,12 @@ from __future__ import annotations
 import trio
 
 from kvmmig.errors import BadURI
-from kvmmig.migration.transport import Channel, ChannelFeatures, Listener, Option, Transport, TransportURI
+from kvmmig.transport import Channel, ChannelFeatures, Listener, Option, Transport, TransportURI
 from kvmmig_transports._helper import start_helper
-from kvmmig_transports._process import Process, ProcessReceiver, ProcessSender
-from kvmmig_transports._savefile import SavedFile, SaveFile
-from kvmmig_transports._threads import open_in_thread
-from kvmmig_transports._words import why
+from kvmmig.transport.toolkit.process import Process, ProcessReceiver, ProcessSender
+from kvmmig.transport.toolkit.savefile import SavedFile, SaveFile
+from kvmmig.transport.toolkit.workers import open_in_thread
+from kvmmig.transport.toolkit.words import why
 
 
 class PipeTransport(Transport):

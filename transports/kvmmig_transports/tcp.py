@@ -17,11 +17,11 @@ from typing import Any
 
 import trio
 
-from kvmmig import tcpsockets
+from kvmmig.transport.toolkit import tcpsockets
 from kvmmig.errors import BadURI, ConnectFailed
-from kvmmig.migration.transport import Channel, Listener, Transport, TransportURI
-from kvmmig_transports._sockets import WORDS, SocketChannel, SocketListener
-from kvmmig_transports._words import why
+from kvmmig.transport import Channel, Listener, Transport, TransportURI
+from kvmmig.transport.toolkit.sockets import WORDS, SocketChannel, SocketListener
+from kvmmig.transport.toolkit.words import why
 
 _TARGET = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+(?:%[^\]]+)?)\]|(?P<host>[^:\[\]]+)):(?P<port>[0-9]{1,5})")
 _LINGER_ZERO = struct.pack("ii", 1, 0)

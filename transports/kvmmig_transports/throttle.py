@@ -14,8 +14,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 import trio
 
 from kvmmig.errors import BadURI, ChannelBroken, ChannelClosed, KnobError, TransportError
-from kvmmig.migration.sender import TokenBucket
-from kvmmig.migration.transport import (
+from kvmmig.migration.steps import TokenBucket
+from kvmmig.transport import (
     Channel,
     OneAtATime,
     Option,
@@ -25,8 +25,8 @@ from kvmmig.migration.transport import (
     Wrapper,
 )
 from kvmmig.units import format_duration, format_rate, parse_duration, parse_size
-from kvmmig_transports._buffers import prefix
-from kvmmig_transports._interrupts import Interrupts
+from kvmmig.transport.toolkit.prefix import prefix
+from kvmmig.transport.toolkit.interrupts import Interrupts
 
 _MOST_BYTES = 1 << 20  # copied in one call
 _SMALLEST_LINE = 1 << 20

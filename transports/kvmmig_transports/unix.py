@@ -13,11 +13,11 @@ import socket
 import trio
 
 from kvmmig.errors import BadURI, ConnectFailed
-from kvmmig.migration.transport import Channel, Listener, Transport, TransportURI
-from kvmmig.unixsockets import PathTaken, SocketFile, knock, listen
-from kvmmig_transports._sockets import WORDS, SocketChannel, SocketListener
-from kvmmig_transports._threads import attempt, open_in_thread
-from kvmmig_transports._words import kind, why
+from kvmmig.transport import Channel, Listener, Transport, TransportURI
+from kvmmig.transport.toolkit.unixsockets import PathTaken, SocketFile, knock, listen
+from kvmmig.transport.toolkit.sockets import WORDS, SocketChannel, SocketListener
+from kvmmig.transport.toolkit.workers import attempt, open_in_thread
+from kvmmig.transport.toolkit.words import kind, why
 
 _LONGEST = 107  # bytes: sun_path of <sys/un.h> without its final zero
 _BACKLOG = 16

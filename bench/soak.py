@@ -1,7 +1,7 @@
 """One guest, moved back and forth over and over: random transports, limits, policies, cancels and faults.
 
     make soak                                   200 moves, some minutes
-    python tests/soak.py --moves 20 --seed 7    the same ones again
+    python bench/soak.py --moves 20 --seed 7    the same ones again
 
 After each move, or each failed try, the guest must go on, and every page must be what it must be. At the end
 there must be no more descriptors, threads and processes than at the beginning, and hardly more memory.
@@ -38,8 +38,8 @@ from kvmmig.migration.policy import (
     NoProgress,
     Policy,
 )
-from kvmmig.migration.registry import transport_for
-from kvmmig.migration.transport import Listener
+from kvmmig.transport.registry import transport_for
+from kvmmig.transport import Listener
 
 MIB = 1 << 20
 SIZE = 32 * MIB

@@ -20,10 +20,10 @@ from functools import partial
 import trio
 
 from kvmmig.errors import ChannelBroken, ChannelClosed
-from kvmmig.migration.transport import Channel, OneAtATime
-from kvmmig_transports._buffers import prefix
-from kvmmig_transports._threads import Workers
-from kvmmig_transports._words import why
+from kvmmig.transport import Channel, OneAtATime
+from kvmmig.transport.toolkit.prefix import prefix
+from kvmmig.transport.toolkit.workers import Workers
+from kvmmig.transport.toolkit.words import why
 
 #: Bytes of one call: a quarter of the largest pipe.
 _MOST_BYTES = 1 << 18

@@ -20,7 +20,10 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
 from kvmmig.errors import BadURI, TransportError
-from kvmmig.migration.transport import Transport, TransportURI, Wrapper
+from kvmmig.transport.contract import Transport
+from kvmmig.transport.guard import blaming
+from kvmmig.transport.uri import TransportURI
+from kvmmig.transport.wrapper import Wrapper
 
 GROUP = "kvmmig.transports"
 WRAPPERS_GROUP = "kvmmig.wrappers"
@@ -83,15 +86,26 @@ def transport_for(uri: str | TransportURI) -> Transport:
         name = parsed.wrappers[0]
         if name in parsed.wrappers[1:]:
             raise BadURI(f"{str(parsed)!r} has the wrapper {name!r} twice; have it once")
-        wrapper = _find(name, wrapper_registrations(), parsed, "wrapper", WRAPPERS_GROUP)
-        return wrapper(parsed, transport_for(parsed.unwrapped()[1]))
-    return _find(parsed.scheme, registrations(), parsed, "transport", GROUP)(parsed)
+        inner = transport_for(parsed.unwrapped()[1])
+        found = _find(name, wrapper_registrations(), parsed, "wrapper", WRAPPERS_GROUP)
+        return _made(found, lambda wrapper: wrapper(parsed, inner))
+    return _made(_find(parsed.scheme, registrations(), parsed, "transport", GROUP), lambda make: make(parsed))
 
 
-def _find(name: str, known: tuple[Registration[T], ...], uri: TransportURI, what: str, group: str) -> type[T]:
+def _made(found: Registration[T], make: Callable[[type[T]], T]) -> T:
+    """Whatever a stranger's class does is a sentence."""
+    with blaming(f"{found.scheme!r} ({found.origin})", "its constructor", TransportError):
+        transport = make(found.load())
+        transport.origin = found.origin
+        return transport
+
+
+def _find(
+    name: str, known: tuple[Registration[T], ...], uri: TransportURI, what: str, group: str
+) -> Registration[T]:
     for registration in known:
         if registration.scheme == name:
-            return registration.load()
+            return registration
     raise BadURI(
         f"{str(uri)!r}: no {what} is called {name!r}; there are "
         f"{', '.join(one.scheme for one in known)} (others come with packages that offer {group!r})"
@@ -103,11 +117,12 @@ def _collect(
 ) -> tuple[Registration[T], ...]:
     found: dict[str, Registration[T]] = {}
     for scheme, transport in registered.items():
-        found[scheme] = Registration(scheme, "this program", partial(_same, transport))
+        found[scheme] = Registration(scheme, "from this program", partial(_same, transport))
     for scheme, path in built_in.items():
         found.setdefault(scheme, Registration(scheme, "built in", partial(_import, path)))
     for entry in entry_points(group=group):
-        origin = entry.dist.name if entry.dist is not None else "an installed package"
+        package = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "an installed package"
+        origin = f"from {package}"
         found.setdefault(entry.name, Registration(entry.name, origin, partial(_load, entry, base)))
     return tuple(found[scheme] for scheme in sorted(found))
 
@@ -132,6 +147,6 @@ def _load(entry: EntryPoint, base: type) -> Any:
     if not (isinstance(loaded, type) and issubclass(loaded, base)):
         raise TransportError(
             f"the {what.lower()} {entry.name!r} ({entry.value}) is no {what}; derive it from "
-            f"kvmmig.migration.transport.{what}"
+            f"kvmmig.transport.{what}"
         )
     return loaded

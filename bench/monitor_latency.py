@@ -33,7 +33,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.table import Table
 
-from kvmmig.migration.stall import stolen
+from kvmmig.migration.stall_meter import stolen
 from kvmmig.units import format_duration, format_rate, format_size, parse_size
 
 LIMIT = 0.010  # seconds: the worst answer that is allowed on an idle host

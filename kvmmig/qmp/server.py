@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 
 import trio
 
-from kvmmig.monitor.address import Address, open_listener, parse_address, tune
-from kvmmig.monitor.connection import Connection
-from kvmmig.monitor.messages import encode_error, encode_event, encode_greeting
-from kvmmig.monitor.session_commands import add_session_commands
-from kvmmig.monitor.table import CommandTable
+from kvmmig.qmp.address import Address, open_listener, parse_address, tune
+from kvmmig.qmp.connection import Connection
+from kvmmig.qmp.messages import encode_error, encode_event, encode_greeting
+from kvmmig.qmp.session_commands import add_session_commands
+from kvmmig.qmp.table import CommandTable
 
 _log = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ import msgspec
 import trio
 
 from kvmmig.errors import KvmmigError
-from kvmmig.monitor.address import TcpAddress
-from kvmmig.monitor.framing import Malformed, MessageSplitter
-from kvmmig.monitor.messages import (
+from kvmmig.qmp.address import TcpAddress
+from kvmmig.qmp.framing import Malformed, MessageSplitter
+from kvmmig.qmp.messages import (
     QMPError,
     encode_error,
     encode_reply,
@@ -24,9 +24,9 @@ from kvmmig.monitor.messages import (
     parse_members,
     parse_request,
 )
-from kvmmig.monitor.outbox import Outbox
-from kvmmig.monitor.session import Session
-from kvmmig.monitor.table import CommandTable
+from kvmmig.qmp.outbox import Outbox
+from kvmmig.qmp.session import Session
+from kvmmig.qmp.table import CommandTable
 
 _log = logging.getLogger(__name__)
 

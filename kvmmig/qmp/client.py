@@ -15,8 +15,8 @@ import msgspec
 import trio
 
 from kvmmig.errors import ChannelBroken, ChannelClosed, ConnectFailed
-from kvmmig.monitor.address import Address, connect, parse_address
-from kvmmig.monitor.messages import QMPError
+from kvmmig.qmp.address import Address, connect, parse_address
+from kvmmig.qmp.messages import QMPError
 
 _CONNECT_TIMEOUT = 5.0  # seconds
 _READ = 64 << 10  # bytes

@@ -45,7 +45,7 @@ while True:
 # Works for as long as a step does and lets others have a turn, as a loop with something to do would.
 _BARE = """
 import sys, trio
-from kvmmig.migration.stall import StallMeter
+from kvmmig.migration.stall_meter import StallMeter
 async def main():
     with StallMeter() as meter:
         print("ready", flush=True)

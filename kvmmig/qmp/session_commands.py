@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from kvmmig.monitor.session import Session
-from kvmmig.monitor.table import Arguments, CommandTable, NoArguments, QMPError
+from kvmmig.qmp.session import Session
+from kvmmig.qmp.table import Arguments, CommandTable, NoArguments, QMPError
 
 
 class CapabilitiesArguments(Arguments, frozen=True):

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 import trio
 
-from kvmmig import tcpsockets
 from kvmmig.errors import BadURI, ConnectFailed
-from kvmmig.unixsockets import PathTaken, SocketFile, knock, listen
+from kvmmig.transport.toolkit import tcpsockets
+from kvmmig.transport.toolkit.unixsockets import PathTaken, SocketFile, knock, listen
 
 _LONGEST_PATH = 107  # bytes: sun_path of <sys/un.h> without its final zero
 _LOOPBACK = "127.0.0.1"

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 import trio
 
 from kvmmig.errors import ChannelBroken, ChannelClosed, ConnectFailed
-from kvmmig.migration.transport import Channel, ChannelFeatures, Listener, OneAtATime
-from kvmmig_transports._buffers import prefix
-from kvmmig_transports._words import why
+from kvmmig.transport import Channel, ChannelFeatures, Listener, OneAtATime
+from kvmmig.transport.toolkit.prefix import prefix
+from kvmmig.transport.toolkit.words import why
 
 # One call copies at most this much, so that it holds the event loop for 0.1 ms at the 5 GB/s of a good
 # loopback connection and for 0.5 ms at 1 GB/s. Half of it cost up to a third of the throughput.

@@ -16,11 +16,11 @@ from typing import Any, TypeVar, overload
 
 import msgspec
 
-from kvmmig.monitor.messages import Arguments as Arguments
-from kvmmig.monitor.messages import NoArguments as NoArguments
-from kvmmig.monitor.messages import QMPError as QMPError
-from kvmmig.monitor.messages import parse_error, shortened
-from kvmmig.monitor.session import Session
+from kvmmig.qmp.messages import Arguments as Arguments
+from kvmmig.qmp.messages import NoArguments as NoArguments
+from kvmmig.qmp.messages import QMPError as QMPError
+from kvmmig.qmp.messages import parse_error, shortened
+from kvmmig.qmp.session import Session
 
 ArgsT = TypeVar("ArgsT", bound=msgspec.Struct)
 

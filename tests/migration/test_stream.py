@@ -12,13 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kvmmig.errors import LocalStreamError, StreamError, StreamTruncated, StreamVersion
-from kvmmig.migration import wire
-from kvmmig.migration.wire import Decoder, Direction, Encoder, Event, Kind
+from kvmmig import stream
+from kvmmig.stream.codec import Decoder, Direction, Encoder, Event, Kind
 
 N_PAGES = 64
 
 
-def runs(*pairs: tuple[int, int]) -> wire.Runs:
+def runs(*pairs: tuple[int, int]) -> stream.Runs:
     return np.array(pairs, np.int64).reshape(-1, 2)
 
 
@@ -33,7 +33,7 @@ def decode(data: bytes, split: Callable[[int], int] = lambda room: room) -> list
         room[:size] = data[at : at + size]
         at += size
         event = decoder.advance(size)
-        if isinstance(event, wire.Pages):
+        if isinstance(event, stream.Pages):
             decoder.place([memoryview(bytearray(count * 4096)) for _, count in event.runs.tolist()])
         if event is not None:
             events.append(event)
@@ -51,7 +51,7 @@ def whole_stream(features: tuple[str, ...] = ()) -> tuple[bytes, list[int]]:
         encoder.hello(N_PAGES, b'{"name":"guest"}', features),
         b"".join(encoder.page_runs(runs((0, 2), (5, 1)), [page, page, page])),
         encoder.zero_runs(runs((10, 20))),
-        encoder.section(wire.Section("cpu0/regs", 1, b"registers")),
+        encoder.section(stream.Section("cpu0/regs", 1, b"registers")),
         b"".join(encoder.page_runs(runs((7, 1)), [page])),
         encoder.end(running=True),
         encoder.signal(Kind.GO),
@@ -61,7 +61,7 @@ def whole_stream(features: tuple[str, ...] = ()) -> tuple[bytes, list[int]]:
 
 
 STREAM, STARTS = whole_stream()
-SEALED, _ = whole_stream((wire.PAGE_DIGESTS,))
+SEALED, _ = whole_stream((stream.PAGE_DIGESTS,))
 
 
 def kinds(events: list[Event]) -> list[str]:
@@ -75,15 +75,15 @@ def test_a_stream_comes_out_whole() -> None:
     events = decode(STREAM)
     assert kinds(events) == ALL
     hello, pages, _, zeros, section, _, _, end, go = events
-    assert isinstance(hello, wire.Hello)
+    assert isinstance(hello, stream.Hello)
     assert bytes(hello.machine) == b'{"name":"guest"}'
-    assert isinstance(pages, wire.Pages)
+    assert isinstance(pages, stream.Pages)
     assert pages.runs.tolist() == [[0, 2], [5, 1]]
-    assert isinstance(zeros, wire.Zeros)
+    assert isinstance(zeros, stream.Zeros)
     assert zeros.n_pages == 20
-    assert section == wire.Section("cpu0/regs", 1, b"registers")
-    assert end == wire.End(pages=4, zero_pages=20, sections=1, running=True)
-    assert go == wire.Signal(Kind.GO)
+    assert section == stream.Section("cpu0/regs", 1, b"registers")
+    assert end == stream.End(pages=4, zero_pages=20, sections=1, running=True)
+    assert go == stream.Signal(Kind.GO)
 
 
 def test_a_stream_comes_out_whole_byte_by_byte() -> None:
@@ -105,7 +105,7 @@ def test_pages_are_put_where_they_were_asked_to() -> None:
         room[:] = STREAM[at : at + len(room)]
         at += len(room)
         event = decoder.advance(len(room))
-        if isinstance(event, wire.Pages):
+        if isinstance(event, stream.Pages):
             view = memoryview(memory)
             decoder.place([view[f * 4096 : (f + c) * 4096] for f, c in event.runs.tolist()])
     filled = [p for p in range(N_PAGES) if memory[p * 4096 : (p + 1) * 4096] == bytes(range(256)) * 16]
@@ -212,9 +212,9 @@ def forged(kind: int, body: bytes, *, run_count: int = 0, length: int | None = N
     import zlib
 
     size = len(body) if length is None else length
-    blank = wire._HEADER.pack(kind, 0, lane, run_count, 1, size, 0, 0)
+    blank = stream._HEADER.pack(kind, 0, lane, run_count, 1, size, 0, 0)
     crc = zlib.crc32(body, zlib.crc32(blank))
-    return STREAM[: STARTS[2]] + wire._HEADER.pack(kind, 0, lane, run_count, 1, size, crc, 0) + body
+    return STREAM[: STARTS[2]] + stream._HEADER.pack(kind, 0, lane, run_count, 1, size, crc, 0) + body
 
 
 def table(*pairs: tuple[int, int]) -> bytes:
@@ -225,8 +225,8 @@ def table(*pairs: tuple[int, int]) -> bytes:
     ("data", "sentence"),
     [
         (b"\x7fELF" + bytes(60), "does not begin with the word kvmmig"),
-        (wire.MAGIC + (9).to_bytes(4, "little") + bytes(4), "version 9; this kvmmig speaks version 1"),
-        (wire.MAGIC + (1).to_bytes(4, "little") + b"\1\0\0\0", "wrong direction"),
+        (stream.MAGIC + (9).to_bytes(4, "little") + bytes(4), "version 9; this kvmmig speaks version 1"),
+        (stream.MAGIC + (1).to_bytes(4, "little") + b"\1\0\0\0", "wrong direction"),
         (forged(77, b""), "unknown kind 77"),
         (forged(Kind.GO, b""), "GO frame is out of place: the stream is in its memory"),
         (forged(Kind.END, b"{}"), "END frame is out of place"),
@@ -245,8 +245,8 @@ def table(*pairs: tuple[int, int]) -> bytes:
         (forged(Kind.PAGES, table((0, 2)), run_count=1, length=16 + 4096), "names 2 pages but carries 4096"),
         (forged(Kind.SECTION, b"", length=2**31), "claims 2147483648 bytes"),
         (forged(Kind.SECTION, b"\1"), "too short for its own head"),
-        (forged(Kind.SECTION, wire._SECTION_HEAD.pack(9, 0, 1) + b"abc"), "does not fit its own head"),
-        (forged(Kind.SECTION, wire._SECTION_HEAD.pack(1, 0, 1) + b"\xff"), "is not text"),
+        (forged(Kind.SECTION, stream._SECTION_HEAD.pack(9, 0, 1) + b"abc"), "does not fit its own head"),
+        (forged(Kind.SECTION, stream._SECTION_HEAD.pack(1, 0, 1) + b"\xff"), "is not text"),
         (forged(Kind.FAIL, b"x", lane=3), "fields that version 1 leaves zero"),
     ],
 )
@@ -274,7 +274,7 @@ def test_a_hello_that_is_none_is_a_stream_error(body: bytes) -> None:
 
 def test_totals_that_differ_are_found() -> None:
     encoder = Encoder(Direction.FORWARDS)
-    data = encoder.preamble() + encoder.hello(4, b"{}") + encoder.section(wire.Section("a", 1, b""))
+    data = encoder.preamble() + encoder.hello(4, b"{}") + encoder.section(stream.Section("a", 1, b""))
     encoder.pages += 1
     with pytest.raises(
         StreamError, match="the source counted 1 pages, 0 zero pages and 1 sections, but 0, 0 and 1"
@@ -286,7 +286,7 @@ def test_fail_ends_a_stream_anywhere_and_carries_a_sentence() -> None:
     for stop in STARTS[1:-1]:
         decoder = Decoder(Direction.FORWARDS)
         encoder = Encoder(Direction.FORWARDS)
-        encoder.phase = wire.Phase.MEMORY
+        encoder.state = stream.StreamState.MEMORY
         encoder._sequence = STARTS.index(stop) - 1
         data = STREAM[:stop] + encoder.fail("no room")
         events = []
@@ -295,10 +295,10 @@ def test_fail_ends_a_stream_anywhere_and_carries_a_sentence() -> None:
             decoder.buffer()[:] = data[:size]
             event = decoder.advance(size)
             data = data[size:]
-            if isinstance(event, wire.Pages):
+            if isinstance(event, stream.Pages):
                 decoder.place([memoryview(bytearray(event.n_pages * 4096))])
             events.append(event)
-        assert events[-1] == wire.Fail("no room")
+        assert events[-1] == stream.Fail("no room")
         assert decoder.finished
 
 
@@ -311,7 +311,7 @@ def test_the_backward_direction_says_accept_ready_running() -> None:
         decoder.buffer()[:] = data[:size]
         said.append(decoder.advance(size))
         data = data[size:]
-    assert [event.kind for event in said if isinstance(event, wire.Signal)] == [
+    assert [event.kind for event in said if isinstance(event, stream.Signal)] == [
         Kind.ACCEPT,
         Kind.READY,
         Kind.RUNNING,
@@ -336,8 +336,8 @@ def _in_memory() -> Encoder:
         lambda e: e.zero_runs(runs((63, 2))),
         lambda e: e.zero_runs(runs((3, 2), (4, 1))),
         lambda e: e.zero_runs(runs()),
-        lambda e: e.section(wire.Section("", 1, b"")),
-        lambda e: e.section(wire.Section("x", 1, bytes(wire.MAX_SECTION + 1))),
+        lambda e: e.section(stream.Section("", 1, b"")),
+        lambda e: e.section(stream.Section("x", 1, bytes(stream.MAX_SECTION + 1))),
     ],
 )
 def test_the_encoder_says_nothing_that_the_protocol_does_not_allow(

@@ -6,7 +6,7 @@ import os
 from collections import deque
 from collections.abc import Iterable
 
-from kvmmig.monitor.messages import QMPError
+from kvmmig.qmp.messages import QMPError
 
 _MOST_RECEIVED = 16  # descriptors that wait to be given a name
 _MOST_NAMED = 64  # a client must not use up the whole process's

@@ -8,10 +8,10 @@ from time import perf_counter
 import trio
 
 from kvmmig.errors import MigrationError
-from kvmmig.migration.cursor import Cursor
+from kvmmig.stream.cursor import Cursor
 from kvmmig.migration.policy import Limits
-from kvmmig.migration.stall import Histogram
-from kvmmig.migration.transport import Channel
+from kvmmig.migration.stall_meter import Histogram
+from kvmmig.transport import Channel
 
 #: What may be sent at once after a pause, as so many seconds of the bandwidth: far less than the 100 ms
 #: within which the rate is to be smooth, and enough that one call is worth its cost.

@@ -14,8 +14,8 @@ from pathlib import Path
 import trio
 
 from kvmmig.errors import ChannelBroken
-from kvmmig_transports._pipes import PipeChannel, PipeReceiver, PipeSender
-from kvmmig_transports._threads import Workers
+from kvmmig.transport.toolkit.pipes import PipeChannel, PipeReceiver, PipeSender
+from kvmmig.transport.toolkit.workers import Workers
 
 _PIPE_SIZE = 1 << 20  # the most that an unprivileged process may ask for
 _MOST_WORDS = 500

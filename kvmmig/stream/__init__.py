@@ -1,0 +1,32 @@
+"""The stream: its format, its encoder and decoder, and the exact cursor. Sans I/O, without trio and KVM."""
+
+from kvmmig.stream.cursor import MAX_BUFFERS as MAX_BUFFERS
+from kvmmig.stream.cursor import Cursor as Cursor
+from kvmmig.stream.decoder import Decoder as Decoder
+from kvmmig.stream.encoder import Encoder as Encoder
+from kvmmig.stream.format import MAGIC as MAGIC
+from kvmmig.stream.format import MAX_FRAME_PAGES as MAX_FRAME_PAGES
+from kvmmig.stream.format import MAX_HELLO as MAX_HELLO
+from kvmmig.stream.format import MAX_NAME as MAX_NAME
+from kvmmig.stream.format import MAX_RUNS as MAX_RUNS
+from kvmmig.stream.format import MAX_SECTION as MAX_SECTION
+from kvmmig.stream.format import MAX_SECTIONS as MAX_SECTIONS
+from kvmmig.stream.format import MAX_TEXT as MAX_TEXT
+from kvmmig.stream.format import PAGE_DIGESTS as PAGE_DIGESTS
+from kvmmig.stream.format import PAGE_SIZE as PAGE_SIZE
+from kvmmig.stream.format import VERSION as VERSION
+from kvmmig.stream.format import Direction as Direction
+from kvmmig.stream.format import End as End
+from kvmmig.stream.format import Event as Event
+from kvmmig.stream.format import Fail as Fail
+from kvmmig.stream.format import Hello as Hello
+from kvmmig.stream.format import Kind as Kind
+from kvmmig.stream.format import Pages as Pages
+from kvmmig.stream.format import PagesDone as PagesDone
+from kvmmig.stream.format import Runs as Runs
+from kvmmig.stream.format import Section as Section
+from kvmmig.stream.format import Signal as Signal
+from kvmmig.stream.format import StreamState as StreamState
+from kvmmig.stream.format import Zeros as Zeros
+from kvmmig.stream.format import check_runs as check_runs
+from kvmmig.stream.format import digest as digest

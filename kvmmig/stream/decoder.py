@@ -1,0 +1,281 @@
+"""One direction of a stream, as its receiver reads it: where the next bytes belong, and what they meant."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from typing import TypeVar
+
+import msgspec
+import numpy as np
+
+from kvmmig.errors import LocalStreamError, StreamError, StreamTruncated, StreamVersion
+from kvmmig.stream.format import (
+    CAPS,
+    DIGEST,
+    FIRST,
+    HEADER,
+    KNOWN_FEATURES,
+    MAGIC,
+    MAX_FRAME_PAGES,
+    MAX_NAME,
+    MAX_RUNS,
+    MAX_SECTION,
+    MAX_SECTIONS,
+    MAX_TEXT,
+    PAGE_DIGESTS,
+    PAGE_SIZE,
+    PREAMBLE,
+    SECTION_HEAD,
+    VERSION,
+    Direction,
+    End,
+    Event,
+    Fail,
+    Hello,
+    Kind,
+    Pages,
+    PagesDone,
+    Runs,
+    Section,
+    Signal,
+    StreamState,
+    Zeros,
+    check_runs,
+    digest,
+    follow,
+)
+
+_T = TypeVar("_T")
+
+
+class Decoder:
+    """Reads one direction of a stream.
+
+    Receive into `buffer()`, any prefix of it, and tell `advance()` how much that was; it returns an event
+    where one is complete. After a `Pages` event call `place()` before going on. Every error is a
+    `StreamError`, after which the decoder is of no more use.
+    """
+
+    def __init__(self, direction: Direction) -> None:
+        self._direction = direction
+        self.state = StreamState.PREAMBLE
+        self._sequence = 0
+        self._n_pages = 0
+        self._pages = self._zero_pages = self._sections = 0
+        #: Bytes taken so far: where in the stream an error is.
+        self.position = 0
+        self._header: tuple[Kind, StreamState, int, int] | None = None
+        self._head = b""
+        self._want: list[memoryview] = [memoryview(bytearray(PREAMBLE.size))]
+        self._scratch = self._want[0]
+        self._placing = 0
+        self._placed: Sequence[memoryview] = ()
+        self._digests = False
+        self._digest = b""
+
+    @property
+    def finished(self) -> bool:
+        """All that this direction can say has been said."""
+        return self.state is StreamState.CLOSED
+
+    def buffer(self) -> memoryview:
+        """Where the next bytes belong; empty only when the stream is over or `place` is due."""
+        return self._want[0] if self._want else memoryview(b"")
+
+    def advance(self, count: int) -> Event | None:
+        """``count`` bytes have been put into `buffer`."""
+        self.position += count
+        rest = self._want[0][count:]
+        if rest.nbytes:
+            self._want[0] = rest
+            return None
+        self._want.pop(0)
+        if self._want:
+            return None
+        if self._placing:
+            self._check_placed()
+            self._expect(HEADER.size)
+            return PagesDone()
+        return self._complete(bytes(self._scratch))
+
+    def place(self, buffers: Sequence[memoryview]) -> None:
+        """Where the pages of the last `Pages` event belong, in order: exactly so many bytes."""
+        length = sum(buffer.nbytes for buffer in buffers)
+        if not self._placing or self._want or length != self._placing:
+            raise LocalStreamError(f"{length} bytes of room were offered where {self._placing} are needed")
+        self._want = [buffer for buffer in buffers if buffer.nbytes]
+        self._placed = tuple(self._want)
+
+    def end_of_stream(self) -> None:
+        """The bytes have ended. `StreamTruncated` unless they may end here."""
+        if not self.finished:
+            raise StreamTruncated(
+                f"the stream ends after {self.position} bytes, {self.state.value}; it is not whole"
+            )
+
+    def _check_placed(self) -> None:
+        if self._digests and digest(self._placed) != self._digest:
+            raise StreamError(f"the pages before byte {self.position} are damaged: their digest is wrong")
+        self._placing, self._placed = 0, ()
+
+    def _expect(self, count: int) -> None:
+        self._scratch = memoryview(bytearray(count))
+        self._want = [self._scratch]
+
+    def _complete(self, data: bytes) -> Event | None:
+        if self.state is StreamState.PREAMBLE:
+            self._take_preamble(data)
+            self._expect(HEADER.size)
+            return None
+        if self._header is None:
+            in_scratch = self._take_header(data)
+            if in_scratch:
+                self._expect(in_scratch)
+                return None
+            data = b""
+        return self._take_body(data)
+
+    def _take_preamble(self, data: bytes) -> None:
+        magic, version, direction = PREAMBLE.unpack(data)
+        if magic != MAGIC:
+            raise StreamError("this is not a kvmmig stream: it does not begin with the word kvmmig")
+        if version != VERSION:
+            raise StreamVersion(f"the stream has version {version}; this kvmmig speaks version {VERSION}")
+        if direction != self._direction:
+            raise StreamError("the stream runs in the wrong direction; is the other side a destination too?")
+        self.state = FIRST[self._direction]
+
+    def _take_header(self, data: bytes) -> int:
+        """Check a header; returns how much of the body belongs into the scratch buffer."""
+        number, zero, lane, runs, sequence, length, crc, zero2 = HEADER.unpack(data)
+        at = f"at byte {self.position - HEADER.size}"
+        try:
+            kind = Kind(number)
+        except ValueError:
+            raise StreamVersion(f"the stream has a frame of the unknown kind {number} {at}") from None
+        if sequence != self._sequence:
+            raise StreamError(f"frame {self._sequence} should follow {at}, but this is frame {sequence}")
+        if zero or zero2 or lane:
+            raise StreamVersion(f"the {kind.name} frame {at} uses fields that version {VERSION} leaves zero")
+        following = follow(self.state, kind, StreamError)
+        if kind in (Kind.PAGES, Kind.ZEROS):
+            table = runs * 16 + (DIGEST.size if self._digests and kind is Kind.PAGES else 0)
+            most = table + (MAX_FRAME_PAGES * PAGE_SIZE if kind is Kind.PAGES else 0)
+            if not 0 < runs <= MAX_RUNS or not table <= length <= most:
+                raise StreamError(f"the {kind.name} frame {at} claims {runs} runs in {length} bytes")
+            in_scratch = table
+        else:
+            if runs or length > CAPS.get(kind, MAX_TEXT):
+                raise StreamError(f"the {kind.name} frame {at} claims {length} bytes; that is too many")
+            in_scratch = length
+        self._sequence += 1
+        self._header = (kind, following, length, crc)
+        self._head = data[:24] + bytes(8)
+        return int(in_scratch)
+
+    def _take_body(self, body: bytes) -> Event | None:
+        assert self._header is not None
+        kind, following, length, crc = self._header
+        self._header = None
+        if zlib.crc32(body, zlib.crc32(self._head)) != crc:
+            raise StreamError(
+                f"the {kind.name} frame before byte {self.position} is damaged: its CRC is wrong"
+            )
+        event = self._event(kind, body, length)
+        self.state = following
+        if isinstance(event, Pages):
+            self._placing = event.n_pages * PAGE_SIZE
+            self._want = []
+        elif self.finished:
+            self._want = []
+        else:
+            self._expect(HEADER.size)
+        return event
+
+    def _event(self, kind: Kind, body: bytes, length: int) -> Event:
+        match kind:
+            case Kind.HELLO:
+                return self._hello(body)
+            case Kind.PAGES:
+                if self._digests:
+                    body, self._digest = body[: -DIGEST.size], body[-DIGEST.size :]
+                    length -= DIGEST.size
+                runs, count = self._table(kind, body)
+                if length - len(body) != count * PAGE_SIZE:
+                    raise StreamError(
+                        f"a PAGES frame names {count} pages but carries {length - len(body)} bytes"
+                    )
+                self._pages += count
+                return Pages(runs, count)
+            case Kind.ZEROS:
+                runs, count = self._table(kind, body)
+                self._zero_pages += count
+                return Zeros(runs, count)
+            case Kind.SECTION:
+                return self._section(body)
+            case Kind.END:
+                return self._end(body)
+            case Kind.FAIL:
+                return Fail(body.decode(errors="replace"))
+            case _:
+                if body:
+                    raise StreamError(f"a {kind.name} frame carries {len(body)} bytes; it should carry none")
+                return Signal(kind)
+
+    def _hello(self, body: bytes) -> Hello:
+        hello = _json(body, Hello)
+        if unknown := sorted(set(hello.features) - KNOWN_FEATURES):
+            raise StreamVersion(
+                f"the stream uses {', '.join(unknown)}, which this kvmmig does not know; "
+                "use the same version of kvmmig on both sides"
+            )
+        self._digests = PAGE_DIGESTS in hello.features
+        if hello.n_pages <= 0:
+            raise StreamError(f"the hello names a guest of {hello.n_pages} pages")
+        self._n_pages = hello.n_pages
+        return hello
+
+    def _table(self, kind: Kind, body: bytes) -> tuple[Runs, int]:
+        raw = np.frombuffer(body, "<u8").reshape(-1, 2)
+        if (raw > np.uint64(1 << 52)).any():
+            raise StreamError(f"a {kind.name} frame names pages outside the guest")
+        runs = raw.astype(np.int64)
+        problem = check_runs(runs, self._n_pages)
+        if problem:
+            raise StreamError(f"a {kind.name} frame before byte {self.position} is wrong: {problem}")
+        return runs, int(runs[:, 1].sum())
+
+    def _section(self, body: bytes) -> Section:
+        if len(body) < SECTION_HEAD.size:
+            raise StreamError("a SECTION frame is too short for its own head")
+        size, zero, version = SECTION_HEAD.unpack_from(body)
+        name = body[SECTION_HEAD.size : SECTION_HEAD.size + size]
+        data = body[SECTION_HEAD.size + size :]
+        if zero or not 0 < size <= MAX_NAME or len(name) != size or len(data) > MAX_SECTION:
+            raise StreamError("a SECTION frame does not fit its own head")
+        self._sections += 1
+        if self._sections > MAX_SECTIONS:
+            raise StreamError(f"the stream has more than {MAX_SECTIONS} state sections")
+        try:
+            return Section(name.decode(), version, data)
+        except UnicodeDecodeError:
+            raise StreamError(f"a state section's name is not text: {name!r}") from None
+
+    def _end(self, body: bytes) -> End:
+        end = _json(body, End)
+        mine = (self._pages, self._zero_pages, self._sections)
+        theirs = (end.pages, end.zero_pages, end.sections)
+        if mine != theirs:
+            raise StreamError(
+                "the stream is not whole: the source counted {} pages, {} zero pages and {} sections, "
+                "but {}, {} and {} came".format(*theirs, *mine)
+            )
+        return end
+
+
+def _json(body: bytes, type_: type[_T]) -> _T:
+    try:
+        return msgspec.json.decode(body, type=type_)
+    except (msgspec.DecodeError, msgspec.ValidationError, RecursionError) as problem:
+        raise StreamError(f"a {type_.__name__.upper()} frame can't be read: {problem}") from problem

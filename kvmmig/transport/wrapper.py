@@ -1,0 +1,151 @@
+"""Wrappers: transports around a transport, named before it: ``throttle+tcp:...``."""
+
+from __future__ import annotations
+
+import enum
+import logging
+import math
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import ClassVar, cast
+
+import trio
+
+from kvmmig.errors import ConnectFailed, TransportError
+from kvmmig.transport.contract import (
+    AnyChannel,
+    Channel,
+    Listener,
+    ReceiveChannel,
+    SendChannel,
+    Transport,
+)
+from kvmmig.transport.guard import GuardedChannel, blaming, culprit
+from kvmmig.transport.uri import TransportURI
+
+_log = logging.getLogger("kvmmig.transport")
+
+
+class Side(enum.Enum):
+    """Which end of a channel one is."""
+
+    SOURCE = "source"
+    DESTINATION = "destination"
+
+
+class Wrapper(Transport):
+    """A transport around a transport: it wraps channels. It stores, and arrives at once, as what it wraps.
+
+    A client whose handshake fails, or takes longer than ``handshake_timeout``, is passed over: the listener
+    goes on listening.
+    """
+
+    #: Seconds that entering `wrap` may take.
+    handshake_timeout: ClassVar[float] = 10.0
+
+    def __init__(self, uri: TransportURI, inner: Transport) -> None:
+        """Check this wrapper's options, the first of ``uri``. ``inner`` is what the rest of it names."""
+        self.uri = uri
+        self.inner = inner
+        self.stores = inner.stores
+        self.arrives_at_once = inner.arrives_at_once
+        self._given = self._take_options(uri.wrappers[0], uri.unwrapped()[0])
+
+    @abstractmethod
+    def wrap(self, channel: AnyChannel, *, side: Side) -> AbstractAsyncContextManager[AnyChannel]:
+        """A channel around ``channel``, for the block, in which it may own tasks.
+
+        Entering it is the place for a handshake. Raises `ConnectFailed`, or what ``channel`` raises; a cancel
+        leaves nothing. ``channel`` is ended by whoever calls this.
+        """
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[SendChannel]:
+        async with self.inner.connect() as channel, self._wrapped(channel, Side.SOURCE) as wrapped:
+            yield cast(SendChannel, wrapped)
+
+    @asynccontextmanager
+    async def listen(self) -> AsyncIterator[Listener]:
+        async with self.inner.listen() as listener:
+            yield _WrappedListener(listener, self)
+
+    @asynccontextmanager
+    async def _wrapped(self, channel: AnyChannel, side: Side) -> AsyncIterator[AnyChannel]:
+        below = GuardedChannel(channel, culprit(self.inner))
+        with trio.CancelScope(deadline=trio.current_time() + self.handshake_timeout) as scope:
+            async with self.wrap(below, side=side) as wrapped:
+                scope.deadline = math.inf
+                yield wrapped
+        if scope.cancelled_caught:
+            raise ConnectFailed(
+                f"{channel.peer} did not finish the handshake of {self.uri.wrappers[0]}+ within "
+                f"{self.handshake_timeout:g} s"
+            )
+
+
+class _WrappedListener(Listener):
+    """Says where the inner one listens: the other side need not have the same wrapper."""
+
+    def __init__(self, inner: Listener, wrapper: Wrapper) -> None:
+        self.uri = inner.uri
+        self._inner = inner
+        self._wrapper = wrapper
+
+    @asynccontextmanager
+    async def accept(self) -> AsyncIterator[ReceiveChannel]:
+        while True:
+            accepted = shaken = False
+            try:
+                async with self._inner.accept() as channel:
+                    accepted = True
+                    with blaming(culprit(self._wrapper), "wrap", ConnectFailed):
+                        async with self._wrapper._wrapped(channel, Side.DESTINATION) as wrapped:
+                            shaken = True
+                            yield cast(ReceiveChannel, wrapped)
+                            return
+            except TransportError as error:
+                if not accepted or shaken or self._wrapper.arrives_at_once:
+                    raise
+                _log.warning("a client was passed over: %s", error)
+
+
+class PassingChannel(Channel):
+    """Does what the channel below it does: the base of a wrapper's channel, which changes what it likes.
+
+    It goes the ways that ``below`` goes: of one that only sends, only `send_some` and `flush` are ever called.
+    """
+
+    def __init__(self, below: AnyChannel) -> None:
+        self.below = cast(Channel, below)  # whichever of its ways there is
+        self.peer = below.peer
+        self.notices = below.notices
+        self.knobs = dict(below.knobs)
+        if isinstance(below, SendChannel):
+            self.copies = below.copies
+            self.call_size = below.call_size
+
+    @property
+    def two_way(self) -> bool:
+        return self.below.two_way
+
+    async def send_some(self, buffers: Sequence[memoryview]) -> int:
+        return await self.below.send_some(buffers)
+
+    async def receive_some(self, buffer: memoryview) -> int:
+        return await self.below.receive_some(buffer)
+
+    async def flush(self) -> None:
+        await self.below.flush()
+
+    def abort(self) -> None:
+        self.below.abort()
+
+    async def aclose(self) -> None:
+        await self.below.aclose()
+
+    def waits_for(self) -> str:
+        return self.below.waits_for()
+
+    def counters(self) -> dict[str, float]:
+        return dict(self.below.counters())
