@@ -157,7 +157,7 @@ async def test_whatever_the_library_raises_breaks_the_channel(problem: BaseExcep
     async with pumped_sender(send_all, peer="x") as channel:
         await channel.send_some(data("a"))
         for _ in range(2):
-            with pytest.raises(ChannelBroken, match="the connection to x is broken: .*(no|g)") as caught:
+            with pytest.raises(ChannelBroken, match=r"the connection to x is broken: .*(no|g)") as caught:
                 await channel.flush()
             assert caught.value.__cause__ is problem
         channel.abort()

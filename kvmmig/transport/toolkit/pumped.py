@@ -110,6 +110,7 @@ class _PumpedSender(SendChannel):
         self._sending = OneAtATime("sending")
         self._next: Call | None = None  # waits for the pump
         self._busy = False  # the pump is inside of a call
+        self._unflushed = False
 
     async def pump(self) -> None:
         changed = self._line.changed
@@ -128,6 +129,7 @@ class _PumpedSender(SendChannel):
             self._check()
             piece = b"".join(prefix(buffers, self.call_size))
             await self._taken(partial(self._send_all, piece))
+            self._unflushed = True
             return len(piece)
 
     async def flush(self) -> None:
@@ -135,6 +137,7 @@ class _PumpedSender(SendChannel):
             await trio.lowlevel.checkpoint()
             self._check()
             await self._done(self._flush)
+            self._unflushed = False
 
     async def aclose(self) -> None:
         if self._line.closed:
@@ -144,7 +147,7 @@ class _PumpedSender(SendChannel):
             with self._sending:
                 await trio.lowlevel.checkpoint()
                 self._check()
-                await self._done(self._flush)
+                await self._done(self._flush if self._unflushed else None)
                 self._line.receiving.cancel()  # it would take the close for an error
                 await self._done(self._line.close)
                 self._line.end()
