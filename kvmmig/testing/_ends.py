@@ -205,16 +205,16 @@ def one_sentence(promised: str) -> Iterator[None]:
             raise
         if isinstance(told, NotApplicable):
             return
-        if isinstance(told, Nonconformance):
+        if scope.cancel_called:
+            what = hung
+        elif isinstance(told, Nonconformance):
             what = str(told)
-        elif scope.cancel_called:
-            what = f"{hung}, not even by its cancel"
         elif isinstance(told, TransportError):
             what = f"{told!r}, an error that the contract has no place for here"
         else:
             what = f"{told!r} came out of the channel, and only a TransportError may"
         raise Nonconformance(f"{what}. The promise: {promised}") from error
-    if scope.cancelled_caught:
+    if scope.cancel_called:
         raise Nonconformance(f"{hung}. The promise: {promised}")
 
 

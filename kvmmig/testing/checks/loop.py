@@ -28,16 +28,14 @@ async def check_no_call_holds_the_loop(maker: Maker) -> None:
             steps.watch("sending")
             for _ in range(_CALLS):
                 await offer(sender, [incompressible()])
-                if steps.held("sending") > 3 * _SOME:
+                if max(steps.held("sending"), steps.held("receiving")) > 3 * _SOME:
                     break
 
         async def receive(receiver: ReceiveChannel) -> bytes:
             steps.watch("receiving")
             buffer = memoryview(bytearray(32 << 20))
             while await receiver.receive_some(buffer):
-                if steps.held("receiving") > 3 * _SOME:
-                    receiver.abort()
-                    break
+                pass
             return b""
 
         async with opened(maker) as ends, trio.open_nursery() as nursery:
