@@ -13,8 +13,6 @@ from hypothesis import HealthCheck, given, settings
 from kvmmig.errors import ChannelBroken, ChannelClosed
 from kvmmig.testing import (
     CHECKS,
-    CLOGGED_CHECKS,
-    STREAM_CHECKS,
     Check,
     Ends,
     Maker,
@@ -51,7 +49,7 @@ async def one_way() -> AsyncIterator[Ends]:
         yield stream_ends(sender, receiver)
 
 
-@pytest.mark.parametrize("check", [*CHECKS, *STREAM_CHECKS, *CLOGGED_CHECKS])
+@pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("maker", [two_way, one_way])
 async def test_the_suite(maker: Maker, check: Check) -> None:
     await check(maker)

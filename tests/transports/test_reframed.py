@@ -16,8 +16,6 @@ from hypothesis import HealthCheck, given, settings
 from kvmmig.errors import ChannelBroken, ChannelClosed
 from kvmmig.testing import (
     CHECKS,
-    CLOGGED_CHECKS,
-    STREAM_CHECKS,
     Check,
     Ends,
     Plan,
@@ -61,7 +59,7 @@ async def ends() -> AsyncIterator[Ends]:
         yield stream_ends(sender, receiver)
 
 
-@pytest.mark.parametrize("check", [*CHECKS, *STREAM_CHECKS, *CLOGGED_CHECKS])
+@pytest.mark.parametrize("check", CHECKS)
 async def test_the_suite(check: Check) -> None:
     await check(ends)
 

@@ -38,7 +38,7 @@ class Line:
         if isinstance(failure, TransportError):
             raise type(failure)(str(failure)) from failure
         if failure is not None:
-            raise ChannelBroken(f"the connection to {self.peer} is broken: {_words(failure)}") from failure
+            raise ChannelBroken(f"the connection to {self.peer} is broken: {words(failure)}") from failure
 
     def end(self) -> None:
         """No more calls on this channel, and no more of the pumps."""
@@ -96,7 +96,8 @@ async def failure_of(call: Call) -> BaseException | None:
     return None
 
 
-def _words(failure: BaseException) -> str:
+def words(failure: BaseException) -> str:
+    """What went wrong, as the end of a sentence."""
     if isinstance(failure, OSError):
         return why(failure)
     return ": ".join(word for word in (type(failure).__name__, str(failure)) if word)
