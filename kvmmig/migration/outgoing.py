@@ -324,11 +324,6 @@ class OutgoingMigration:
 
     def _let_go(self) -> None:
         """The point of no return."""
-        if self._machine.state is State.RUNNING:
-            raise MigrationError(
-                f"the guest {self._machine.state} although it was being handed over: somebody let it run, so "
-                "the other side has not got the guest as it is now; migrate it again"
-            )
         if self._reason is not None:
             raise self._reason
         self._enter(Phase.HANDED_OVER)

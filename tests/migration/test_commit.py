@@ -9,6 +9,7 @@ import pytest
 import trio
 import trio.testing
 
+from kvmmig import stream
 from kvmmig.errors import (
     ChannelBroken,
     KvmmigError,
@@ -17,11 +18,9 @@ from kvmmig.errors import (
     OutcomeUnknown,
 )
 from kvmmig.machine.machine import State
-from kvmmig import stream
 from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.migration.policy import Limits, MaxRounds
 from kvmmig.migration.report import Phase
-from kvmmig.transport import ChannelFeatures
 
 from .fakes import POLITE, Conversation, Given, Sink, machine_with_pages, received, restored, run_to_failure
 
@@ -96,8 +95,7 @@ async def test_who_may_have_started_the_guest_does_not_lose_it_to_a_failure(stor
         raise ChannelBroken("the command ended with status 3")
 
     machine, sink = machine_with_pages(), Reader(fail)
-    sink.features = ChannelFeatures(stores=stores)
-    error = await run_to_failure(OutgoingMigration(machine, Given(sink)))
+    error = await run_to_failure(OutgoingMigration(machine, Given(sink, stores=stores)))
     assert "ended with status 3" in str(error)
     if stores:
         assert isinstance(error, ChannelBroken)
