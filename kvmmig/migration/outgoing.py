@@ -127,8 +127,7 @@ class OutgoingMigration:
 
         Raises `MigrationError` once "go" has been offered: from there on the guest belongs to the other side.
         """
-        row = PHASES[self.phase]
-        if row.on_cancel is None and not row.is_end:
+        if PHASES[self.phase].on_cancel is None:
             raise MigrationError("the guest has been handed over; it is too late to cancel the migration")
         self._end(MigrationCancelled(f"the migration to {self._peer_name} ended: {why}"))
 

@@ -75,6 +75,49 @@ async def test_after_go_the_source_never_runs_again_by_itself(answer: str) -> No
         migration.cancel()
 
 
+def break_channel(room: int) -> int:
+    raise ChannelBroken("it was cut")
+
+
+def raise_value_error(room: int) -> int:
+    raise ValueError("a slip")
+
+
+def leave_the_process(room: int) -> int:
+    raise SystemExit(3)
+
+
+@pytest.mark.parametrize("two_way", [True, False])
+@pytest.mark.parametrize(
+    "at_go",
+    [
+        break_channel,
+        raise_value_error,
+        leave_the_process,
+        lambda room: room + 1,
+        lambda room: -1,
+        lambda room: 0,
+    ],
+)
+async def test_once_go_is_offered_whatever_the_channel_says_proves_nothing(
+    at_go: Callable[[int], int], two_way: bool
+) -> None:
+    """What lies about a call may have sent its bytes: the other side may run the guest."""
+
+    def on_send(room: int) -> int:
+        return at_go(room) if migration.phase is Phase.HANDED_OVER else room
+
+    machine = machine_with_pages()
+    sink = Conversation({**POLITE, "Signal": ""}, on_send) if two_way else Sink(on_send)
+    limits = Limits(handover_timeout=0.1, stall_timeout=0.1)
+    migration = OutgoingMigration(machine, Given(sink), limits=limits)
+    error = await run_to_failure(migration)
+    assert isinstance(error, OutcomeUnknown)
+    assert "Look there first" in str(error)
+    assert machine.state is State.MOVED
+    assert migration.phase is Phase.UNKNOWN
+
+
 class Reader(Sink):
     """One way, to somebody who may start the guest; ``at_end`` is what comes of closing it."""
 

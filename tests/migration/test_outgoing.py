@@ -159,7 +159,9 @@ async def test_whichever_call_breaks_the_source_runs_on() -> None:
             return min(room, 3000)
 
         sink = Sink(on_send)
-        error = await run_to_failure(OutgoingMigration(machine, Given(sink), policy=MaxRounds(2)))
+        error = await run_to_failure(
+            OutgoingMigration(machine, Given(sink, stores=True), policy=MaxRounds(2))
+        )
         assert str(error) == "the disk is full"
         assert restored(machine)
         assert sink.aborted
@@ -181,7 +183,7 @@ async def test_whichever_call_is_stuck_a_cancel_gives_the_guest_back(how: str) -
             return min(room, 3000)
 
         sink = Sink(on_send)
-        migration = OutgoingMigration(machine, Given(sink), policy=MaxRounds(2))
+        migration = OutgoingMigration(machine, Given(sink, stores=True), policy=MaxRounds(2))
         with trio.fail_after(10):
             async with trio.open_nursery() as nursery:
                 if how == "command":
