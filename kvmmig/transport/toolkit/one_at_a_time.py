@@ -8,7 +8,7 @@ from kvmmig.errors import ChannelBusy
 class OneAtATime:
     """Raises `ChannelBusy` when a second task enters.
 
-    ``self._sending = OneAtATime("sending")``, and ``with self._sending: ...`` around the whole of `send_some`.
+    ``self._sending = OneAtATime("sending")``, and ``with self._sending:`` around the whole of `send_some`.
     """
 
     def __init__(self, what: str) -> None:
