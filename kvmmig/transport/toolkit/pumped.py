@@ -103,7 +103,8 @@ class _PumpedSender(SendChannel):
     def __init__(self, line: Line, send_all: SendAll, flush: Call | None, call_size: int) -> None:
         self.peer = line.peer
         self.call_size = call_size
-        self.failure: BaseException | None = None
+        self._failure: BaseException | None = None
+        self._deaf: BaseException | None = None  # what `receive` has raised
         self._line = line
         self._send_all = send_all
         self._flush = flush
@@ -114,12 +115,12 @@ class _PumpedSender(SendChannel):
 
     async def pump(self) -> None:
         changed = self._line.changed
-        while self.failure is None:
+        while self._failure is None:
             while self._next is None:
                 await changed.park()
             call, self._next, self._busy = self._next, None, True
             changed.unpark_all()
-            self.failure = await failure_of(call)
+            self._failure = await failure_of(call)
             self._busy = False
             changed.unpark_all()
 
@@ -146,8 +147,11 @@ class _PumpedSender(SendChannel):
         try:
             with self._sending:
                 await trio.lowlevel.checkpoint()
+                if self._unflushed:
+                    self._check()
+                    await self._done(self._flush)
+                self._deaf = None  # nothing is lost by it any more
                 self._check()
-                await self._done(self._flush if self._unflushed else None)
                 self._line.receiving.cancel()  # it would take the close for an error
                 await self._done(self._line.close)
                 self._line.end()
@@ -158,11 +162,11 @@ class _PumpedSender(SendChannel):
         self._line.abort()
 
     def fail(self, failure: BaseException) -> None:
-        self.failure = self.failure or failure
+        self._deaf = failure
         self._line.changed.unpark_all()
 
     def _check(self) -> None:
-        self._line.check(self.failure)
+        self._line.check(self._failure or self._deaf)
 
     async def _taken(self, call: Call) -> None:
         """Return when the pump has taken it. A cancel takes it back."""
