@@ -8,10 +8,10 @@ from time import perf_counter
 import trio
 
 from kvmmig.errors import MigrationError
-from kvmmig.stream.cursor import Cursor
 from kvmmig.migration.policy import Limits
 from kvmmig.migration.stall_meter import Histogram
-from kvmmig.transport import Channel
+from kvmmig.stream import Cursor
+from kvmmig.transport.guard import GuardedChannel
 
 #: What may be sent at once after a pause, as so many seconds of the bandwidth: far less than the 100 ms
 #: within which the rate is to be smooth, and enough that one call is worth its cost.
@@ -25,7 +25,7 @@ async def _nothing() -> bool:
     return False
 
 
-def because(channel: Channel | None) -> str:
+def because(channel: GuardedChannel | None) -> str:
     """What a channel waits for, to be put behind a sentence; empty where that is not known."""
     reason = channel.waits_for() if channel is not None else ""
     return f": {reason}" if reason else ""
@@ -78,13 +78,14 @@ class Sender:
     """Sends the cursor in bounded steps: ``await send(more)``."""
 
     def __init__(
-        self, channel: Channel, cursor: Cursor, steps: Histogram, limits: Limits, bucket: TokenBucket
+        self, channel: GuardedChannel, cursor: Cursor, steps: Histogram, limits: Limits, bucket: TokenBucket
     ) -> None:
         self._channel = channel
         self._cursor = cursor
         self._steps = steps
         self._limits = limits
         self._bucket = bucket
+        self._most = channel.call_size
 
     async def __call__(
         self, more: Callable[[], Awaitable[bool]] = _nothing, *, enough: Callable[[], bool] = lambda: False
@@ -121,6 +122,6 @@ class Sender:
             if allowed == 0:
                 await self._bucket.wait()
                 continue
-            count = await self._channel.send_some(self._cursor.head(allowed))
+            count = await self._channel.send_some(self._cursor.head(min(allowed or self._most, self._most)))
             self._cursor.advance(count)
             self._bucket.spend(count)
