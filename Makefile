@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test lint types check-tests bench pressure monitor faults soak api docs pins clean
+.PHONY: help setup demo test lint types check-tests bench guard pressure monitor faults soak api docs pins clean
 
 help:
 	@echo "make demo    move three guests on this machine: over TCP, through a pipe, into a file"
 	@echo "make test    lint, types, tests"
 	@echo "make bench   the figures, each beside its limit measured in the same run"
+	@echo "make guard   what the guard between the engine and every channel costs"
 	@echo "make pressure  a loaded machine, a slow sink, a cancel in the middle of a long final pass"
 	@echo "make monitor  how fast the monitor answers while its machine migrates, onto four kinds of sink"
 	@echo "make faults  transport x fault x phase: what the source does when the other end fails (minutes; root)"
@@ -50,6 +51,9 @@ test: lint types check-tests
 bench: setup
 	@$(BIN)/python bench/speed.py
 
+guard: setup
+	@$(BIN)/python bench/guard.py
+
 pressure: setup
 	@$(BIN)/python bench/pressure.py
 
@@ -62,7 +66,7 @@ faults: setup
 soak: setup
 	@$(BIN)/python bench/soak.py
 	@echo "== 100,000 mutated streams, 100,000 hostile inputs to a monitor, and to one whose machine migrates"
-	@$(BIN)/python -m pytest -q -m slow tests/migration/test_wire.py tests/monitor
+	@$(BIN)/python -m pytest -q -m slow tests/stream tests/monitor
 
 api: setup
 	@$(BIN)/python -m tests.api.reference
