@@ -68,7 +68,7 @@ def test_the_limits_are_written_down_as_they_are() -> None:
         assert f"| {words} | {written} |" in text
 
 
-TARGETS = "demo test bench pressure monitor faults soak api docs clean".split()
+TARGETS = ["demo", "test", "bench", "pressure", "monitor", "faults", "soak", "api", "docs", "clean"]
 
 
 @pytest.mark.parametrize("target", TARGETS)
