@@ -92,7 +92,7 @@ def test_a_guest_is_saved_and_restored_and_moved_by_it(kvmmig: Command, tmp_path
 
     moved = f"zlib+unix:{tmp_path}/socket"
     stored = f"zlib+parts:{tmp_path}/guest?size=1MiB&zlib.level=2"
-    kvmmig("run", "dirtier", "--memory", "64MiB", "--set", "hot=4MiB", "--name", "a", "--detach")
+    kvmmig("run", "dirtier", "--memory", "32MiB", "--set", "hot=1MiB", "--name", "a", "--detach")
     kvmmig("migrate", "a", stored)
     assert len(list(tmp_path.glob("guest.*"))) > 1
     kvmmig("run", "--incoming", stored, "--name", "b", "--detach")
