@@ -10,8 +10,8 @@ import pytest
 import trio
 
 from kvmmig.errors import BadURI, ChannelBroken
-from kvmmig.transport import Transport
 from kvmmig.testing._moving import send_all
+from kvmmig.transport import Transport
 
 Make = Callable[[str], Transport]
 

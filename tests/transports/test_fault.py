@@ -9,9 +9,9 @@ import trio
 import trio.testing
 
 from kvmmig.errors import BadURI, ChannelBroken, KnobError
-from kvmmig.transport import Channel, Transport
 from kvmmig.testing import memory_channel_pair
 from kvmmig.testing._moving import send_all
+from kvmmig.transport import Channel, Transport
 from kvmmig_transports.fault import FaultWrapper
 
 Make = Callable[[str], Transport]

@@ -15,8 +15,8 @@ import pytest
 import trio
 
 from kvmmig.errors import ChannelBroken, ConnectFailed
-from kvmmig.transport import Channel, Transport
 from kvmmig.testing._moving import send_all
+from kvmmig.transport import Channel, Transport
 from kvmmig_transports import iohelper
 
 Make = Callable[[str], Transport]

@@ -15,8 +15,8 @@ import trio
 import trio.testing
 
 from kvmmig.errors import BadURI, ChannelBroken, ChannelClosed, ConnectFailed
-from kvmmig.transport import Channel, Transport
 from kvmmig.testing._moving import send_all
+from kvmmig.transport import Channel, Transport
 
 Make = Callable[[str], Transport]
 

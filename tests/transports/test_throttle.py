@@ -9,8 +9,8 @@ import trio
 import trio.testing
 
 from kvmmig.errors import BadURI, ChannelBroken, ChannelClosed, KnobError
-from kvmmig.transport import Channel, Transport
 from kvmmig.testing import memory_channel_pair
+from kvmmig.transport import Channel, Transport
 
 Make = Callable[[str], Transport]
 
