@@ -1,4 +1,12 @@
-"""What the built-in transports are made of, for the authors of other ones."""
+"""What the built-in transports are made of, for the authors of other ones.
+
+Channels that are ready: `SocketChannel`, `TcpChannel`, `PipeSender` and `PipeReceiver`, `ProcessSender` and
+`ProcessReceiver`, `BlockFileSender` and `BlockFileReceiver`. Listeners: `SocketListener`, `AtOnceListener`.
+
+Parts of channels: `OneAtATime`, `prefix`, `Interrupts`, `own_tasks`, `TokenBucket`; `Workers`,
+`open_in_thread` and `attempt` for calls that may hang; `PipeWriter` and `PipeReader`, `Process` and
+`ProcessWatch`; `SaveFile` and `SavedFile`; `why` and `kind` for sentences.
+"""
 
 from kvmmig.transport.toolkit import tcpsockets as tcpsockets
 from kvmmig.transport.toolkit import unixsockets as unixsockets
@@ -22,6 +30,7 @@ from kvmmig.transport.toolkit.savefile import SaveFile as SaveFile
 from kvmmig.transport.toolkit.sockets import SOCKET_WORDS as SOCKET_WORDS
 from kvmmig.transport.toolkit.sockets import SocketChannel as SocketChannel
 from kvmmig.transport.toolkit.sockets import SocketListener as SocketListener
+from kvmmig.transport.toolkit.tasks import own_tasks as own_tasks
 from kvmmig.transport.toolkit.tcpchannel import TCP_WORDS as TCP_WORDS
 from kvmmig.transport.toolkit.tcpchannel import TcpChannel as TcpChannel
 from kvmmig.transport.toolkit.tcpchannel import address as address
@@ -30,4 +39,3 @@ from kvmmig.transport.toolkit.words import why as why
 from kvmmig.transport.toolkit.workers import Workers as Workers
 from kvmmig.transport.toolkit.workers import attempt as attempt
 from kvmmig.transport.toolkit.workers import open_in_thread as open_in_thread
-from kvmmig.transport.toolkit.tasks import own_tasks as own_tasks
