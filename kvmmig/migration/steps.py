@@ -8,9 +8,9 @@ from time import perf_counter
 import trio
 
 from kvmmig.errors import MigrationError
-from kvmmig.stream.cursor import Cursor
 from kvmmig.migration.policy import Limits
 from kvmmig.migration.stall_meter import Histogram
+from kvmmig.stream.cursor import Cursor
 from kvmmig.transport import Channel
 from kvmmig.transport.toolkit.rate import TokenBucket
 
