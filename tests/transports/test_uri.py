@@ -135,12 +135,12 @@ def test_what_a_file_says_is_never_printed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "why"),
-    [(None, "can't read .*: No such file"), (b"\xff", "can't read .*: it is no text in UTF-8")],
+    [(None, "No such file"), (b"\xff", "it is no text in UTF-8")],
 )
 def test_a_file_that_cannot_be_read_is_a_sentence(content: bytes | None, why: str, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "key").write_bytes(content)
-    with pytest.raises(BadURI, match=f"key.file: {why}"):
+    with pytest.raises(BadURI, match=f"key.file: can't read .*: {why}"):
         _optional(key__file=f"{tmp_path}/key")
 
 
