@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from kvmmig.errors import WrongState
-from kvmmig.qmp import Arguments, CommandTable, QMPServer, QMPError, Session
+from kvmmig.qmp import Arguments, CommandTable, QMPError, QMPServer, Session
 
 PATIENCE = 60.0  # seconds for anything; a test that needs nearly so many has failed
 
