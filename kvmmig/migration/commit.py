@@ -1,7 +1,8 @@
 """The commit: how the source lets go of a guest that stands still, so that never two sides run it.
 
-"go" is the point of no return. Whoever may start the guest has it from the moment that the last byte of "go"
-was accepted; a channel that only stores it has it when it has ended well. Drawn in `docs/architecture.md`.
+"go" is the point of no return. Whoever may start the guest has it from the moment that "go" is offered to the
+channel: what a channel says afterwards, or fails to say, proves nothing. A transport that only stores has the
+guest when it has ended well.
 """
 
 from __future__ import annotations
@@ -11,26 +12,25 @@ from typing import Protocol
 
 import trio
 
-from kvmmig.errors import KvmmigError, MigrationError
 from kvmmig import stream
+from kvmmig.errors import MigrationError
 from kvmmig.migration.peer import Peer
 from kvmmig.migration.steps import because
-from kvmmig.transport import Channel
-
-_GRACE = 0.05  # seconds
+from kvmmig.transport.guard import GuardedChannel
 
 
-class SayGo(Protocol):
-    """Sends "go"; ``accepted`` is called the moment that its last byte was accepted."""
+class SendGo(Protocol):
+    """Sends "go"; ``offering`` is called right before it is offered to the channel, and may refuse."""
 
-    async def __call__(self, *, accepted: Callable[[], None] | None = None) -> None: ...
+    async def __call__(self, *, offering: Callable[[], None] | None = None) -> None: ...
 
 
 async def commit(
-    channel: Channel,
+    channel: GuardedChannel,
     peer: Peer,
     *,
-    say_go: SayGo,
+    stores: bool,
+    send_go: SendGo,
     let_go: Callable[[], None],
     patience: float,
 ) -> None:
@@ -44,53 +44,27 @@ async def commit(
         await _bounded(channel, peer, channel.flush, "did not take the last bytes", patience)
         await _bounded(channel, peer, channel.aclose, "was not done", patience)
 
-    async def see_it_run() -> None:
-        await peer.hear(stream.Kind.RUNNING, patience)
-        channel.abort()
-
-    if channel.features.stores:
+    if stores:
         # Nobody starts it from there by themselves: it stays ours until all of it is safe.
-        await say_go()
+        await send_go()
         await finish()
         let_go()
-    elif channel.features.two_way:
+    elif channel.two_way:
         await peer.hear(stream.Kind.READY, patience)
-        await say_go(accepted=let_go)
-        await _with_grace(see_it_run)
+        await send_go(offering=let_go)
+        await peer.hear(stream.Kind.RUNNING, patience)
+        channel.abort()
     else:
         # What keeps a reader from taking all of it is best found out now.
         await _bounded(channel, peer, channel.flush, "did not take the last bytes", patience)
-        await say_go(accepted=let_go)
-        await _with_grace(finish)
+        await send_go(offering=let_go)
+        await finish()
 
 
 async def _bounded(
-    channel: Channel, peer: Peer, call: Callable[[], Awaitable[None]], what: str, patience: float
+    channel: GuardedChannel, peer: Peer, call: Callable[[], Awaitable[None]], what: str, patience: float
 ) -> None:
     with trio.move_on_after(patience) as scope:
         await call()
     if scope.cancelled_caught:
         raise MigrationError(f"{peer.name} {what} within {patience:g} s{because(channel)}")
-
-
-async def _with_grace(call: Callable[[], Awaitable[None]]) -> None:
-    """After "go": a cancel from outside waits a moment, so that who has the guest gets the last byte too."""
-    scope = trio.CancelScope(shield=True)
-    failure: KvmmigError | None = None
-
-    async def watch() -> None:
-        try:
-            await trio.sleep_forever()
-        finally:
-            scope.deadline = trio.current_time() + _GRACE
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(watch)
-        try:
-            with scope:
-                await call()
-        except KvmmigError as error:
-            failure = error
-        nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure

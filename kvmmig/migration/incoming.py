@@ -8,13 +8,16 @@ whole to its last byte (one-way). Until then whatever happens ends it, and the s
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from time import perf_counter
+from typing import TypeVar
 
 import numpy as np
 import trio
 
+from kvmmig import stream
 from kvmmig.errors import KvmmigError, MigrationError, StreamError, TransportError
 from kvmmig.kvm import System
 from kvmmig.machine.config import MachineDescription
@@ -22,11 +25,13 @@ from kvmmig.machine.machine import Machine
 from kvmmig.machine.memory import GuestMemory
 from kvmmig.machine.pageset import PageSet, Runs
 from kvmmig.machine.state import StateSection
-from kvmmig import stream
-from kvmmig.stream.cursor import Cursor
+from kvmmig.migration.background import background
 from kvmmig.migration.policy import Limits
 from kvmmig.migration.stall_meter import Durations, StallMeter
-from kvmmig.transport import Channel
+from kvmmig.transport import Transport, TransportURI, transport_for
+from kvmmig.transport.guard import GuardedChannel, listening, supervised
+
+T = TypeVar("T")
 
 #: Runs shorter than this on average come through one buffer and are scattered: cheaper than many reads.
 _SCATTER_BELOW = 16
@@ -35,40 +40,54 @@ _WORTH_A_THREAD = 128
 #: How long a refused source may take to read why.
 _LAST_WORDS = 0.5
 _LAST_WORDS_OF_A_CANCEL = 0.05
+#: Seconds that the channel has for its orderly end once the guest runs.
+_GOODBYE = 10.0
 
 
 class IncomingMigration:
-    """Receives one guest from one channel::
+    """Receives one guest::
 
-    async with listener, await listener.accept() as channel:
-        incoming = IncomingMigration(channel)
-        async with incoming.machine() as machine:
-            ...  # it runs
+    incoming = IncomingMigration(transport_for("tcp:0.0.0.0:4444"))
+    async with incoming.machine() as machine:
+        ...  # it runs
     """
 
     def __init__(
         self,
-        channel: Channel,
+        transport: Transport | str,
         *,
         output: Callable[[bytes], None] | None = None,
         limits: Limits | None = None,
+        on_listening: Callable[[TransportURI], None] | None = None,
+        on_connected: Callable[[], None] | None = None,
         on_populate: Callable[[int, int], None] | None = None,
         on_here: Callable[[Machine], None] | None = None,
+        strays: trio.Nursery | None = None,
     ) -> None:
-        """``output`` gets what the guest writes to its serial port; ``on_populate`` bytes done and in all.
+        """``transport`` may be a URI. ``output`` gets what the guest writes to its serial port.
 
-        ``on_here`` gets the machine when the guest is here, before the source is told so. It must be quick
-        and not raise.
+        ``on_listening`` gets where it listens in fact; ``on_connected`` is told that a source is there;
+        ``on_populate`` bytes done and in all; ``on_here`` gets the machine when the guest is here, before the
+        source is told so. All must be quick and not raise. What a channel does that can't be ended is left
+        behind in ``strays``, a nursery that outlives this; without one, the end of `machine` waits for it.
         """
-        self._channel = channel
+        self._transport = transport_for(transport) if isinstance(transport, str) else transport
         self._output = output
         self._limits = limits if limits is not None else Limits()
+        self._on_listening = on_listening
+        self._on_connected = on_connected
         self._on_populate = on_populate
         self._on_here = on_here
+        self._strays = strays
+        self._channel: GuardedChannel
         self._decoder = stream.Decoder(stream.Direction.FORWARDS)
         self._encoder = stream.Encoder(stream.Direction.BACKWARDS)
-        self._cursor = Cursor()
+        self._cursor = stream.Cursor()
         self._meter = StallMeter()
+        #: Who sends it; empty before it is connected.
+        self.peer = ""
+        #: What the user should know although it is no error.
+        self.notices: tuple[str, ...] = ()
         #: Pages that came with their bytes.
         self.received_pages = 0
         #: Pages that were only said to be zero.
@@ -88,27 +107,43 @@ class IncomingMigration:
 
     @asynccontextmanager
     async def machine(self) -> AsyncIterator[Machine]:
-        """The machine, once it has arrived; it runs if it ran at the source, else it is yet to be started.
+        """Listen, take one guest in, and give its machine; it runs if it ran at the source, else it is paused
+        as it were: yet to be started. Call it once.
 
-        Raises `StreamError` for bytes that are no whole stream, `StateMismatch` for a guest that can't live
-        here, `MigrationError` where the source gave up, `TransportError` where the channel broke. After any
-        of them, and after a cancel, nothing is left here, and a source that can listen has been told why.
-        The channel is closed when the guest has arrived.
+        Raises `ConnectFailed` where nobody can connect, `StreamError` for bytes that are no whole stream,
+        `StateMismatch` for a guest that can't live here, `MigrationError` where the source gave up,
+        `ChannelBroken` where the channel broke. After any of them, and after a cancel, nothing is left here,
+        and a source that can listen has been told why. When the guest runs its channel is closed, and nothing
+        that the channel does can end the guest.
         """
         async with AsyncExitStack() as stack:
+            strays = self._strays
+            if strays is None:
+                strays = await stack.enter_async_context(background())
+            await self._connect(stack, strays)
             with self._meter:
                 try:
-                    machine = await self._arrive(stack)
+                    machine = await self._receive(stack, strays)
                 except BaseException as error:
                     patience = _LAST_WORDS if isinstance(error, KvmmigError) else _LAST_WORDS_OF_A_CANCEL
                     with trio.move_on_after(patience, shield=True):
-                        await self._last_words(error)
+                        with contextlib.suppress(KvmmigError):
+                            await self._work(strays, partial(self._last_words, error))
                     self._channel.abort()
                     raise
             yield machine
 
-    async def _arrive(self, stack: AsyncExitStack) -> Machine:
-        hello = await self._hello()
+    async def _connect(self, stack: AsyncExitStack, strays: trio.Nursery) -> None:
+        async with listening(self._transport, strays) as listener:
+            if self._on_listening is not None:
+                self._on_listening(listener.uri)
+            self._channel = await stack.enter_async_context(listener.accept())
+        self.peer, self.notices = self._channel.peer, self._channel.notices
+        if self._on_connected is not None:
+            self._on_connected()
+
+    async def _receive(self, stack: AsyncExitStack, strays: trio.Nursery) -> Machine:
+        hello = await self._work(strays, self._hello)
         started = perf_counter()
         description = MachineDescription.decode(bytes(hello.machine))
         if hello.n_pages * stream.PAGE_SIZE != description.memory:
@@ -124,28 +159,36 @@ class IncomingMigration:
                 on_populate=self._on_populate,
             )
         )
-        two_way = self._channel.features.two_way
-        if two_way:
-            await self._send(self._encoder.preamble() + self._encoder.signal(stream.Kind.ACCEPT))
-        sections, end = await self._receive_guest(machine)
+        sections, end = await self._work(strays, partial(self._receive_guest, machine))
         await machine.apply(sections)
-        if two_way:
-            await self._send(self._encoder.signal(stream.Kind.READY))
-        # Until "go" is here the guest is the source's. No limit of time: only the source knows if it was sent
-        await self._event()
-        if not two_way and await self._channel.receive_some(memoryview(bytearray(1))):
-            raise StreamError(f"the stream goes on behind its end at byte {self.received_bytes}")
+        await self._work(strays, self._wait_for_go)
         if end.running:
             await machine.start()
         self.total_time = perf_counter() - started
         if self._on_here is not None:
             self._on_here(machine)
         # The guest runs here now, whatever becomes of the channel.
-        with contextlib.suppress(TransportError):
-            if two_way:
-                await self._send(self._encoder.signal(stream.Kind.RUNNING))
-            await self._channel.aclose()
+        with trio.move_on_after(_GOODBYE), contextlib.suppress(TransportError):
+            await self._work(strays, self._goodbye)
+        self._channel.abort()
         return machine
+
+    async def _work(self, strays: trio.Nursery, call: Callable[[], Awaitable[T]]) -> T:
+        return await supervised(call, strays, stuck=self._channel.stuck)
+
+    async def _wait_for_go(self) -> None:
+        """Until "go" is here the guest is the source's. No limit of time: only the source knows if it was
+        sent."""
+        if self._channel.two_way:
+            await self._send(self._encoder.signal(stream.Kind.READY))
+        await self._event()
+        if not self._channel.two_way and await self._channel.receive_some(memoryview(bytearray(1))):
+            raise StreamError(f"the stream goes on behind its end at byte {self.received_bytes}")
+
+    async def _goodbye(self) -> None:
+        if self._channel.two_way:
+            await self._send(self._encoder.signal(stream.Kind.RUNNING))
+        await self._channel.aclose()
 
     async def _hello(self) -> stream.Hello:
         with trio.move_on_after(self._limits.setup_timeout):
@@ -155,6 +198,8 @@ class IncomingMigration:
         raise MigrationError(f"{self._channel.peer} sent no hello within {self._limits.setup_timeout:g} s")
 
     async def _receive_guest(self, machine: Machine) -> tuple[list[StateSection], stream.End]:
+        if self._channel.two_way:
+            await self._send(self._encoder.preamble() + self._encoder.signal(stream.Kind.ACCEPT))
         memory = machine.memory
         sections: list[StateSection] = []
         touched = PageSet(memory.n_pages)  # pages not in it are still as the kernel gave them: zero
@@ -204,7 +249,7 @@ class IncomingMigration:
 
     async def _last_words(self, error: BaseException) -> None:
         """Tell the source why, and let it read that before the connection goes."""
-        if not self._channel.features.two_way or isinstance(error, TransportError):
+        if not self._channel.two_way or isinstance(error, TransportError):
             return
         text = str(error) if isinstance(error, KvmmigError) else "the destination was stopped"
         with contextlib.suppress(KvmmigError):

@@ -1,4 +1,4 @@
-"""From the pages that are owed to frames: batch by batch, each prepared by a thread while one is being sent.
+"""From pending pages to frames: batch by batch, each prepared by a thread while one is being sent.
 
 Over a link, live memory is sent as it lies there; yet to find out what is zero takes milliseconds a batch in
 a guest whose pages begin with zeros, and scattered pages are copied. What may be stored is copied always, and
@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 import trio
 
+from kvmmig import stream
 from kvmmig.machine.memory import GuestMemory
 from kvmmig.machine.pageset import Batch, PageNumbers, PageSet, Runs, runs_of
-from kvmmig import stream
-from kvmmig.stream.cursor import Cursor
+from kvmmig.stream import Cursor
 
 #: Runs shorter than this on average are gathered into one copy: a memcpy costs less than so many buffers.
 _GATHER_BELOW = 16
@@ -39,7 +39,7 @@ class PageMap:
 
     block_pages: int  # pages in a block; the last one may have fewer
     pages: list[int]  # how many pages it has
-    pending: list[int]  # how many of them are owed: written, and not yet accepted by the channel
+    pending: list[int]  # how many of them were written, and not yet accepted by the channel
     sent: list[int]  # how often pages of it have been sent, or said to be zero, so far
 
 
@@ -59,14 +59,16 @@ class _Prepared:
     frames: list[_Frame]
 
 
-class OwedPages:
+class PendingPages:
     """Puts what is pending into the cursor: `begin`, then ``await more()`` until it returns False.
 
     A page leaves ``pending`` when the last byte of its frame has been accepted. What was prepared and not
-    yet put is nothing to anybody: after `settle` its pages are simply still owed.
+    yet put is nothing to anybody: after `settle` its pages are simply still pending.
     """
 
-    def __init__(self, memory: GuestMemory, pending: PageSet, encoder: stream.Encoder, cursor: Cursor) -> None:
+    def __init__(
+        self, memory: GuestMemory, pending: PageSet, encoder: stream.Encoder, cursor: Cursor
+    ) -> None:
         self._memory = memory
         self._pending = pending
         self._encoder = encoder

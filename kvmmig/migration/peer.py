@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import trio
 
-from kvmmig.errors import ChannelBroken, MigrationError, MigrationRefused
 from kvmmig import stream
-from kvmmig.transport import Channel
+from kvmmig.errors import ChannelBroken, MigrationError, MigrationRefused
+from kvmmig.transport import ReceiveChannel
 
 
 class Peer:
@@ -19,14 +19,16 @@ class Peer:
         #: What it is called, for errors.
         self.name = name
         self._phase = phase
-        self._said = {kind: trio.Event() for kind in (stream.Kind.ACCEPT, stream.Kind.READY, stream.Kind.RUNNING)}
+        self._said = {
+            kind: trio.Event() for kind in (stream.Kind.ACCEPT, stream.Kind.READY, stream.Kind.RUNNING)
+        }
         self._silent = trio.Event()
 
     def has_said(self, kind: stream.Kind) -> bool:
         """It has said so."""
         return self._said[kind].is_set()
 
-    async def listen(self, channel: Channel) -> None:
+    async def listen(self, channel: ReceiveChannel) -> None:
         """Take in what it says until it has said all.
 
         Raises `MigrationRefused` with the reason that it gives, `ChannelBroken` where it goes away before.

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from time import perf_counter
 
 from kvmmig import stream
-from kvmmig.stream.cursor import Cursor
+from kvmmig.migration.phases import may_follow
 from kvmmig.migration.policy import RoundFigures
 from kvmmig.migration.report import MigrationStatistics, Phase, TimelineEvent
 from kvmmig.migration.stall_meter import Histogram, StallMeter, stolen
+from kvmmig.stream import Cursor
 
 _KEPT_EVENTS = 1000
 
@@ -61,7 +62,8 @@ class Record:
         return (self._ended if self._ended is not None else perf_counter()) - self._started
 
     def enter(self, phase: Phase) -> None:
-        """The next phase begins."""
+        """The next phase begins: one that the table has a way to."""
+        assert phase is self.phase is Phase.SETUP or may_follow(self.phase, phase), (self.phase, phase)
         self.phase = phase
         self.note(str(phase))
 
@@ -81,6 +83,11 @@ class Record:
         """The guest runs there, or is safe."""
         assert self._stopped_at is not None
         self._downtime = perf_counter() - self._stopped_at
+
+    @property
+    def is_gone(self) -> bool:
+        """The guest runs there, or is safe."""
+        return self._downtime is not None
 
     def begin_round(self) -> None:
         """A round begins."""
@@ -120,6 +127,7 @@ class Record:
         step_bound: float,
         bandwidth: float | None,
         throttle: float,
+        counters: Mapping[str, float],
     ) -> MigrationStatistics:
         """All of it, and what only the migration knows, as it is at this moment."""
         last = self._rounds[-1] if self._rounds else None
@@ -149,4 +157,5 @@ class Record:
             events=tuple(self._events),
             notices=self.notices,
             error=self.error,
+            counters=counters,
         )

@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-import enum
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
+from kvmmig.migration.phases import Phase as Phase
 from kvmmig.migration.policy import RoundFigures
 from kvmmig.migration.stall_meter import Durations
-
-
-class Phase(enum.StrEnum):
-    """Where a migration is. The last four are its ends."""
-
-    SETUP = "setup"  # connect, hello, does the other side fit?    the guest runs
-    ROUNDS = "rounds"  # memory, while it is being written          the guest runs
-    PRE_SWITCHOVER = "pre-switchover"  # waits to be told to proceed, if that was asked for; it is stopped
-    STOP = "stop"  # vCPUs parked, state captured, last dirty log   the guest is stopped
-    FINAL = "final"  # the last pages, the state, the end           the guest is stopped
-    COMMIT = "commit"  # ready / go, or the disk                    the guest is stopped, then gone
-    DONE = "done"
-    FAILED = "failed"  # the guest is where it was
-    CANCELLED = "cancelled"  # likewise
-    UNKNOWN = "unknown"  # "go" was sent, and nothing more was heard: see `OutcomeUnknown`
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +26,7 @@ class MigrationStatistics:
     peer: str  # who is at the other end
     round: int  # 0 is the first; the final pass counts on
     total_pages: int  # of the guest
-    remaining_pages: int  # owed and not yet accepted
+    remaining_pages: int  # pending: not yet accepted
     sent_pages: int  # with their bytes; a page counts each time
     zero_pages: int  # found to be zero: only said, not sent
     sent_bytes: int  # accepted by the channel
@@ -61,6 +47,8 @@ class MigrationStatistics:
     events: tuple[TimelineEvent, ...]  # the newest 1000
     notices: tuple[str, ...]  # what the user should know although it is no error
     error: str  # why it failed, one sentence; empty otherwise
+    #: What the channel counts itself, such as bytes on the wire after compression.
+    counters: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def worst_stall(self) -> float:

@@ -41,6 +41,7 @@ _log = logging.getLogger("kvmmig.transport")
 _MOST_IN_A_ROW = 100
 #: Seconds that a call, or a context, has for its end once it is cancelled. Then it is left behind.
 GRACE = 2.0
+_LOOK_EVERY = 0.25  # seconds
 
 
 def culprit(transport: Transport) -> str:
@@ -145,9 +146,7 @@ class GuardedChannel(Channel):
         finally:
             self._due.pop("receive_some", None)
         if type(count) is not int or not 0 <= count <= len(buffer):
-            raise self._broke(
-                f"returned {count!r} from receive_some where there was room for {len(buffer)} bytes"
-            )
+            raise self._broke(f"returned {count!r} from receive_some into a buffer of {len(buffer)} bytes")
         await self._checkpoint("receive_some")
         return count
 
@@ -208,7 +207,7 @@ class GuardedChannel(Channel):
         find_knob(self.knobs, knob).turn(value)
 
     def stuck(self) -> str:
-        """A sentence about a call that should have ended by a cancel `GRACE` ago; empty where there is none."""
+        """A sentence about a call that was cancelled `GRACE` ago and has not ended; else empty."""
         late = trio.current_time() - GRACE
         for call, due in self._due.items():
             if due < late:
@@ -444,3 +443,57 @@ async def listening(transport: Transport, strays: trio.Nursery) -> AsyncIterator
     who = culprit(transport)
     async with _hosted(transport.listen, who, "listen", Listener, strays) as (listener, _):
         yield GuardedListener(listener, who, strays)
+
+
+class _Work(Generic[T]):
+    def __init__(self, call: Callable[[], Awaitable[T]]) -> None:
+        self._call = call
+        # Only who supervises it ends it, and so knows how it ended.
+        self.scope = trio.CancelScope(shield=True)
+        self.done = trio.Event()
+        self.result: list[T] = []
+        self.error: BaseException | None = None
+
+    async def run(self) -> None:
+        try:
+            with self.scope:
+                self.result.append(await self._call())
+        except BaseException as error:
+            self.error = error
+        finally:
+            self.done.set()
+
+
+async def supervised(
+    call: Callable[[], Awaitable[T]],
+    strays: trio.Nursery,
+    *,
+    stuck: Callable[[], str] = lambda: "",
+    patience: Callable[[], float] = lambda: 0.0,
+) -> T:
+    """Await ``call()``, which uses channels, in a task of its own: one that can't be ended is left behind.
+
+    ``stuck`` is asked now and then, see `GuardedChannel.stuck`; where it says something, that is raised as a
+    `ChannelBroken`. A cancel gives the call ``patience()`` seconds to come to its end by itself, and after
+    that `GRACE` seconds to be cancelled.
+    """
+    work = _Work(call)
+    strays.start_soon(work.run)
+    try:
+        while not work.done.is_set():
+            with trio.move_on_after(_LOOK_EVERY):
+                await work.done.wait()
+            if not work.done.is_set() and (sentence := stuck()):
+                raise ChannelBroken(sentence)
+    finally:
+        if not work.done.is_set():
+            with trio.move_on_after(patience(), shield=True):
+                await work.done.wait()
+            work.scope.cancel()
+            with trio.move_on_after(GRACE, shield=True):
+                await work.done.wait()
+            if not work.done.is_set():
+                _log.error("a call that was cancelled %g s ago is left behind", GRACE)
+    if work.error is not None:
+        raise work.error
+    return work.result[0]

@@ -1,4 +1,4 @@
-"""For tools that do something at a certain phase of a migration: a subscription, and no part of the contract."""
+"""A subscription to a migration's phases, for tools that do something at a certain one."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ A URI is an object first. Who has a path, a command or a name builds one, ``Tran
 never glues text together. As text it can be read back whole::
 
     in a target       all characters stand for themselves, but %3F for ? and %25 for %
-    in a value        %XX is the byte XX of UTF-8, as in any URL: %26 for &, %3F for ?, %25 for %; a + is a plus
+    in a value        %XX is the byte XX of UTF-8, as in any URL: %26 for &, %3F for ?, %25 for %
 
 ``%3F`` is needed only where what follows the ``?`` looks like options, and ``%25`` only before ``3F`` or
 ``25``: so most paths and commands need neither.

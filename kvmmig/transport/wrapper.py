@@ -113,7 +113,7 @@ class _WrappedListener(Listener):
 class PassingChannel(Channel):
     """Does what the channel below it does: the base of a wrapper's channel, which changes what it likes.
 
-    It goes the ways that ``below`` goes: of one that only sends, only `send_some` and `flush` are ever called.
+    It goes the ways that ``below`` goes: of one that only sends, only `send_some` and `flush` are called.
     """
 
     def __init__(self, below: AnyChannel) -> None:
