@@ -34,7 +34,7 @@ class DirtyRate:
         self.rate: float | None = None
         self._life = life
         self._nursery = nursery
-        # Its own, because a migration and a reset wait for `end`: others may have lost their threads to a disk.
+        # Its own: a migration waits for `end`, and others may have lost their threads to a dead disk.
         self._limiter = trio.CapacityLimiter(1)
         self._scope = trio.CancelScope()
         self._idle = trio.Event()

@@ -1,4 +1,4 @@
-"""The life of a machine under control, as a table: what each command does in each state, or why it is refused.
+"""The life of a machine under control, as a table: what a command does in each state, or why it is refused.
 
 It is about the machine and the tasks around it. What the guest does, running or paused, moved or ended, is
 the machine's own table, in `kvmmig.machine.machine`.
@@ -49,8 +49,8 @@ _IN_PROGRESS = "There's a migration process in progress"  # QEMU's sentence: too
 _BEING_RESET = "the guest is being reset; {command} it when that is done"
 #: What `Life.refusal` says of a guest that has not moved away.
 NOT_MOVED = (
-    "there is nothing to take back: the guest {guest}; this is for one that was handed over and does not run on "
-    "the other side"
+    "there is nothing to take back: the guest {guest}; this is for one that was handed over and does not run "
+    "on the other side"
 )
 
 # What each command leads to in each state; where it is refused, the sentence that says so.

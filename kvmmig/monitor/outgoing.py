@@ -32,7 +32,7 @@ class _Attempt:
 
 
 class Outgoing:
-    """The present migration, or the last one, and what can be done about it. See `MachineControl.outgoing`."""
+    """The present migration, or the last one, and what can be done about it: `MachineControl.outgoing`."""
 
     def __init__(
         self,
