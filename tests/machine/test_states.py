@@ -28,7 +28,7 @@ EXPECTED: dict[str, dict[State, State | None]] = {
     "reset": {C: None, R: R, P: P, M: None, E: None, X: None},
     "capture": {C: None, R: None, P: P, M: None, E: None, X: None},
     "mark_moved": {C: None, R: None, P: M, M: M, E: None, X: None},
-    "stop": {C: E, R: E, P: E, M: E, E: E, X: X},
+    "end": {C: E, R: E, P: E, M: E, E: E, X: X},
     "close": {C: X, R: X, P: X, M: X, E: X, X: X},
 }
 
@@ -76,7 +76,7 @@ def command(machine: Machine, program: Program, name: str) -> Callable[[], Await
         "reset": machine.reset,  # of one that has been loaded; see test_reset.py
         "capture": machine.capture,
         "mark_moved": mark_moved,
-        "stop": machine.stop,
+        "end": machine.end,
         "close": machine.aclose,
     }[name]
 

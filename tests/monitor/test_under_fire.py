@@ -16,7 +16,6 @@ import pytest
 import trio
 
 from kvmmig.qmp import QMPClient
-
 from tests.monitor.processes import MachineProcess, awaiting, dirtier
 from tests.qmp.conftest import RawClient
 from tests.qmp.test_hostile import hostile_inputs
