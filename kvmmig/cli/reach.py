@@ -20,7 +20,7 @@ from kvmmig.errors import MachineError, WrongState
 from kvmmig.machine import State
 from kvmmig.monitor.commands import commands_for
 from kvmmig.monitor.control import MachineControl
-from kvmmig.qmp.server import MonitorServer
+from kvmmig.qmp import QMPServer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +120,8 @@ def _serial_port(around: Surroundings) -> AbstractAsyncContextManager[SerialPort
 async def _served(
     control: MachineControl, console: ConsoleServer, place: Place, around: Surroundings, output: Output
 ) -> AsyncIterator[None]:
-    server = MonitorServer(
-        commands_for(control), version=__version__, notices=lambda text: output.say(f"kvmmig: {text}")
+    server = QMPServer(
+        commands_for(control), version=f"kvmmig {__version__}", notices=lambda text: output.say(f"kvmmig: {text}")
     )
     control.subscribe(server.emit)
     scopes: list[trio.CancelScope] = []

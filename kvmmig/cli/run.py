@@ -250,6 +250,6 @@ def _exit_status(outcome: Outcome, output: Output) -> int:
             return CRASHED
         case "moved":
             return 0
-        case "reset" | "stopped":
+        case "reset" | "ended":
             output.say(f"kvmmig: the guest ended: {ending}")
             return 0
