@@ -129,7 +129,8 @@ def run(
         wrong = [option for option, value in given.items() if value is not None]
         if wrong:
             raise click.UsageError(
-                f"with --incoming a guest is as it was at its source, so {' and '.join(wrong)} can't go with it"
+                f"with --incoming a guest is as it was at its source, so {' and '.join(wrong)} can't go "
+                "with it"
             )
         return _run_incoming(_incoming_uri(incoming), name=name, detach=detach, serial=serial, qmp=qmp)
     if guest is None:
@@ -183,8 +184,8 @@ def run(
 @click.option(
     "--transport",
     cls=StoringOption,
-    help="What reads it: this process (file), a helper (pipe), each of which reads what the other has written, "
-    "or another transport that stores.",
+    help="What reads it: this process (file), a helper (pipe; either reads what the other has written), or "
+    "another transport that stores.",
 )
 def restore(
     path: str, name: str | None, detach: bool, serial: str, qmp: tuple[str, ...], transport: str

@@ -1,7 +1,7 @@
 """``--detach``: the machine lives in a process of its own; the command returns when it runs, or says why not.
 
-The process is forked before anything with threads is imported. It says to the command through a pipe how far it
-is, in lines of JSON: the log that its messages go to, then that it runs, or the sentence that says why not.
+The process is forked before anything with threads is imported. It reports to the command through a pipe, in
+lines of JSON: the log that its messages go to, then that it runs, or the sentence that says why not.
 """
 
 from __future__ import annotations

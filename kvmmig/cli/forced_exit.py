@@ -52,7 +52,7 @@ class ForcedExit:
 
     @contextmanager
     def before(self, call: Callable[[], None]) -> Iterator[None]:
-        """In this block, ``call`` is made before the process is left; the newest first. Any thread may do it."""
+        """In this block, ``call`` is made before the process is left, by a thread; the newest first."""
         self._calls.append(call)
         try:
             yield

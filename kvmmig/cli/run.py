@@ -1,4 +1,4 @@
-"""``kvmmig run``: a guest's life here, from its load or its incoming migration to its end or its outgoing one."""
+"""``kvmmig run``: a guest's life here, from its load or arrival to its end, or until it has been migrated."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ async def _report_outgoing(run: MachineRun) -> None:
 
 
 async def _ask_operator(run: MachineRun) -> None:
-    """A guest that was handed over, to an unknown end, is kept until somebody says that it does not run there."""
+    """Keep a guest that was handed over until somebody says that it does not run on the other side."""
     control = run.control
     if control.machine is None or control.machine.state is not State.MOVED:
         return

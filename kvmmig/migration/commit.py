@@ -8,6 +8,7 @@ guest when it has ended well.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 import trio
 
@@ -18,12 +19,18 @@ from kvmmig.migration.steps import because
 from kvmmig.transport.guard import GuardedChannel
 
 
+class SendGo(Protocol):
+    """Sends "go"; ``offering`` is called right before it is offered to the channel, and may refuse."""
+
+    async def __call__(self, *, offering: Callable[[], None] | None = None) -> None: ...
+
+
 async def commit(
     channel: GuardedChannel,
     peer: Peer,
     *,
     stores: bool,
-    send_go: Callable[[], Awaitable[None]],
+    send_go: SendGo,
     let_go: Callable[[], None],
     patience: float,
 ) -> None:
@@ -44,15 +51,13 @@ async def commit(
         let_go()
     elif channel.two_way:
         await peer.hear(stream.Kind.READY, patience)
-        let_go()
-        await send_go()
+        await send_go(offering=let_go)
         await peer.hear(stream.Kind.RUNNING, patience)
         channel.abort()
     else:
         # What keeps a reader from taking all of it is best found out now.
         await _bounded(channel, peer, channel.flush, "did not take the last bytes", patience)
-        let_go()
-        await send_go()
+        await send_go(offering=let_go)
         await finish()
 
 

@@ -94,8 +94,8 @@ PHASES: Mapping[Phase, PhaseRow] = {
         (Phase.DONE,),
     ),
     Phase.DONE: PhaseRow("", "the destination's", None, None, ()),
-    Phase.FAILED: PhaseRow("", _BACK, None, None, ()),
-    Phase.CANCELLED: PhaseRow("", _BACK, None, None, ()),
+    Phase.FAILED: PhaseRow("", _BACK, Phase.FAILED, None, ()),
+    Phase.CANCELLED: PhaseRow("", _BACK, Phase.CANCELLED, None, ()),
     Phase.UNKNOWN: PhaseRow("", "the source's, paused, until an operator has looked there", None, None, ()),
 }
 

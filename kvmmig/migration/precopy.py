@@ -228,7 +228,14 @@ class PreCopy:
         assert self._cursor.empty
         return await self._in_thread(self._tracker.collect, self.pending)
 
-    async def _send_go(self, send: Sender) -> None:
+    async def _send_go(self, send: Sender, *, offering: Callable[[], None] | None = None) -> None:
+        if self._machine.state is State.RUNNING:
+            raise MigrationError(
+                f"the guest {self._machine.state} although it was being handed over: somebody let it run, so "
+                "the other side has not got the guest as it is now; migrate it again"
+            )
+        if offering is not None:
+            offering()
         self._cursor.put(self._encoder.signal(stream.Kind.GO))
         await send()
 

@@ -12,10 +12,8 @@ from kvmmig.migration.policy import Limits
 from kvmmig.migration.stall_meter import Histogram
 from kvmmig.stream import Cursor
 from kvmmig.transport.guard import GuardedChannel
+from kvmmig.transport.toolkit.rate import TokenBucket
 
-#: What may be sent at once after a pause, as so many seconds of the bandwidth: far less than the 100 ms
-#: within which the rate is to be smooth, and enough that one call is worth its cost.
-_BURST = 0.020
 #: Seconds of a step that are kept for its last call, which is not cut short: a copy of some hundred KiB, and
 #: the time slice that a busy thread may lose meanwhile to another one (a tick of the kernel's, 4 ms, or two).
 _LAST_CALL = 0.005
@@ -29,49 +27,6 @@ def because(channel: GuardedChannel | None) -> str:
     """What a channel waits for, to be put behind a sentence; empty where that is not known."""
     reason = channel.waits_for() if channel is not None else ""
     return f": {reason}" if reason else ""
-
-
-class TokenBucket:
-    """Bytes that may be sent, refilled at ``rate`` bytes a second; no limit where that is None."""
-
-    def __init__(self, rate: float | None = None) -> None:
-        self._rate = rate
-        self._tokens = 0.0
-        self._filled = perf_counter()
-
-    @property
-    def rate(self) -> float | None:
-        """The limit in bytes a second. Setting it takes effect at once, also on who is waiting."""
-        return self._rate
-
-    @rate.setter
-    def rate(self, rate: float | None) -> None:
-        if rate is not None and rate <= 0:
-            raise ValueError(f"a bandwidth of {rate} bytes a second would never end; use None for no limit")
-        self._rate = rate
-        self._tokens = 0.0
-        self._filled = perf_counter()
-
-    def allowed(self) -> int | None:
-        """How many bytes may be sent now; None is no limit."""
-        if self._rate is None:
-            return None
-        now = perf_counter()
-        most = max(self._rate * _BURST, 1.0)
-        self._tokens = min(self._tokens + (now - self._filled) * self._rate, most)
-        self._filled = now
-        return max(int(self._tokens), 0)  # below 0 when the rate was set while bytes were on their way
-
-    def spend(self, count: int) -> None:
-        """So many bytes were sent."""
-        if self._rate is not None:
-            self._tokens -= count
-
-    async def wait(self) -> None:
-        """Wait until there is something worth sending: a quarter of a burst, or a byte."""
-        if self._rate is not None:
-            worth = max(self._rate * _BURST / 4, 1.0)
-            await trio.sleep(max(worth - self._tokens, 0.0) / self._rate)
 
 
 class Sender:

@@ -3,10 +3,18 @@
 The suite needs no pytest; see `kvmmig.testing.conformance`. `plans`, for `check_plan`, needs hypothesis.
 """
 
-from kvmmig.testing._moving import Check, Ends, Maker, Nonconformance, stored_ends, stream_ends
+from kvmmig.testing._ends import (
+    Check,
+    Ends,
+    Maker,
+    Nonconformance,
+    NotApplicable,
+    stream_ends,
+    transport_ends,
+)
 from kvmmig.testing.conformance import CHECKS, CLOGGED_CHECKS, STORED_CHECKS, STREAM_CHECKS
 from kvmmig.testing.leftovers import leftovers
-from kvmmig.testing.memory import MemoryChannel, memory_channel_pair
+from kvmmig.testing.memory import MemoryChannel, MemoryTransport, memory_channel_pair
 from kvmmig.testing.plans import Call, Plan, check_plan, plans
 
 __all__ = [
@@ -19,12 +27,14 @@ __all__ = [
     "Ends",
     "Maker",
     "MemoryChannel",
+    "MemoryTransport",
     "Nonconformance",
+    "NotApplicable",
     "Plan",
     "check_plan",
     "leftovers",
     "memory_channel_pair",
     "plans",
-    "stored_ends",
     "stream_ends",
+    "transport_ends",
 ]

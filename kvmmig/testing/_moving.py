@@ -6,82 +6,22 @@ The checks of `kvmmig.testing.conformance` and of `kvmmig.testing.plans` are mad
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 
+import numpy as np
 import trio
 import trio.testing
 
-from kvmmig.errors import TransportError
-from kvmmig.transport import Channel
-
-PATIENCE = 30.0  # seconds that a check waits for what should take milliseconds
+from kvmmig.testing._ends import Ends, Nonconformance
+from kvmmig.transport import ReceiveChannel, SendChannel
 
 
-class Nonconformance(AssertionError):
-    """The channel breaks the contract; the text says how."""
-
-
-@dataclass(frozen=True)
-class Ends:
-    """The two ends of one fresh channel."""
-
-    sender: Channel
-    #: Returns the receiver; for a stored channel only after the sender's `aclose`.
-    receive: Callable[[], Awaitable[Channel]]
-    #: Whether the bytes can be received only when all were sent: a file, not a connection.
-    stored: bool
-
-
-Maker = Callable[[], Awaitable[Ends]]
-Check = Callable[[Maker], Awaitable[None]]
-
-
-def stream_ends(sender: Channel, receiver: Channel) -> Ends:
-    """The ends of a connection."""
-
-    async def receive() -> Channel:
-        return receiver
-
-    return Ends(sender, receive, stored=False)
-
-
-def stored_ends(sender: Channel, receive: Callable[[], Awaitable[Channel]]) -> Ends:
-    """The ends of a file: written first, then opened for reading by ``receive``."""
-    return Ends(sender, receive, stored=True)
-
-
-@asynccontextmanager
-async def opened(maker: Maker) -> AsyncIterator[Ends]:
-    """The maker's ends, aborted afterwards, within a generous time limit."""
-    with trio.move_on_after(PATIENCE) as scope:
-        ends = await maker()
-        receivers: list[Channel] = []
-
-        async def receive() -> Channel:
-            receivers.append(await ends.receive())
-            return receivers[-1]
-
-        try:
-            yield Ends(ends.sender, receive, ends.stored)
-        except (TransportError, ExceptionGroup) as error:
-            raise sentence(error) from error
-        finally:
-            ends.sender.abort()
-            for receiver in receivers if ends.stored else [await ends.receive()]:
-                receiver.abort()
-    if scope.cancelled_caught:
-        raise Nonconformance(f"a call on the channel hung for {PATIENCE:.0f} s")
-
-
-def sentence(error: Exception) -> Exception:
-    """The caller wants one sentence, not the tree of a nursery."""
-    while isinstance(error, ExceptionGroup):
-        error = (error.subgroup(Nonconformance) or error).exceptions[0]
-    if isinstance(error, TransportError):
-        return Nonconformance(f"an error that the contract has no place for here: {error!r}")
-    return error
+@cache
+def incompressible() -> memoryview:
+    """64 MiB that a channel can make nothing smaller of."""
+    return memoryview(np.random.default_rng(6).bytes(64 << 20))
 
 
 def split(chance: random.Random, data: bytes, start: int) -> list[memoryview]:
@@ -98,20 +38,20 @@ def split(chance: random.Random, data: bytes, start: int) -> list[memoryview]:
     return buffers
 
 
-async def offer(sender: Channel, buffers: list[memoryview]) -> int:
+async def offer(sender: SendChannel, buffers: list[memoryview]) -> int:
     offered = sum(len(buffer) for buffer in buffers)
     accepted = await sender.send_some(buffers)
     require(1 <= accepted <= offered, f"send_some was offered {offered} bytes and says it took {accepted}")
     return accepted
 
 
-async def send_all(sender: Channel, data: bytes | bytearray) -> None:
+async def send_all(sender: SendChannel, data: bytes | bytearray) -> None:
     view = memoryview(data)
     while view:
         view = view[await offer(sender, [view]) :]
 
 
-async def receive_all(receiver: Channel, cancels: random.Random | None = None) -> bytes:
+async def receive_all(receiver: ReceiveChannel, cancels: random.Random | None = None) -> bytes:
     got = bytearray()
     buffer = memoryview(bytearray(300_000))
     while True:
@@ -130,9 +70,9 @@ async def receive_all(receiver: Channel, cancels: random.Random | None = None) -
 
 async def transfer(
     ends: Ends,
-    send: Callable[[Channel], Awaitable[None]],
-    receive: Callable[[Channel], Awaitable[bytes]] = receive_all,
-) -> tuple[bytes, Channel]:
+    send: Callable[[SendChannel], Awaitable[None]],
+    receive: Callable[[ReceiveChannel], Awaitable[bytes]] = receive_all,
+) -> tuple[bytes, ReceiveChannel]:
     """Everything that ``send`` sends, followed by an aclose, and the receiver, which is at its end."""
     got = b""
 
@@ -140,7 +80,7 @@ async def transfer(
         await send(ends.sender)
         await ends.sender.aclose()
 
-    async def receiving() -> Channel:
+    async def receiving() -> ReceiveChannel:
         nonlocal got
         receiver = await ends.receive()
         got = await receive(receiver)

@@ -29,13 +29,9 @@ import trio.testing
 
 from kvmmig.errors import ChannelBroken, ChannelBusy, ChannelClosed, ConnectFailed
 from kvmmig.migration.stall_meter import StallMeter
-from kvmmig.transport import Channel
+from kvmmig.testing._ends import Check, Maker, opened, promise
 from kvmmig.testing._moving import (
-    PATIENCE,
-    Check,
-    Maker,
     offer,
-    opened,
     raises,
     random_cancel,
     receive_all,
@@ -47,7 +43,9 @@ from kvmmig.testing._moving import (
     transfer,
 )
 from kvmmig.testing.leftovers import leftovers
+from kvmmig.transport import ReceiveChannel, SendChannel
 
+_GONE = 10.0  # seconds for the last of what an abort has ended
 _AT_ONCE = 3.0  # seconds, for what should take microseconds
 _BULK = (9 << 20) + 12345  # more than the pipes, sockets and blocks on the way hold
 _FLUSHED = 20_000  # bytes; little enough for a channel that takes one at a time
@@ -59,12 +57,13 @@ _HELD = 0.25  # seconds that no turn of the loop lasts, except on a host that ha
 _HELD_OFTEN = 3  # so many such turns in one short check are the channel's doing
 
 
+@promise
 async def check_bytes_arrive_in_order(maker: Maker) -> None:
     """Whatever the buffers' sizes: what was accepted is a prefix, and all of it arrives, in order."""
     chance = random.Random(1)
     data = chance.randbytes(_BULK)
 
-    async def send(sender: Channel) -> None:
+    async def send(sender: SendChannel) -> None:
         cursor = 0
         while cursor < len(data):
             cursor += await offer(sender, split(chance, data, cursor))
@@ -74,12 +73,13 @@ async def check_bytes_arrive_in_order(maker: Maker) -> None:
         require_same(got, data)
 
 
+@promise
 async def check_cancelled_calls_move_nothing(maker: Maker) -> None:
     """Sends and receives that are cancelled, at random moments, neither lose nor repeat a byte."""
     chance = random.Random(2)
     data = chance.randbytes(_BULK)
 
-    async def send(sender: Channel) -> None:
+    async def send(sender: SendChannel) -> None:
         cursor = 0
         while cursor < len(data):
             with random_cancel(chance):
@@ -90,10 +90,11 @@ async def check_cancelled_calls_move_nothing(maker: Maker) -> None:
         require_same(got, data)
 
 
+@promise
 async def check_cancelled_send_accepts_nothing(maker: Maker) -> None:
     """A call that was cancelled before it began does nothing, even when the sink is ready."""
 
-    async def send(sender: Channel) -> None:
+    async def send(sender: SendChannel) -> None:
         with trio.CancelScope() as scope:
             scope.cancel()
             await sender.send_some([memoryview(b"cancelled")])
@@ -105,10 +106,11 @@ async def check_cancelled_send_accepts_nothing(maker: Maker) -> None:
         require_same(got, b"accepted")
 
 
+@promise
 async def check_calls_are_checkpoints(maker: Maker) -> None:
     """Every successful call lets other tasks run and be cancelled, even when it need not wait."""
 
-    async def send(sender: Channel) -> None:
+    async def send(sender: SendChannel) -> None:
         for _ in range(3):
             with require_checkpoints("send_some"):
                 await sender.send_some([memoryview(b"ready")])
@@ -126,10 +128,11 @@ async def check_calls_are_checkpoints(maker: Maker) -> None:
                 await receiver.aclose()
 
 
+@promise
 async def check_flush_can_be_cancelled(maker: Maker) -> None:
     """After a cancelled flush the channel goes on, and what had been accepted arrives once."""
 
-    async def send(sender: Channel) -> None:
+    async def send(sender: SendChannel) -> None:
         await send_all(sender, b"before ")
         with trio.CancelScope() as scope:
             scope.cancel()
@@ -145,13 +148,14 @@ async def check_flush_can_be_cancelled(maker: Maker) -> None:
         require_same(got, b"before between after")
 
 
+@promise
 async def check_flush_means_delivered(maker: Maker) -> None:
     """After flush the buffers are the sender's again, and nothing more need be called for all to arrive."""
     data = random.Random(5).randbytes(_FLUSHED)
     flushed, arrived = trio.Event(), trio.Event()
     got = bytearray()
 
-    async def send(sender: Channel) -> None:
+    async def send(sender: SendChannel) -> None:
         buffer = bytearray(data)
         await send_all(sender, buffer)
         await sender.flush()
@@ -165,7 +169,7 @@ async def check_flush_means_delivered(maker: Maker) -> None:
                 f"flush has returned, but only {len(got)} of {len(data)} bytes arrive while the sender rests",
             )
 
-    async def receive(receiver: Channel) -> bytes:
+    async def receive(receiver: ReceiveChannel) -> bytes:
         buffer = memoryview(bytearray(100_000))
         while count := await receiver.receive_some(buffer):
             got.extend(buffer[:count])
@@ -179,11 +183,12 @@ async def check_flush_means_delivered(maker: Maker) -> None:
         require_same(bytes(got), data)
 
 
+@promise
 async def check_no_call_holds_the_loop(maker: Maker) -> None:
     """However much is offered, a call moves a bounded part of it, and no turn of the loop is long."""
     offered = memoryview(bytes(_CLOG))
 
-    async def send(sender: Channel) -> None:
+    async def send(sender: SendChannel) -> None:
         for _ in range(5):
             count = await offer(sender, [offered])
             require(
@@ -202,19 +207,21 @@ async def check_no_call_holds_the_loop(maker: Maker) -> None:
         )
 
 
+@promise
 async def check_abort_leaves_nothing(maker: Maker) -> None:
     """After an abort with much on its way no process and no file descriptor is left."""
     before = leftovers()
     async with opened(maker) as ends:
         with trio.move_on_after(_A_WHILE):
             await send_all(ends.sender, bytes(4 * _BULK))
-    with trio.move_on_after(PATIENCE):
+    with trio.move_on_after(_GONE):
         while leftovers() - before:  # noqa: ASYNC110 - nothing tells when the last of them has gone
             await trio.sleep(0.01)
     left = leftovers() - before
     require(not left, f"abort has left behind: {', '.join(sorted(left))}")
 
 
+@promise
 async def check_end_of_stream_is_zero(maker: Maker) -> None:
     """After the last byte receive_some returns 0, and 0 again."""
     async with opened(maker) as ends:
@@ -223,6 +230,7 @@ async def check_end_of_stream_is_zero(maker: Maker) -> None:
         require(again == 0, f"receive_some returned {again} after the end of the stream")
 
 
+@promise
 async def check_closing_is_idempotent(maker: Maker) -> None:
     """aclose and abort may follow each other, twice; every other call then raises ChannelClosed."""
     async with opened(maker) as ends:
@@ -238,6 +246,7 @@ async def check_closing_is_idempotent(maker: Maker) -> None:
             await receiver.receive_some(memoryview(bytearray(1)))
 
 
+@promise
 async def check_dead_receiver_is_noticed(maker: Maker) -> None:
     """A sender whose other end is gone gets ChannelBroken, sooner or later, and then at each call."""
     async with opened(maker) as ends:
@@ -248,6 +257,7 @@ async def check_dead_receiver_is_noticed(maker: Maker) -> None:
             await ends.sender.send_some([memoryview(b"x")])
 
 
+@promise
 async def check_waiting_receiver_is_woken(maker: Maker) -> None:
     """A receiver that waits is woken by its own abort; a second one meanwhile gets ChannelBusy."""
     async with opened(maker) as ends:
@@ -260,6 +270,7 @@ async def check_waiting_receiver_is_woken(maker: Maker) -> None:
             receiver.abort()
 
 
+@promise
 async def check_dead_sender_ends_the_stream(maker: Maker) -> None:
     """A receiver that waits for a sender that aborts gets ChannelBroken or the end, not silence."""
     async with opened(maker) as ends:
@@ -270,6 +281,7 @@ async def check_dead_sender_ends_the_stream(maker: Maker) -> None:
             await receive_all(receiver)
 
 
+@promise
 async def check_aborted_file_never_appears(maker: Maker) -> None:
     """What was sent before an abort can't be received: it is not the whole."""
     async with opened(maker) as ends:
@@ -281,6 +293,7 @@ async def check_aborted_file_never_appears(maker: Maker) -> None:
             await ends.receive()
 
 
+@promise
 async def check_abort_frees_a_clogged_sender(maker: Maker) -> None:
     """abort returns at once; the task that waits in send_some gets ChannelClosed, and so do later calls."""
     async with opened(maker) as ends:
@@ -293,6 +306,7 @@ async def check_abort_frees_a_clogged_sender(maker: Maker) -> None:
         await ends.sender.aclose()
 
 
+@promise
 async def check_clogged_sender_can_be_cancelled(maker: Maker) -> None:
     """A cancel frees a sender that waits; a second sender meanwhile gets ChannelBusy."""
     async with opened(maker) as ends, trio.open_nursery() as nursery:
@@ -331,17 +345,17 @@ CLOGGED_CHECKS: tuple[Check, ...] = (
 )
 
 
-async def _send_until_closed(sender: Channel) -> None:
+async def _send_until_closed(sender: SendChannel) -> None:
     with raises(ChannelClosed, "send_some while the channel is aborted"):
         await send_all(sender, bytes(_CLOG))
 
 
-async def _receive_until_closed(receiver: Channel) -> None:
+async def _receive_until_closed(receiver: ReceiveChannel) -> None:
     with raises(ChannelClosed, "receive_some while the channel is aborted"):
         await receiver.receive_some(memoryview(bytearray(1)))
 
 
-async def _require_closed(sender: Channel) -> None:
+async def _require_closed(sender: SendChannel) -> None:
     with raises(ChannelClosed, "send_some on a closed channel"):
         await sender.send_some([memoryview(b"x")])
     with raises(ChannelClosed, "flush on a closed channel"):

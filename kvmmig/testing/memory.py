@@ -1,15 +1,18 @@
-"""A channel in memory: a fake for tests that passes the same suite as the real ones."""
+"""A channel in memory, and a transport of such: fakes for tests that pass the same suite as the real ones."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 
 import trio
 
-from kvmmig.errors import ChannelBroken, ChannelClosed
-from kvmmig.transport import Channel, ChannelFeatures, OneAtATime
+from kvmmig.errors import BadURI, ChannelBroken, ChannelBusy, ChannelClosed, ConnectFailed
+from kvmmig.transport import Channel, Listener, Option, Transport, TransportURI
 
-_MOST_BYTES = 1 << 20
+_MOST_BYTES = 1 << 19
+_CAPACITY = 1 << 16
 
 
 class _Lane:
@@ -21,24 +24,43 @@ class _Lane:
         self.ended = False  # the sender has closed it in order
         self.broken = False  # one of the two has gone without warning, or the receiver has closed
         self.changed = trio.lowlevel.ParkingLot()
+        self.sending = self.receiving = False
+
+    @contextmanager
+    def one_sends(self) -> Iterator[None]:
+        if self.sending:
+            raise ChannelBusy("another task is sending into this memory channel")
+        self.sending = True
+        try:
+            yield
+        finally:
+            self.sending = False
+
+    @contextmanager
+    def one_receives(self) -> Iterator[None]:
+        if self.receiving:
+            raise ChannelBusy("another task is receiving from this memory channel")
+        self.receiving = True
+        try:
+            yield
+        finally:
+            self.receiving = False
 
 
 class MemoryChannel(Channel):
     """One end of a `memory_channel_pair`."""
 
-    features = ChannelFeatures(two_way=True)
+    copies = True
 
     def __init__(self, out: _Lane, into: _Lane, peer: str) -> None:
         self.peer = peer
         self._out = out
         self._in = into
-        self._sending = OneAtATime("sending")
-        self._receiving = OneAtATime("receiving")
         self._closed = False
 
     async def send_some(self, buffers: Sequence[memoryview]) -> int:
         lane = self._out
-        with self._sending:
+        with lane.one_sends():
             await trio.lowlevel.checkpoint()
             self._check(lane)
             while len(lane.held) >= lane.capacity:
@@ -56,7 +78,7 @@ class MemoryChannel(Channel):
 
     async def receive_some(self, buffer: memoryview) -> int:
         lane = self._in
-        with self._receiving:
+        with lane.one_receives():
             await trio.lowlevel.checkpoint()
             self._check(lane)
             while not lane.held and not lane.ended:
@@ -98,7 +120,7 @@ class MemoryChannel(Channel):
             raise ChannelBroken(f"the memory channel to {self.peer} is broken: the other side has closed it")
 
 
-def memory_channel_pair(*, capacity: int = 1 << 16) -> tuple[MemoryChannel, MemoryChannel]:
+def memory_channel_pair(*, capacity: int = _CAPACITY) -> tuple[MemoryChannel, MemoryChannel]:
     """Two connected channels, two-way, in this process; each direction holds up to ``capacity`` bytes.
 
     Whoever holds an end closes it. Needs a running trio, uses no threads and no file descriptors.
@@ -107,3 +129,77 @@ def memory_channel_pair(*, capacity: int = 1 << 16) -> tuple[MemoryChannel, Memo
         raise ValueError(f"a capacity of {capacity} bytes would never move one; give at least 1")
     there, back = _Lane(capacity), _Lane(capacity)
     return MemoryChannel(there, back, "memory/b"), MemoryChannel(back, there, "memory/a")
+
+
+class MemoryTransport(Transport):
+    """Inside of one ``trio.run``: ``memory:NAME``. One listens at a time, and several may connect."""
+
+    summary = "a channel in memory, for tests"
+    syntax = "memory:NAME[?capacity=BYTES]"
+
+    options = (Option("capacity", "bytes that each direction holds", default=str(_CAPACITY)),)
+
+    def __init__(self, uri: TransportURI) -> None:
+        super().__init__(uri)
+        if not re.fullmatch("[0-9]{1,12}", self.option("capacity")):
+            raise BadURI(f"{str(uri)!r}: capacity is a number of bytes, such as capacity={_CAPACITY}")
+        self._capacity = int(self.option("capacity"))
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[Channel]:
+        await trio.lowlevel.checkpoint()
+        waiting = _places().get(self.uri.target)
+        if waiting is None:
+            raise ConnectFailed(f"nobody listens at {self.uri}; start the other side first")
+        ours, theirs = memory_channel_pair(capacity=self._capacity)
+        waiting.send_nowait(theirs)
+        async with ours:
+            yield ours
+
+    @asynccontextmanager
+    async def listen(self) -> AsyncIterator[Listener]:
+        await trio.lowlevel.checkpoint()
+        name = self.uri.target
+        if name in _places():
+            raise ConnectFailed(f"somebody else listens at {self.uri} already; take another name")
+        into, waiting = trio.open_memory_channel[MemoryChannel](1000)
+        _places()[name] = into
+        try:
+            yield _MemoryListener(self.uri, waiting)
+        finally:
+            del _places()[name]
+            into.close()
+            while True:  # the sources that nobody has accepted
+                try:
+                    waiting.receive_nowait().abort()
+                except (trio.WouldBlock, trio.EndOfChannel):
+                    break
+            waiting.close()
+
+
+class _MemoryListener(Listener):
+    def __init__(self, uri: TransportURI, waiting: trio.MemoryReceiveChannel[MemoryChannel]) -> None:
+        self.uri = uri
+        self._waiting = waiting
+
+    @asynccontextmanager
+    async def accept(self) -> AsyncIterator[Channel]:
+        try:
+            channel = await self._waiting.receive()
+        except (trio.EndOfChannel, trio.ClosedResourceError) as error:
+            raise ConnectFailed(f"{self.uri} is not listened at any more") from error
+        async with channel:
+            yield channel
+
+
+_Places = dict[str, trio.MemorySendChannel[MemoryChannel]]
+_places_of_this_run: trio.lowlevel.RunVar[_Places] = trio.lowlevel.RunVar("memory transports that listen")
+
+
+def _places() -> _Places:
+    try:
+        return _places_of_this_run.get()
+    except LookupError:
+        places: _Places = {}
+        _places_of_this_run.set(places)
+        return places

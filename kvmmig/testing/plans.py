@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from kvmmig.transport import Channel
-from kvmmig.testing._moving import Maker, offer, opened, require_same, transfer
+from kvmmig.testing._ends import Maker, one_sentence, opened
+from kvmmig.testing._moving import offer, require_same, transfer
+from kvmmig.transport import ReceiveChannel, SendChannel
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
@@ -65,7 +66,7 @@ async def check_plan(maker: Maker, plan: Plan) -> None:
     view = memoryview(data)
     accepted = 0
 
-    async def sending(sender: Channel) -> None:
+    async def sending(sender: SendChannel) -> None:
         nonlocal accepted
         for call in plan.sends:
             buffers, start = [], accepted
@@ -75,7 +76,7 @@ async def check_plan(maker: Maker, plan: Plan) -> None:
             async with _cancelled(call):
                 accepted += await offer(sender, buffers)
 
-    async def receiving(receiver: Channel) -> bytes:
+    async def receiving(receiver: ReceiveChannel) -> bytes:
         got = bytearray()
         calls = iter(plan.receives)
         count = -1
@@ -88,9 +89,10 @@ async def check_plan(maker: Maker, plan: Plan) -> None:
                 got += buffer[:count]
         return bytes(got)
 
-    async with opened(maker) as ends:
-        got, _ = await transfer(ends, sending, receiving)
-        require_same(got, data[:accepted])
+    with one_sentence("what arrives is what was accepted, whatever is cancelled"):
+        async with opened(maker) as ends:
+            got, _ = await transfer(ends, sending, receiving)
+            require_same(got, data[:accepted])
 
 
 @asynccontextmanager

@@ -67,7 +67,7 @@ async def test_clients_see_the_machine_at_every_address(tmp_path: Path) -> None:
 async def test_quit_stops_the_guest_and_not_the_program() -> None:
     async with served() as (machine, client):
         await client.execute("quit")
-        assert (await machine.wait()).kind == "stopped"
+        assert (await machine.wait()).kind == "ended"
         assert (await client.execute("query-status"))["status"] == "shutdown"
 
 
@@ -76,7 +76,7 @@ async def test_quit_cancels_a_migration_first() -> None:
         await client.execute("migrate", {"uri": SLOW})
         await until_status(client, "active")
         await client.execute("quit")
-        assert (await machine.wait()).kind == "stopped"
+        assert (await machine.wait()).kind == "ended"
         assert (await client.execute("query-migrate"))["status"] == "cancelled"
 
 

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 
 import pytest
 import trio
 import trio.testing
 
+from kvmmig import stream
 from kvmmig.errors import (
     ConnectFailed,
     KvmmigError,
 )
 from kvmmig.machine.machine import State
 from kvmmig.machine.memory import MEMORY_UNIT, PAGE_SIZE
-from kvmmig import stream
 from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.migration.policy import Continue, Decision, Policy, RoundFigures
-from kvmmig.transport import Channel, ChannelFeatures, Listener, Transport, TransportURI
+from kvmmig.stream.format import NEXT
 from kvmmig.testing.machine import FakeMachine
+from kvmmig.transport import Channel, Listener, SendChannel, Transport, TransportURI
 
 
 class Endless(Policy):
@@ -28,7 +30,7 @@ class Endless(Policy):
         return Continue(throttle=min(0.1 * (figures.round + 1), 0.9))
 
 
-class Sink(Channel):
+class Sink(SendChannel):
     """Takes bytes as its owner likes: ``on_send(room)`` says how many, 0 blocks until cancelled."""
 
     peer = "a test's sink"
@@ -47,9 +49,6 @@ class Sink(Channel):
         self.data += joined[:count]
         return count
 
-    async def receive_some(self, buffer: memoryview) -> int:
-        raise NotImplementedError
-
     async def flush(self) -> None:
         await trio.lowlevel.checkpoint()
         self.flushed = True
@@ -66,17 +65,21 @@ class Sink(Channel):
 class Given(Transport):
     """Gives the channel that the test made."""
 
-    def __init__(self, channel: Channel | None = None) -> None:
+    def __init__(self, channel: SendChannel | None = None, *, stores: bool = False) -> None:
         super().__init__(TransportURI("given", "x"))
         self.channel = channel
+        self.stores = stores
 
-    async def connect(self) -> Channel:
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[SendChannel]:
         if self.channel is None:
             raise ConnectFailed("nobody listens there")
-        return self.channel
+        yield self.channel
 
-    async def listen(self) -> Listener:
+    @asynccontextmanager
+    async def listen(self) -> AsyncIterator[Listener]:
         raise NotImplementedError
+        yield
 
 
 def received(data: bytes) -> tuple[bytes, list[stream.Event]]:
@@ -119,10 +122,8 @@ def machine_with_pages() -> FakeMachine:
     return machine
 
 
-class Conversation(Sink):
+class Conversation(Sink, Channel):
     """A destination that follows a script: what it says when it has seen the hello, the end, and the go."""
-
-    features = ChannelFeatures(two_way=True)
 
     def __init__(self, script: dict[str, str], on_send: Callable[[int], int] = lambda room: room) -> None:
         super().__init__(on_send)
@@ -136,7 +137,9 @@ class Conversation(Sink):
     async def send_some(self, buffers: Sequence[memoryview]) -> int:
         count = await super().send_some(buffers)
         told = [
-            type(event).__name__ for event in received(bytes(self.data))[1] if type(event) is not stream.Section
+            type(event).__name__
+            for event in received(bytes(self.data))[1]
+            if type(event) is not stream.Section
         ]
         for name in told[len(self.heard) :]:
             self.heard.append(name)
@@ -153,7 +156,7 @@ class Conversation(Sink):
         elif what:
             kind = stream.Kind[what]
             # Whatever the script says is said, in its place or not.
-            self._encoder.phase = next(phase for phase, kinds in stream._NEXT.items() if kind in kinds)
+            self._encoder.state = next(state for state, kinds in NEXT.items() if kind in kinds)
             self._answers += self._encoder.signal(kind)
         self._news.set()
 

@@ -13,7 +13,6 @@ from kvmmig import guests
 from kvmmig.machine import Entry, Machine, MachineConfig, Program
 from kvmmig.migration.incoming import IncomingMigration
 from kvmmig.migration.outgoing import OutgoingMigration
-from kvmmig.transport.registry import transport_for
 
 pytestmark = pytest.mark.kvm
 
@@ -88,16 +87,18 @@ async def test_a_boot_sector_moves_and_its_memory_is_of_one_moment(scheme: str, 
             while printed.count(b"B") < 2:  # noqa: ASYNC110  # the output comes from a vCPU's thread
                 await trio.sleep(0.01)
         assert printed.startswith(b"AB")
-        async with await transport_for(where).listen() as listener, trio.open_nursery() as nursery:
+        async with trio.open_nursery() as nursery:
+            later = bytearray()
+            incoming = IncomingMigration(where, output=later.extend)
             if scheme == "tcp":
-                nursery.start_soon(OutgoingMigration(source, listener.uri).run)
+                incoming = IncomingMigration(
+                    where,
+                    output=later.extend,
+                    on_listening=lambda uri: nursery.start_soon(OutgoingMigration(source, str(uri)).run),
+                )
             else:
                 await OutgoingMigration(source, where).run()
-            later = bytearray()
-            async with (
-                await listener.accept() as channel,
-                IncomingMigration(channel, output=later.extend).machine() as machine,
-            ):
+            async with incoming.machine() as machine:
                 with trio.fail_after(60):
                     while later.count(b"B") < 3:  # noqa: ASYNC110  # likewise
                         await trio.sleep(0.01)

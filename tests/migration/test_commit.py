@@ -9,6 +9,7 @@ import pytest
 import trio
 import trio.testing
 
+from kvmmig import stream
 from kvmmig.errors import (
     ChannelBroken,
     KvmmigError,
@@ -17,11 +18,9 @@ from kvmmig.errors import (
     OutcomeUnknown,
 )
 from kvmmig.machine.machine import State
-from kvmmig import stream
 from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.migration.policy import Limits, MaxRounds
 from kvmmig.migration.report import Phase
-from kvmmig.transport import ChannelFeatures
 
 from .fakes import POLITE, Conversation, Given, Sink, machine_with_pages, received, restored, run_to_failure
 
@@ -76,6 +75,49 @@ async def test_after_go_the_source_never_runs_again_by_itself(answer: str) -> No
         migration.cancel()
 
 
+def break_channel(room: int) -> int:
+    raise ChannelBroken("it was cut")
+
+
+def raise_value_error(room: int) -> int:
+    raise ValueError("a slip")
+
+
+def leave_the_process(room: int) -> int:
+    raise SystemExit(3)
+
+
+@pytest.mark.parametrize("two_way", [True, False])
+@pytest.mark.parametrize(
+    "at_go",
+    [
+        break_channel,
+        raise_value_error,
+        leave_the_process,
+        lambda room: room + 1,
+        lambda room: -1,
+        lambda room: 0,
+    ],
+)
+async def test_once_go_is_offered_whatever_the_channel_says_proves_nothing(
+    at_go: Callable[[int], int], two_way: bool
+) -> None:
+    """What lies about a call may have sent its bytes: the other side may run the guest."""
+
+    def on_send(room: int) -> int:
+        return at_go(room) if migration.phase is Phase.HANDED_OVER else room
+
+    machine = machine_with_pages()
+    sink = Conversation({**POLITE, "Signal": ""}, on_send) if two_way else Sink(on_send)
+    limits = Limits(handover_timeout=0.1, stall_timeout=0.1)
+    migration = OutgoingMigration(machine, Given(sink), limits=limits)
+    error = await run_to_failure(migration)
+    assert isinstance(error, OutcomeUnknown)
+    assert "Look there first" in str(error)
+    assert machine.state is State.MOVED
+    assert migration.phase is Phase.UNKNOWN
+
+
 class Reader(Sink):
     """One way, to somebody who may start the guest; ``at_end`` is what comes of closing it."""
 
@@ -96,8 +138,7 @@ async def test_who_may_have_started_the_guest_does_not_lose_it_to_a_failure(stor
         raise ChannelBroken("the command ended with status 3")
 
     machine, sink = machine_with_pages(), Reader(fail)
-    sink.features = ChannelFeatures(stores=stores)
-    error = await run_to_failure(OutgoingMigration(machine, Given(sink)))
+    error = await run_to_failure(OutgoingMigration(machine, Given(sink, stores=stores)))
     assert "ended with status 3" in str(error)
     if stores:
         assert isinstance(error, ChannelBroken)

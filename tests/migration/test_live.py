@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from kvmmig import guests
+from kvmmig import guests, stream
 from kvmmig.errors import (
     KvmmigError,
     MigrationCancelled,
@@ -23,7 +23,6 @@ from kvmmig.errors import (
 )
 from kvmmig.machine import Machine, MachineConfig, State
 from kvmmig.machine.pageset import Batch, PageSet
-from kvmmig import stream
 from kvmmig.migration.incoming import IncomingMigration
 from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.migration.policy import (
@@ -36,9 +35,9 @@ from kvmmig.migration.policy import (
     Policy,
     RoundFigures,
 )
-from kvmmig.transport.registry import transport_for
 from kvmmig.migration.report import MigrationStatistics
-from kvmmig.transport import Channel
+from kvmmig.transport import TransportURI
+from kvmmig.transport.registry import transport_for
 
 pytestmark = pytest.mark.kvm
 
@@ -98,28 +97,28 @@ async def moved(
 ) -> AsyncIterator[tuple[Machine, Letters, MigrationStatistics]]:
     """Move a guest: at the same time where both sides live, one after the other where there is a file."""
     letters = Letters()
-    arrived = trio.Event()
     done: list[MigrationStatistics] = []
 
     async def send(uri: str) -> None:
         done.append(await OutgoingMigration(source, uri, policy=policy).run())
 
     if where.startswith("tcp:"):
-        async with await transport_for(where).listen() as listener, trio.open_nursery() as nursery:
-            nursery.start_soon(send, listener.uri)
-            async with await listener.accept() as channel:
-                async with IncomingMigration(channel, output=letters).machine() as machine:
-                    with trio.fail_after(30):
-                        while not done:
-                            await letters.wait_for(0)
-                            await trio.lowlevel.checkpoint()
-                    yield machine, letters, done[0]
+        async with trio.open_nursery() as nursery:
+
+            def on_listening(uri: TransportURI) -> None:
+                nursery.start_soon(send, str(uri))
+
+            incoming = IncomingMigration(where, output=letters, on_listening=on_listening)
+            async with incoming.machine() as machine:
+                with trio.fail_after(30):
+                    while not done:
+                        await letters.wait_for(0)
+                        await trio.lowlevel.checkpoint()
+                yield machine, letters, done[0]
     else:
         await send(where)
-        async with await transport_for(where).listen() as listener, await listener.accept() as channel:
-            async with IncomingMigration(channel, output=letters).machine() as machine:
-                arrived.set()
-                yield machine, letters, done[0]
+        async with IncomingMigration(where, output=letters).machine() as machine:
+            yield machine, letters, done[0]
 
 
 @pytest.fixture(params=["tcp", "file", "file?direct=off", "pipe", "pipe?direct=off"])
@@ -248,18 +247,19 @@ async def test_one_frame_sent_twice_is_refused_and_the_source_runs_on(
 async def refused(source: Machine) -> KvmmigError:
     """Try to move a guest to a destination of this process; both must fail."""
     errors: list[KvmmigError] = []
-    async with await transport_for("tcp:127.0.0.1:0").listen() as listener, trio.open_nursery() as nursery:
 
-        @nursery.start_soon
-        async def receive() -> None:
-            channel = await listener.accept()
-            with pytest.raises(KvmmigError):
-                async with IncomingMigration(channel).machine():
-                    pytest.fail("it arrived")
-
+    async def send(uri: TransportURI) -> None:
         with trio.fail_after(30), pytest.raises(KvmmigError) as caught:
-            await OutgoingMigration(source, listener.uri).run()
+            await OutgoingMigration(source, str(uri)).run()
         errors.append(caught.value)
+
+    async with trio.open_nursery() as nursery:
+        incoming = IncomingMigration(
+            "tcp:127.0.0.1:0", on_listening=lambda uri: nursery.start_soon(send, uri)
+        )
+        with pytest.raises(KvmmigError):
+            async with incoming.machine():
+                pytest.fail("it arrived")
     return errors[0]
 
 
@@ -299,28 +299,22 @@ async def test_a_cancelled_save_gives_the_guest_back_and_leaves_no_file(tmp_path
 
 async def test_a_destination_that_is_cancelled_gives_the_guest_back() -> None:
     async with running("dirtier", hot="8MiB") as (source, letters):
-        async with await transport_for("tcp:127.0.0.1:0").listen() as listener:
-            async with trio.open_nursery() as nursery:
-                scope = trio.CancelScope()
+        scope = trio.CancelScope()
 
-                @nursery.start_soon
-                async def receive() -> None:
-                    channel = await listener.accept()
-                    incoming = IncomingMigration(channel)
-                    with scope:
-                        async with incoming.machine():
-                            pytest.fail("it arrived")
+        async def send(uri: TransportURI) -> None:
+            migration = OutgoingMigration(
+                source, str(uri), policy=Never(), on_round=lambda figures: figures.round and scope.cancel()
+            )
+            with trio.fail_after(30), pytest.raises(MigrationError, match="the destination was stopped"):
+                await migration.run()
 
-                migration = OutgoingMigration(source, listener.uri, policy=Never())
-
-                @nursery.start_soon
-                async def cancel() -> None:
-                    while len(migration.statistics().rounds) < 2:
-                        await trio.lowlevel.checkpoint()
-                    scope.cancel()
-
-                with trio.fail_after(30), pytest.raises(MigrationError, match="the destination was stopped"):
-                    await migration.run()
+        async with trio.open_nursery() as nursery:
+            incoming = IncomingMigration(
+                "tcp:127.0.0.1:0", on_listening=lambda uri: nursery.start_soon(send, uri)
+            )
+            with scope:
+                async with incoming.machine():
+                    pytest.fail("it arrived")
         await letters.wait_for(2)
         assert (await check(source)).ok
 
@@ -333,10 +327,8 @@ class Never(Policy):
 
 
 async def receive_file(path: Path) -> None:
-    async with await transport_for(f"file:{path}").listen() as listener:
-        channel = await listener.accept()
-        async with IncomingMigration(channel, limits=Limits(setup_timeout=10)).machine():
-            pytest.fail("it arrived")
+    async with IncomingMigration(f"file:{path}", limits=Limits(setup_timeout=10)).machine():
+        pytest.fail("it arrived")
 
 
 async def test_a_stream_that_is_cut_or_goes_on_or_is_none_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -382,10 +374,17 @@ async def test_a_state_section_that_is_missing_is_named(
 
 
 async def test_a_source_that_says_nothing_is_not_waited_for(tmp_path: Path) -> None:
-    async with await transport_for("tcp:127.0.0.1:0").listen() as listener:
-        silent: Channel = await transport_for(listener.uri).connect()
-        channel = await listener.accept()
+    async def be_silent(uri: TransportURI) -> None:
+        async with transport_for(uri).connect():
+            await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        incoming = IncomingMigration(
+            "tcp:127.0.0.1:0",
+            limits=Limits(setup_timeout=0.05),
+            on_listening=lambda uri: nursery.start_soon(be_silent, uri),
+        )
         with trio.fail_after(10), pytest.raises(MigrationError, match=r"sent no hello within 0\.05 s"):
-            async with IncomingMigration(channel, limits=Limits(setup_timeout=0.05)).machine():
+            async with incoming.machine():
                 pytest.fail("it arrived")
-        silent.abort()
+        nursery.cancel_scope.cancel()

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -25,8 +25,7 @@ from kvmmig.machine.pageset import Runs
 from kvmmig.migration.incoming import IncomingMigration
 from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.migration.policy import Limits, MaxRounds
-from kvmmig.transport.registry import transport_for
-from kvmmig.transport import Listener
+from kvmmig.transport import TransportURI
 
 pytestmark = pytest.mark.kvm
 
@@ -51,8 +50,8 @@ async def require_sound(machine: Machine) -> None:
     assert result.ok, result.summary
 
 
-async def arrive(listener: Listener) -> None:
-    async with await listener.accept() as channel, IncomingMigration(channel).machine() as machine:
+async def receive(where: str, on_listening: Callable[[TransportURI], None] | None = None) -> None:
+    async with IncomingMigration(where, on_listening=on_listening).machine() as machine:
         assert machine.state is State.RUNNING
         await require_sound(machine)
 
@@ -60,11 +59,14 @@ async def arrive(listener: Listener) -> None:
 async def move(sending: str, receiving: str) -> None:
     """At the same time on both sides."""
     with trio.fail_after(60):
-        async with dirtier() as source, await transport_for(receiving).listen() as listener:
+        async with dirtier() as source:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(arrive, listener)
-                where = sending.format(uri=listener.uri)
-                await OutgoingMigration(source, where, policy=MaxRounds(3)).run()
+
+                def send(uri: TransportURI) -> None:
+                    where = sending.format(uri=uri)
+                    nursery.start_soon(OutgoingMigration(source, where, policy=MaxRounds(3)).run)
+
+                await receive(receiving, send)
             assert source.state is State.MOVED
 
 
@@ -77,8 +79,7 @@ async def save(sending: str) -> None:
 
 async def restore(receiving: str) -> None:
     with trio.fail_after(60):
-        async with await transport_for(receiving).listen() as listener:
-            await arrive(listener)
+        await receive(receiving)
 
 
 async def fail_to_save(sending: str) -> KvmmigError:
@@ -150,12 +151,13 @@ async def test_the_other_sides_event_loop_copies_few_pages_at_a_time(monkeypatch
         for page in range(SIZE // 8192, SIZE // 4096, 2):
             source.memory.write(page * 4096, b"x")
         await source.start()
-        async with (
-            await transport_for("tcp:127.0.0.1:0").listen() as listener,
-            trio.open_nursery() as nursery,
-        ):
-            nursery.start_soon(OutgoingMigration(source, listener.uri, policy=MaxRounds(1)).run)
-            async with await listener.accept() as channel, IncomingMigration(channel).machine() as machine:
+        async with trio.open_nursery() as nursery:
+
+            def send(uri: TransportURI) -> None:
+                nursery.start_soon(OutgoingMigration(source, str(uri), policy=MaxRounds(1)).run)
+
+            incoming = IncomingMigration("tcp:127.0.0.1:0", on_listening=send)
+            async with incoming.machine() as machine:
                 assert bytes(machine.memory.pages(SIZE // 4096 - 2, 1)[:1]) == b"x"
     assert most[False] == 1024
     assert most[True] < 128

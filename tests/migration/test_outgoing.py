@@ -14,6 +14,7 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvmmig import stream
 from kvmmig.errors import (
     ChannelBroken,
     ConnectFailed,
@@ -25,7 +26,6 @@ from kvmmig.machine.cpu import Ending
 from kvmmig.machine.machine import State
 from kvmmig.machine.memory import MEMORY_UNIT, PAGE_SIZE
 from kvmmig.machine.state import StateSection
-from kvmmig import stream
 from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.migration.policy import Continue, Decision, GiveUp, Limits, MaxRounds, Policy, RoundFigures, Stop
 from kvmmig.migration.report import Phase
@@ -75,7 +75,7 @@ def test_the_destinations_memory_is_the_sources_whatever_is_written_when(
         assert [type(event).__name__ for event in told] == ["Hello", "Section", "End", "Signal"]
         assert machine.state is State.MOVED
         assert not machine.tracker.on
-        assert sink.closed or sink.features.two_way
+        assert sink.closed or sink.two_way
         assert statistics.remaining_pages == 0
         assert len(statistics.rounds) == rounds or forced
         machine.memory.close()
@@ -159,7 +159,9 @@ async def test_whichever_call_breaks_the_source_runs_on() -> None:
             return min(room, 3000)
 
         sink = Sink(on_send)
-        error = await run_to_failure(OutgoingMigration(machine, Given(sink), policy=MaxRounds(2)))
+        error = await run_to_failure(
+            OutgoingMigration(machine, Given(sink, stores=True), policy=MaxRounds(2))
+        )
         assert str(error) == "the disk is full"
         assert restored(machine)
         assert sink.aborted
@@ -181,7 +183,7 @@ async def test_whichever_call_is_stuck_a_cancel_gives_the_guest_back(how: str) -
             return min(room, 3000)
 
         sink = Sink(on_send)
-        migration = OutgoingMigration(machine, Given(sink), policy=MaxRounds(2))
+        migration = OutgoingMigration(machine, Given(sink, stores=True), policy=MaxRounds(2))
         with trio.fail_after(10):
             async with trio.open_nursery() as nursery:
                 if how == "command":

@@ -36,7 +36,14 @@ async def test_it_waits_before_the_switchover_until_it_is_told_to_proceed() -> N
             assert not sink.closed
             migration.proceed()
     assert received(bytes(sink.data))[0] == bytes(machine.memory.pages(0, 64))
-    assert phases[-5:] == [Phase.PRE_SWITCHOVER, Phase.STOP, Phase.FINAL, Phase.COMMIT, Phase.DONE]
+    assert phases[-6:] == [
+        Phase.PRE_SWITCHOVER,
+        Phase.STOP,
+        Phase.FINAL,
+        Phase.COMMIT,
+        Phase.HANDED_OVER,
+        Phase.DONE,
+    ]
 
 
 async def test_a_cancel_before_the_switchover_gives_the_guest_back() -> None:
@@ -70,7 +77,7 @@ async def test_another_policy_decides_from_the_next_round_on() -> None:
     assert statistics.bandwidth is None, "what the former policy wanted is undone"
 
 
-async def test_the_page_map_says_what_is_owed_and_what_was_sent() -> None:
+async def test_the_page_map_says_what_is_pending_and_what_was_sent() -> None:
     machine = machine_with_pages()
 
     def on_round(figures: RoundFigures) -> None:

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 
-from kvmmig.transport.registry import transport_for
-from kvmmig.transport import TransportURI
 from kvmmig.testing import (
     CHECKS,
     CLOGGED_CHECKS,
@@ -20,6 +18,8 @@ from kvmmig.testing import (
     memory_channel_pair,
     stream_ends,
 )
+from kvmmig.transport import TransportURI
+from kvmmig.transport.registry import transport_for
 
 _README = Path(__file__).parents[2] / "transports" / "README.md"
 

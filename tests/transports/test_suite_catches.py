@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
 
 import pytest
 import trio
 
 from kvmmig.errors import ChannelBroken, ChannelClosed
-from kvmmig.transport import Channel, PassingChannel
 from kvmmig.testing import (
     CHECKS,
     CLOGGED_CHECKS,
@@ -18,13 +18,16 @@ from kvmmig.testing import (
     Call,
     Check,
     Ends,
+    MemoryTransport,
     Nonconformance,
     Plan,
+    _ends,
     check_plan,
     conformance,
     memory_channel_pair,
     stream_ends,
 )
+from kvmmig.transport import AnyChannel, PassingChannel, TransportURI
 
 
 class CancelledAfterSending(PassingChannel):
@@ -46,7 +49,7 @@ class CancelledAfterReceiving(PassingChannel):
 class NeverACheckpoint(PassingChannel):
     """Never lets another task run: easily done where the sink is always ready."""
 
-    def __init__(self, below: Channel) -> None:
+    def __init__(self, below: AnyChannel) -> None:
         super().__init__(below)
         self.held: list[bytes] = []
 
@@ -82,7 +85,7 @@ class Reordering(PassingChannel):
 class Queueing(PassingChannel):
     """Makes a second task wait instead of telling it."""
 
-    def __init__(self, below: Channel) -> None:
+    def __init__(self, below: AnyChannel) -> None:
         super().__init__(below)
         self.lock = trio.Lock()
 
@@ -119,7 +122,7 @@ class SilentWhenBroken(PassingChannel):
 class FlushingNothing(PassingChannel):
     """Keeps what it has accepted until there is more, or the end."""
 
-    def __init__(self, below: Channel) -> None:
+    def __init__(self, below: AnyChannel) -> None:
         super().__init__(below)
         self.kept: list[memoryview] = []
 
@@ -168,7 +171,7 @@ class HoldingTheLoop(PassingChannel):
 
 
 class LeavingADescriptor(PassingChannel):
-    def __init__(self, below: Channel) -> None:
+    def __init__(self, below: AnyChannel) -> None:
         super().__init__(below)
         left_open.append(os.open("/dev/null", os.O_RDONLY))
 
@@ -180,7 +183,8 @@ left_open: list[int] = []
 def no_patience(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What will never come is not waited for long."""
     monkeypatch.setattr(conformance, "_FLUSH_PATIENCE", 0.2)
-    monkeypatch.setattr(conformance, "PATIENCE", 0.2)
+    monkeypatch.setattr(conformance, "_GONE", 0.2)
+    monkeypatch.setattr(_ends, "PATIENCE", 5.0)
     yield
     while left_open:
         os.close(left_open.pop())
@@ -210,18 +214,20 @@ def no_patience(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ],
 )
 async def test_a_broken_channel_fails(broken: type[PassingChannel], check: str, reason: str) -> None:
-    async def make() -> Ends:
+    @asynccontextmanager
+    async def make() -> AsyncIterator[Ends]:
         sender, receiver = memory_channel_pair(capacity=1 << 20)
-        return stream_ends(broken(sender), broken(receiver))
+        yield stream_ends(broken(sender), broken(receiver))
 
     with pytest.raises(Nonconformance, match=reason):
         await _check(check)(make)
 
 
 async def test_a_plan_finds_a_cancelled_call_that_moved_bytes() -> None:
-    async def make() -> Ends:
+    @asynccontextmanager
+    async def make() -> AsyncIterator[Ends]:
         sender, receiver = memory_channel_pair()
-        return stream_ends(CancelledAfterSending(sender), receiver)
+        yield stream_ends(CancelledAfterSending(sender), receiver)
 
     plan = Plan(sends=(Call((100,), 0), Call((7,), None)), receives=())
     with pytest.raises(Nonconformance, match="7 bytes were accepted, 107 arrived"):
@@ -230,3 +236,8 @@ async def test_a_plan_finds_a_cancelled_call_that_moved_bytes() -> None:
 
 def _check(name: str) -> Check:
     return next(c for c in (*CHECKS, *STREAM_CHECKS, *CLOGGED_CHECKS) if c.__name__ == f"check_{name}")
+
+
+@pytest.mark.parametrize("check", [*CHECKS, *STREAM_CHECKS, *CLOGGED_CHECKS])
+async def test_good(check: Check) -> None:
+    await check(lambda: MemoryTransport(TransportURI("memory", "a")))

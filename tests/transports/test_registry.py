@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from importlib.metadata import EntryPoint
 
 import pytest
@@ -11,19 +13,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvmmig.errors import BadURI, ChannelBroken, TransportError
-from kvmmig.migration import registry
-from kvmmig.transport import Channel, Listener, Option, Transport, TransportURI, Wrapper
 from kvmmig.testing import memory_channel_pair
+from kvmmig.transport import (
+    AnyChannel,
+    Channel,
+    Listener,
+    Option,
+    Side,
+    Transport,
+    TransportURI,
+    Wrapper,
+    registry,
+)
 
 
 class Nowhere(Transport):
     options = (Option("speed", "how fast", "slow", ("slow", "fast")), Option("note", "any text"))
 
-    async def connect(self) -> Channel:
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[Channel]:
         raise NotImplementedError
+        yield
 
-    async def listen(self) -> Listener:
+    @asynccontextmanager
+    async def listen(self) -> AsyncIterator[Listener]:
         raise NotImplementedError
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -81,8 +96,10 @@ def test_an_unknown_wrapper_is_an_error() -> None:
 class Layer(Wrapper):
     options = (Option("depth", "how deep", "1"), Option("kind", "which", "a", ("a", "b")))
 
-    async def wrap(self, channel: Channel) -> Channel:
+    @asynccontextmanager
+    async def wrap(self, channel: AnyChannel, *, side: Side) -> AsyncIterator[AnyChannel]:
         raise ChannelBroken("it does not hold")
+        yield
 
 
 def test_wrappers_stand_around_the_transport_outermost_first_and_each_gets_its_own_options() -> None:
@@ -111,17 +128,20 @@ def test_a_wrapper_given_twice_or_with_a_wrong_option_is_an_error() -> None:
         registry.transport_for("layer+tcp:127.0.0.1:1?other.depth=1")
 
 
-async def test_a_wrapper_that_fails_aborts_the_channel() -> None:
+async def test_a_wrapper_that_fails_leaves_no_channel() -> None:
     ends = memory_channel_pair()
 
     class Somewhere(Nowhere):
-        async def connect(self) -> Channel:
-            return ends[0]
+        @asynccontextmanager
+        async def connect(self) -> AsyncIterator[Channel]:
+            async with ends[0]:
+                yield ends[0]
 
     registry.register("somewhere", Somewhere)
     registry.register_wrapper("layer", Layer)
     with pytest.raises(ChannelBroken, match="it does not hold"):
-        await registry.transport_for("layer+somewhere:x").connect()
+        async with registry.transport_for("layer+somewhere:x").connect():
+            pytest.fail("it connected")
     with pytest.raises(ChannelBroken, match="the other side has closed it"):
         await ends[1].receive_some(memoryview(bytearray(1)))
 

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kvmmig.errors import LocalStreamError, StreamError, StreamTruncated, StreamVersion
 from kvmmig import stream
-from kvmmig.stream.codec import Decoder, Direction, Encoder, Event, Kind
+from kvmmig.errors import LocalStreamError, StreamError, StreamTruncated, StreamVersion
+from kvmmig.stream import Decoder, Direction, Encoder, Event, Kind
+from kvmmig.stream.format import HEADER, SECTION_HEAD
 
 N_PAGES = 64
 
@@ -212,9 +213,9 @@ def forged(kind: int, body: bytes, *, run_count: int = 0, length: int | None = N
     import zlib
 
     size = len(body) if length is None else length
-    blank = stream._HEADER.pack(kind, 0, lane, run_count, 1, size, 0, 0)
+    blank = HEADER.pack(kind, 0, lane, run_count, 1, size, 0, 0)
     crc = zlib.crc32(body, zlib.crc32(blank))
-    return STREAM[: STARTS[2]] + stream._HEADER.pack(kind, 0, lane, run_count, 1, size, crc, 0) + body
+    return STREAM[: STARTS[2]] + HEADER.pack(kind, 0, lane, run_count, 1, size, crc, 0) + body
 
 
 def table(*pairs: tuple[int, int]) -> bytes:
@@ -245,8 +246,8 @@ def table(*pairs: tuple[int, int]) -> bytes:
         (forged(Kind.PAGES, table((0, 2)), run_count=1, length=16 + 4096), "names 2 pages but carries 4096"),
         (forged(Kind.SECTION, b"", length=2**31), "claims 2147483648 bytes"),
         (forged(Kind.SECTION, b"\1"), "too short for its own head"),
-        (forged(Kind.SECTION, stream._SECTION_HEAD.pack(9, 0, 1) + b"abc"), "does not fit its own head"),
-        (forged(Kind.SECTION, stream._SECTION_HEAD.pack(1, 0, 1) + b"\xff"), "is not text"),
+        (forged(Kind.SECTION, SECTION_HEAD.pack(9, 0, 1) + b"abc"), "does not fit its own head"),
+        (forged(Kind.SECTION, SECTION_HEAD.pack(1, 0, 1) + b"\xff"), "is not text"),
         (forged(Kind.FAIL, b"x", lane=3), "fields that version 1 leaves zero"),
     ],
 )

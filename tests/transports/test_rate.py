@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmmig.migration import sender
-from kvmmig.migration.steps import TokenBucket
+from kvmmig.transport.toolkit import rate as rate_module
+from kvmmig.transport.toolkit.rate import TokenBucket
 
 
 class Clock:
@@ -28,7 +28,7 @@ def test_without_a_rate_there_is_no_limit() -> None:
 def test_in_no_100_ms_more_passes_than_the_rate_and_a_burst(pauses: list[float], rate: float) -> None:
     with pytest.MonkeyPatch.context() as patch:
         clock = Clock()
-        patch.setattr(sender, "perf_counter", clock)
+        patch.setattr(rate_module, "perf_counter", clock)
         bucket = TokenBucket(rate)
         sent: list[tuple[float, int]] = []
         for pause in pauses:
@@ -39,13 +39,13 @@ def test_in_no_100_ms_more_passes_than_the_rate_and_a_burst(pauses: list[float],
             sent.append((clock.now, allowed))
         for start, _ in sent:
             window = sum(count for at, count in sent if start <= at < start + 0.1)
-            assert window <= rate * (0.1 + sender._BURST) * 1.001 + 1
+            assert window <= rate * (0.1 + rate_module._BURST) * 1.001 + 1
 
 
 def test_a_new_rate_holds_from_now_on() -> None:
     with pytest.MonkeyPatch.context() as patch:
         clock = Clock()
-        patch.setattr(sender, "perf_counter", clock)
+        patch.setattr(rate_module, "perf_counter", clock)
         bucket = TokenBucket(1e9)
         clock.now = 1.0
         bucket.rate = 1000.0
