@@ -78,8 +78,8 @@ class StoringScheme(click.ParamType[str]):
 class StoringOption(click.Option):
     """``--transport SCHEME``; its help ends with the schemes that there are, found when it is shown."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, type=StoringScheme(), metavar="SCHEME", default="file", **kwargs)
+    def __init__(self, declarations: list[str], *, help: str) -> None:
+        super().__init__(declarations, type=StoringScheme(), metavar="SCHEME", default="file", help=help)
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         from kvmmig.cli.storing import storing_schemes

@@ -7,14 +7,13 @@ then either ``{"event": "result", ...}`` with the fields of `Result`, or ``{"eve
 from __future__ import annotations
 
 import sys
-from functools import partial
 
 import msgspec
 import trio
 
 from kvmmig import guests
 from kvmmig.cli.lifetime import run_to_end
-from kvmmig.cli.logs import logging_to
+from kvmmig.cli.logs import logging_to, to_stderr
 from kvmmig.errors import KvmmigError, MachineError
 from kvmmig.guests import Check
 from kvmmig.machine import Ending, Machine
@@ -81,7 +80,7 @@ def main() -> int:
     if len(sys.argv) != 2:
         sys.exit("usage: python -m kvmmig.cli.demo_peer URI")
     try:
-        with logging_to(partial(print, file=sys.stderr)):
+        with logging_to(to_stderr):
             return run_to_end(_main)
     except KvmmigError as error:
         _print(Failure(str(error)))

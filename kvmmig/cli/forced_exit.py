@@ -12,6 +12,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from kvmmig.cli.logs import to_stderr
+
 #: Seconds that a command may take for its end. What kvmmig itself waits for when it ends takes less.
 BOUND = 10.0
 _RELEASE = 1.0  # seconds for all of `ForcedExit.before`: a terminal that is stopped holds up whoever writes
@@ -27,7 +29,7 @@ class ForcedExit:
     def __init__(self, bound: float = BOUND) -> None:
         self._bound = bound
         self._calls: list[Callable[[], None]] = []
-        self._say: Callable[[str], None] = _say
+        self._say: Callable[[str], None] = to_stderr
         self._stopped: list[threading.Event] = []
         self._status = 1
         self._why = ""
@@ -89,7 +91,3 @@ class ForcedExit:
         for stream in (sys.stdout, sys.stderr):
             with suppress(Exception):
                 stream.flush()
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

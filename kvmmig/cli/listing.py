@@ -149,8 +149,8 @@ def _status(about: dict[str, Any], figures: MigrationStatistics | None, *, width
     if not has_ended(figures):
         return Group(table, Text(), figures_block(figures, figures.peer, width=min(width, 62)))
     table.add_row("migration", Text(_ended(figures)))
-    for counter, value in counter_rows(figures.counters):
-        table.add_row(Text(counter), value)
+    for counter, count in counter_rows(figures.counters):
+        table.add_row(Text(counter), count)
     return table
 
 

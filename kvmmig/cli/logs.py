@@ -7,6 +7,7 @@ as a sentence besides.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -26,14 +27,21 @@ class _Handler(logging.Handler):
             self.handleError(record)
 
 
+def to_stderr(text: str) -> None:
+    """For `logging_to`, where there is no `Output` yet."""
+    print(text, file=sys.stderr, flush=True)
+
+
 @contextmanager
-def logging_to(say: Callable[[str], None]) -> Iterator[None]:
-    """In this block ``say`` gets kvmmig's log records, each as text of one or more lines, from any thread."""
-    logger, handler = logging.getLogger("kvmmig"), _Handler(say)
-    propagated, logger.propagate = logger.propagate, False
-    logger.addHandler(handler)
+def logging_to(say: Callable[[str], None] | None) -> Iterator[None]:
+    """In this block ``say`` alone gets kvmmig's log records, from any thread; with None, nobody gets them.
+
+    Each is text of one or more lines.
+    """
+    logger = logging.getLogger("kvmmig")
+    former = logger.handlers, logger.propagate
+    logger.handlers, logger.propagate = [_Handler(say) if say else logging.NullHandler()], False
     try:
         yield
     finally:
-        logger.removeHandler(handler)
-        logger.propagate = propagated
+        logger.handlers, logger.propagate = former

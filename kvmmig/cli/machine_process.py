@@ -23,7 +23,7 @@ from kvmmig.errors import MachineError, WrongState
 from kvmmig.machine import State
 from kvmmig.monitor.commands import commands_for
 from kvmmig.monitor.control import MachineControl
-from kvmmig.qmp.server import MonitorServer
+from kvmmig.qmp import QMPServer
 
 FAILED = 1
 
@@ -139,8 +139,10 @@ def _serial_port(process: MachineProcess) -> AbstractAsyncContextManager[SerialP
 async def _served(
     control: MachineControl, console: ConsoleServer, process: MachineProcess, output: Output
 ) -> AsyncIterator[None]:
-    server = MonitorServer(
-        commands_for(control), version=__version__, notices=lambda text: output.say(f"kvmmig: {text}")
+    server = QMPServer(
+        commands_for(control),
+        version=f"kvmmig {__version__}",
+        notices=lambda text: output.say(f"kvmmig: {text}"),
     )
     control.subscribe(server.emit)
     scopes: list[trio.CancelScope] = []

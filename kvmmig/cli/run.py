@@ -12,6 +12,7 @@ import trio
 
 from kvmmig.cli.forced_exit import ForcedExit
 from kvmmig.cli.lifetime import run_to_end
+from kvmmig.cli.logs import logging_to, to_stderr
 from kvmmig.cli.machine_process import (
     FAILED,
     MachineProcess,
@@ -83,7 +84,7 @@ def run_guest(guest: NewGuest, options: ProcessOptions, *, planned: PlannedMigra
     config = MachineConfig(
         memory=guest.memory, cpus=guest.cpus, name=program.name, parameters=program.parameters
     )
-    transport = transport_for(planned.uri) if planned else None
+    transport = _transport(planned.uri if planned else None)
 
     async def life(run: MachineRun) -> int:
         await run.control.load(config, program, start=True)
@@ -101,13 +102,18 @@ def run_incoming(uri: TransportURI | None, options: ProcessOptions, *, default_n
 
     Returns the exit status. Raises `KvmmigError`.
     """
-    transport = transport_for(uri) if uri is not None else None
+    transport = _transport(uri)
 
     async def life(run: MachineRun) -> int:
         await (_listen(run, transport) if transport is not None else _defer(run))
         return await _until_end(run)
 
     return _run(life, options, default_name, needs_monitor=transport is None)
+
+
+def _transport(uri: TransportURI | None) -> Transport | None:
+    with logging_to(to_stderr):
+        return transport_for(uri) if uri is not None else None
 
 
 def _run(

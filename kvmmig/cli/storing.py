@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from kvmmig.cli.logs import logging_to, to_stderr
 from kvmmig.errors import BadURI, KvmmigError
 from kvmmig.transport.registry import registrations, transport_for
 from kvmmig.transport.uri import TransportURI
@@ -17,7 +18,9 @@ def storing_uri(scheme: str, path: str) -> TransportURI:
     Raises what the transport itself says of such a path. A relative path is one of this process's.
     """
     uri = TransportURI(scheme, os.path.abspath(path))
-    if not transport_for(uri).stores:
+    with logging_to(to_stderr):
+        stores = transport_for(uri).stores
+    if not stores:
         raise BadURI(
             f"--transport {scheme}: it stores nothing, so no guest can be saved by it; these do: "
             f"{', '.join(storing_schemes())}"
@@ -27,7 +30,8 @@ def storing_uri(scheme: str, path: str) -> TransportURI:
 
 def storing_schemes() -> list[str]:
     """The schemes that `storing_uri` takes: built-in ones and those that packages bring, sorted."""
-    return [one.scheme for one in registrations() if _stores(one.scheme)]
+    with logging_to(None):  # one that can't be loaded is nobody's affair here
+        return [one.scheme for one in registrations() if _stores(one.scheme)]
 
 
 def _stores(scheme: str) -> bool:
