@@ -26,8 +26,7 @@ class ForcedExit:
     pipes to helpers (who give up at their end). What needs more than that is given to `before`.
     """
 
-    def __init__(self, bound: float = BOUND) -> None:
-        self._bound = bound
+    def __init__(self) -> None:
         self._calls: list[Callable[[], None]] = []
         self._say: Callable[[str], None] = to_stderr
         self._stopped: list[threading.Event] = []
@@ -71,7 +70,7 @@ class ForcedExit:
             self._say = former
 
     def _watch(self, stopped: threading.Event) -> None:
-        if stopped.wait(self._bound):
+        if stopped.wait(BOUND):
             return
         releasing = threading.Thread(target=self._release, daemon=True)
         releasing.start()
@@ -82,7 +81,7 @@ class ForcedExit:
         if self._why:
             self._say(f"kvmmig: {self._why}")
         self._say(
-            f"kvmmig: something that a transport has left running does not end; after {self._bound:g} s this "
+            f"kvmmig: something that a transport has left running does not end; after {BOUND:g} s this "
             "process ends without it"
         )
         for call in reversed(self._calls):
