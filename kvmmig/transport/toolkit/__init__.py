@@ -30,3 +30,4 @@ from kvmmig.transport.toolkit.words import why as why
 from kvmmig.transport.toolkit.workers import Workers as Workers
 from kvmmig.transport.toolkit.workers import attempt as attempt
 from kvmmig.transport.toolkit.workers import open_in_thread as open_in_thread
+from kvmmig.transport.toolkit.tasks import own_tasks as own_tasks
