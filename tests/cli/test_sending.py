@@ -9,8 +9,8 @@ import trio
 
 from kvmmig.cli import rundir
 from kvmmig.migration.outgoing import OutgoingMigration
-from kvmmig.qmp import Arguments, CommandTable, QMPServer, Session
 from kvmmig.monitor.replies import migration_figures
+from kvmmig.qmp import Arguments, CommandTable, QMPServer, Session
 from kvmmig.testing.machine import FakeMachine
 
 from .conftest import Kvmmig
