@@ -15,8 +15,8 @@ import trio
 
 from kvmmig import IncomingMigration, Machine, MachineConfig, OutgoingMigration, guests, transport_for
 from kvmmig.errors import ChannelBroken, ChannelClosed
-from kvmmig.transport import Channel, ChannelFeatures, Listener, Transport
 from kvmmig.transport.registry import register
+from kvmmig.transport import Channel, ChannelFeatures, Listener, Transport
 
 
 class PairChannel(Channel):

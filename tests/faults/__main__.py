@@ -13,11 +13,11 @@ import msgspec
 
 from kvmmig.cli.lifetime import run_to_end
 from kvmmig.machine import State
-from tests.faults.attempt import judge
-from tests.faults.cells import TRANSPORTS, Cell, Fault, Moment, Verdict
+from tests.faults.host import Host
+from tests.faults.matrix import TRANSPORTS, Cell, Fault, Moment, Verdict
+from tests.faults.report import Report
+from tests.faults.run_cell import judge
 from tests.faults.source import Source
-from tests.faults.table import Report
-from tests.faults.world import World
 
 
 def main() -> int:
@@ -33,11 +33,11 @@ def main() -> int:
         for fault in (Fault(name) for name in chosen.fault or Fault)
         for moment in (Moment(name) for name in chosen.phase or Moment)
     ]
-    with World.explored() as world:
-        return run_to_end(lambda: run(world, cells, chosen.json))
+    with Host.explored() as host:
+        return run_to_end(lambda: run(host, cells, chosen.json))
 
 
-async def run(world: World, cells: list[Cell], as_json: bool) -> int:
+async def run(host: Host, cells: list[Cell], as_json: bool) -> int:
     """Run the cells one after the other; returns the exit status."""
     report = None if as_json else Report()
     red = 0
@@ -46,7 +46,7 @@ async def run(world: World, cells: list[Cell], as_json: bool) -> int:
         for cell in cells:
             if report:
                 report.begin(cell)
-            outcome = await judge(cell, world, source)
+            outcome = await judge(cell, host, source)
             red += outcome.verdict is Verdict.RED
             if report:
                 report.add(outcome)

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tests.faults.attempt import CANCEL, NOTICE, TURN
-from tests.faults.cells import Cell, Fault, Moment, Outcome, Verdict
+from tests.faults.matrix import Cell, Fault, Moment, Outcome, Verdict
+from tests.faults.run_cell import CANCEL, NOTICE, TURN
 
 _MARKS = {
     Verdict.GREEN: ("✓", "green"),
@@ -26,8 +26,8 @@ cancel while it lasted took (at most {CANCEL * 1e3:.0f}; none where the error ca
 worst turn (at most {TURN * 1e3:.0f}). ✓ means too: the guest ran on and all of its memory was right, dirty
 logging was off, the error named the cause, and no process, thread, file descriptor or partial file was left,
 after the thaw at the latest. What is only slow is no error: there the cancel counts. What was late is tried
-once more, for the host may be busy. ✓*: "go" had been sent to somebody who may start the guest and can't
-answer, so it stood still here until the operator took it back (and a cancel was refused).
+once more, for the host may be busy. ✓*: "go" had been offered to somebody who may start the guest, so it
+stood still here until the operator took it back (and a cancel was refused).
 """
 
 
