@@ -71,8 +71,8 @@ class Outcome:
     """A cell's verdict and figures; times in seconds, None where there was nothing to measure."""
 
     transport: str
-    fault: Fault
-    moment: Moment
+    fault: str
+    moment: str
     verdict: Verdict
     reason: str = ""  # why there is nothing to see, for the last two verdicts
     problems: tuple[str, ...] = ()  # what makes it red

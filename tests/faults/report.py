@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tests.faults.matrix import Cell, Fault, Moment, Outcome, Verdict
+from tests.faults.matrix import Cell, Outcome, Verdict
+from tests.faults.misbehaviour_cells import MisbehaviourCell
 from tests.faults.run_cell import CANCEL, NOTICE, TURN
 
 _MARKS = {
@@ -42,7 +43,7 @@ class Report:
         self._transport = ""
         self._reasons: dict[str, int] = {}
 
-    def begin(self, cell: Cell) -> None:
+    def begin(self, cell: Cell | MisbehaviourCell) -> None:
         """Say what is being done."""
         if cell.transport != self._transport:
             self._flush()
@@ -68,9 +69,9 @@ class Report:
         if not outcomes:
             return
         self._status.stop()
-        moments = [moment for moment in Moment if any(one.moment is moment for one in outcomes)]
+        moments = list(dict.fromkeys(one.moment for one in outcomes))
         table = Table("", *moments, title=self._transport, title_justify="left", title_style="bold")
-        rows: defaultdict[Fault, dict[Moment, Outcome]] = defaultdict(dict)
+        rows: defaultdict[str, dict[str, Outcome]] = defaultdict(dict)
         for outcome in outcomes:
             rows[outcome.fault][outcome.moment] = outcome
         for fault, row in rows.items():
