@@ -121,7 +121,7 @@ class GuardedChannel(Channel):
     async def send_some(self, buffers: Sequence[memoryview]) -> int:
         self._check()
         assert self._send is not None, "a channel that only receives"
-        self._due["send_some"] = trio.current_effective_deadline()
+        self._due["send_some"] = _due()
         try:
             count = await self._send.send_some(buffers)
         except BaseException as problem:
@@ -138,7 +138,7 @@ class GuardedChannel(Channel):
     async def receive_some(self, buffer: memoryview) -> int:
         self._check()
         assert self._receive is not None, "a channel that only sends"
-        self._due["receive_some"] = trio.current_effective_deadline()
+        self._due["receive_some"] = _due()
         try:
             count = await self._receive.receive_some(buffer)
         except BaseException as problem:
@@ -225,7 +225,7 @@ class GuardedChannel(Channel):
             raise ChannelClosed(f"the channel to {self.peer} was closed by this side")
 
     async def _call(self, name: str, call: Callable[[], Awaitable[None]]) -> None:
-        self._due[name] = trio.current_effective_deadline()
+        self._due[name] = _due()
         try:
             await call()
         except BaseException as problem:
@@ -278,6 +278,11 @@ class GuardedChannel(Channel):
                 knob.turn(text)
 
         return Knob(value, turn)
+
+
+def _due() -> float:
+    """When a call that begins now must have been cancelled: a deadline that is over is noticed now."""
+    return max(trio.current_effective_deadline(), trio.current_time())
 
 
 class _Turns(trio.abc.Instrument):

@@ -24,17 +24,28 @@ from kvmmig.transport import (
 
 
 class Misbehaviour(enum.StrEnum):
-    """How the contract is broken. What is called is really done before, or not at all, as it says here."""
+    """How the contract is broken."""
 
-    LARGE_COUNT = "too large a count"  # done
-    NO_COUNT = "None is returned"  # done
-    VALUE_ERROR = "ValueError"  # not done
-    SYSTEM_EXIT = "SystemExit"  # done
-    GROUP = "exception group"  # not done
-    HANGS = "never returns"  # not done, but ends when it is cancelled
-    HANGS_SHIELDED = "never returns, shielded"  # done
-    NO_CHECKPOINT = "no checkpoint"  # not done, again and again
+    LARGE_COUNT = "too large a count"
+    NO_COUNT = "None is returned"
+    VALUE_ERROR = "ValueError"
+    SYSTEM_EXIT = "SystemExit"
+    GROUP = "exception group"
+    HANGS = "never returns"  # before it is cancelled
+    HANGS_SHIELDED = "never returns, shielded"
+    NO_CHECKPOINT = "no checkpoint"  # again and again
     ABORT_RAISES = "abort raises when cancelled"
+
+
+#: With these, what is called is really done first; with the others it is not done at all.
+DONE = frozenset(
+    {
+        Misbehaviour.LARGE_COUNT,
+        Misbehaviour.NO_COUNT,
+        Misbehaviour.SYSTEM_EXIT,
+        Misbehaviour.HANGS_SHIELDED,
+    }
+)
 
 
 class Point(enum.StrEnum):
@@ -124,11 +135,12 @@ class Plan:
     #: Ends what can't be cancelled.
     released: trio.Event = field(default_factory=trio.Event)
     _sent: int = 0
+    _received: int = 0
 
     def due(self, call: str) -> bool:
         """Whether this very call is to misbehave."""
-        if call == "send_some":
-            self._sent += 1
+        self._sent += call == "send_some"
+        self._received += call == "receive_some"
         if self.at is None or CALLS[self.way, self.side].get(self.at) != call:
             return False
         if self.done and self.misbehaviour is not Misbehaviour.NO_CHECKPOINT:
@@ -137,6 +149,8 @@ class Plan:
             return True
         if self.side is Side.DESTINATION and call == "send_some":
             return self._sent == _WORDS[self.at]
+        if self.side is Side.DESTINATION and self.at is Point.HELLO:
+            return self._received == 1
         now = self.point()
         if now is Point.COMMIT and self.way is Way.STORED:
             now = Point.GO if call == "send_some" else Point.ANSWER
@@ -146,25 +160,22 @@ class Plan:
 
     async def misbehave(self, call: Callable[[], Awaitable[Any]], offered: int = 0) -> Any:
         """Do so instead of a call that may take or give ``offered`` bytes."""
+        result = await call() if self.misbehaviour in DONE else None  # a cancelled call has done nothing
         self.done = True
         match self.misbehaviour:
             case Misbehaviour.LARGE_COUNT:
-                await call()
                 return offered + 1
             case Misbehaviour.NO_COUNT:
-                await call()
                 return None
             case Misbehaviour.VALUE_ERROR:
                 raise ValueError("a bug")
             case Misbehaviour.SYSTEM_EXIT:
-                await call()
                 raise SystemExit(3)
             case Misbehaviour.GROUP:
                 raise ExceptionGroup("two bugs", [ValueError("one"), RuntimeError("two")])
             case Misbehaviour.HANGS:
                 await trio.sleep_forever()
             case Misbehaviour.HANGS_SHIELDED:
-                result = await call()
                 with trio.CancelScope(shield=True):
                     await self.released.wait()
                 return result

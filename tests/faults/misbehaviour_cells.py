@@ -21,9 +21,10 @@ from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.migration.phases import Phase
 from kvmmig.migration.policy import Limits, MaxRounds
 from kvmmig.migration.stall_meter import StallMeter
-from kvmmig.transport import Side, Transport, TransportURI
+from kvmmig.transport import Side, Transport
 from kvmmig.transport.guard import GRACE
-from kvmmig_transports.throttle import ThrottleWrapper
+
+# from kvmmig_transports.throttle import ThrottleWrapper
 from tests.faults.matrix import Outcome, Verdict
 from tests.faults.misbehaving import CALLS, Misbehaviour, Plan, Point, RogueTransport, Way
 from tests.faults.source import Source
@@ -35,7 +36,14 @@ _LIMIT = 1.0  # seconds: each of the limits of these migrations
 ENDED = _LIMIT + 2 * GRACE + 0.25 + 0.5
 #: Seconds that no turn of the event loop, and so no answer of a monitor, may take.
 TURN = 0.1
-_LIMITS = Limits(connect_timeout=_LIMIT, setup_timeout=_LIMIT, stall_timeout=_LIMIT, handover_timeout=_LIMIT)
+_RATE = 300e6  # bytes a second: slow enough that the guest writes much of its memory in each round
+_LIMITS = Limits(
+    connect_timeout=_LIMIT,
+    setup_timeout=_LIMIT,
+    stall_timeout=_LIMIT,
+    handover_timeout=_LIMIT,
+    bandwidth=_RATE,
+)
 _ROUNDS = 3
 _LATENCY = "2ms"
 
@@ -85,6 +93,16 @@ class MisbehaviourCell:
     def handed_over(self) -> bool:
         """Whether the guest may be the other side's by then."""
         return self.way is not Way.STORED and self.point in (Point.GO, Point.ANSWER, Point.CLOSE)
+
+    @property
+    def may_be_handed_over(self) -> bool:
+        """A destination's last word before the hand-over may have been heard."""
+        return self.handed_over or (self.side is Side.DESTINATION and self.point is Point.COMMIT)
+
+    @property
+    def may_go_unnoticed(self) -> bool:
+        """Nobody tells a source whose channel goes one way how its guest fares."""
+        return self.way is Way.ONE_WAY and self.side is Side.DESTINATION and self.point is Point.GO
 
     @property
     def runs_there(self) -> bool:
@@ -222,7 +240,7 @@ def _transport(target: str, plan: Plan, throttled: bool) -> Transport:
     if not throttled:
         return rogue
     options = {"throttle.latency": _LATENCY}
-    return ThrottleWrapper(TransportURI("rogue", target, options, wrappers=("throttle",)), rogue)
+    raise NotImplementedError  # (TransportURI("rogue", target, options, wrappers=("throttle",)), rogue)
 
 
 def _point(migration: OutgoingMigration) -> Point | None:
@@ -302,7 +320,7 @@ async def _judge(run: _Run, source: Source, plan: Plan) -> None:
     if cell.handed_over and state is State.RUNNING:
         problems.append("the source runs although the guest was handed over")
     if not cell.handed_over:
-        if state is not State.RUNNING:
+        if state is not State.RUNNING and not cell.may_be_handed_over:
             problems.append(f"nothing was handed over, and at the source the guest {state}")
         if cell.way is Way.STORED and cell.point is Point.CLOSE and run.error is None:
             problems.append("the source reports success")
@@ -312,9 +330,9 @@ async def _judge(run: _Run, source: Source, plan: Plan) -> None:
         else:
             assert run.there is not None
             problems += [f"at the destination {fault}" for fault in await Source(run.there).faults()]
-    elif run.error is None and not (cell.point is Point.CLOSE and runs_there):
+    elif run.error is None and not cell.may_go_unnoticed and not (cell.point is Point.CLOSE and runs_there):
         problems.append("the source reports success")
-    if cell.handed_over and run.error is not None and not isinstance(run.error, OutcomeUnknown):
+    if state is State.MOVED and run.error is not None and not isinstance(run.error, OutcomeUnknown):
         problems.append(f"it was handed over, and ended in another error: {run.error}")
     problems += _sentence(run)
 
@@ -329,6 +347,8 @@ def _sentence(run: _Run) -> list[str]:
         right = cell.side is Side.DESTINATION or isinstance(error, MigrationCancelled)
         return [] if right else [f"the cancel ended in another error: {error}"]
     if cell.misbehaviour is Misbehaviour.HANGS:
+        if cell.may_go_unnoticed:
+            return []
         if cell.side is Side.DESTINATION:
             error = run.error
         return [] if re.search(_WAITED, str(error)) else [f"the error does not say what was missing: {error}"]

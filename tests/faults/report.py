@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tests.faults.matrix import Cell, Outcome, Verdict
-from tests.faults.misbehaviour_cells import MisbehaviourCell
+from tests.faults.matrix import Outcome, Verdict
+from tests.faults.misbehaviour_cells import ENDED
 from tests.faults.run_cell import CANCEL, NOTICE, TURN
 
 _MARKS = {
@@ -29,6 +29,11 @@ logging was off, the error named the cause, and no process, thread, file descrip
 after the thaw at the latest. What is only slow is no error: there the cancel counts. What was late is tried
 once more, for the host may be busy. ✓*: "go" had been offered to somebody who may start the guest, so it
 stood still here until the operator took it back (and a cancel was refused).
+
+A rogue is a transport that breaks the contract. There the first figure is how long the migration took in all
+(at most {ENDED * 1e3:.0f}, where what never returns is to be left behind), and ✓ means: at no time both sides ran; a
+guest that was not handed over ran on at the source, one that had arrived ran on at the destination, with all
+of its memory right; the event loop turned; the error named the transport and the rule that it broke.
 """
 
 
@@ -43,16 +48,16 @@ class Report:
         self._transport = ""
         self._reasons: dict[str, int] = {}
 
-    def begin(self, cell: Cell | MisbehaviourCell) -> None:
+    def begin(self, what: str) -> None:
         """Say what is being done."""
-        if cell.transport != self._transport:
-            self._flush()
-            self._transport = cell.transport
-        self._status.update(str(cell))
+        self._status.update(what)
         self._status.start()
 
     def add(self, outcome: Outcome) -> None:
         """The next cell's outcome."""
+        if outcome.transport != self._transport:
+            self._flush()
+            self._transport = outcome.transport
         self._outcomes.append(outcome)
 
     def finish(self) -> None:
