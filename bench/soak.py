@@ -28,6 +28,7 @@ import trio
 from kvmmig import guests
 from kvmmig.errors import KvmmigError, MigrationError
 from kvmmig.machine import Machine, MachineConfig, State
+from kvmmig.migration.background import background
 from kvmmig.migration.incoming import IncomingMigration
 from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.migration.policy import (
@@ -101,6 +102,10 @@ class Soak:
         self.moved = self.failed = 0
 
     async def run(self, moves: int) -> None:
+        async with background() as self._strays:
+            await self._run(moves)
+
+    async def _run(self, moves: int) -> None:
         stack = AsyncExitStack()
         letters = bytearray()
         program = guests.find("dirtier").program(
@@ -145,6 +150,7 @@ class Soak:
         choose = self._random
         scheme = choose.choice(["tcp", "unix", "pipe", "file", "exec"])
         path = self._directory / f"guest-{number}"
+<<<<<<< HEAD
         match scheme:
             case "tcp":
                 source = destination = TransportURI(scheme, "127.0.0.1:0")
@@ -156,6 +162,13 @@ class Soak:
             case _:
                 direct = {"direct": choose.choice(["on", "off"])}
                 source = destination = TransportURI(scheme, f"{path}.img", direct)
+=======
+        where = {
+            "tcp": TransportURI("tcp", "127.0.0.1:0"),
+            "unix": TransportURI("unix", f"{path}.sock"),
+            "exec": TransportURI("exec", f"cat > {path}.img", {"live": "off"}),
+        }.get(scheme, TransportURI(scheme, f"{path}.img", {"direct": choose.choice(["on", "off"])}))
+>>>>>>> main
         what = choose.choice(["move", "move", "move", "cancel", "peer dies", "cut"])
         limits = Limits(
             step=choose.choice([0.001, 0.010]),
@@ -167,7 +180,11 @@ class Soak:
         begin = perf_counter()
         error = ""
         try:
+<<<<<<< HEAD
             guest = await self._move(guest, source, destination, what, limits)
+=======
+            guest = await self._move(guest, where, path, what, limits)
+>>>>>>> main
             self.moved += 1
         except KvmmigError as problem:
             error = f"{type(problem).__name__}: {problem}"
@@ -192,6 +209,7 @@ class Soak:
             MaxRounds(choose.randint(1, 12)),
         )
 
+<<<<<<< HEAD
     async def _move(
         self, guest: Guest, source: TransportURI, destination: TransportURI, what: str, limits: Limits
     ) -> Guest:
@@ -202,6 +220,17 @@ class Soak:
             source = replace(source, wrappers=("fault",), options={**source.options, **cut})
         if source.scheme in ("tcp", "unix"):
             return await self._live(guest, source, destination, what, after, limits)
+=======
+    async def _move(self, guest: Guest, where: TransportURI, path: Path, what: str, limits: Limits) -> Guest:
+        """The guest where it lives afterwards; a `KvmmigError` when it stayed."""
+        after = self._random.uniform(0.0, 0.3)
+        source = where
+        if what == "cut":
+            fault = {"fault.what": "cut", "fault.at": str(self._random.randrange(SIZE))}
+            source = replace(where, options={**where.options, **fault}, wrappers=("fault",))
+        if where.scheme in ("tcp", "unix"):
+            return await self._live(guest, source, where, what, after, limits)
+>>>>>>> main
         migration = OutgoingMigration(
             guest.machine, transport_for(source), policy=self._policy(), limits=limits
         )
@@ -210,15 +239,22 @@ class Soak:
             if what != "move":
                 nursery.start_soon(_cancel_after, after, migration)
             try:
-                await migration.run()
+                await migration.run(self._strays)
             except KvmmigError as error:
                 problem = error
             nursery.cancel_scope.cancel()
         if problem is not None:
             raise problem
+<<<<<<< HEAD
         arrived = await self._arrival(destination)
         await guest.stack.aclose()
         return arrived
+=======
+        saved = TransportURI("exec", f"cat {path}.img") if where.scheme == "exec" else where
+        restored = await self._incoming(saved)
+        await guest.stack.aclose()
+        return restored
+>>>>>>> main
 
     async def _live(
         self,
@@ -230,12 +266,13 @@ class Soak:
         limits: Limits,
     ) -> Guest:
         """Both sides at once, and either may be disturbed."""
-        arrived: list[Guest] = []
+        received: list[Guest] = []
         problem: KvmmigError | None = None
         other_side = trio.CancelScope()
 
         async def receive(task_status: trio.TaskStatus[TransportURI]) -> None:
             with other_side, contextlib.suppress(KvmmigError):
+<<<<<<< HEAD
                 arrived.append(await self._arrival(destination, task_status.started))
 
         async def send(migration: OutgoingMigration) -> None:
@@ -255,27 +292,64 @@ class Soak:
                 limits=limits,
             )
             nursery.start_soon(send, migration)
+=======
+                received.append(await self._incoming(destination, task_status.started))
+
+        async with trio.open_nursery() as nursery:
+            listening_at: TransportURI = await nursery.start(receive)
+            migration = OutgoingMigration(
+                guest.machine,
+                transport_for(replace(source, target=listening_at.target)),
+                policy=self._policy(),
+                limits=limits,
+            )
+
+            @nursery.start_soon
+            async def send() -> None:
+                nonlocal problem
+                try:
+                    await migration.run(self._strays)
+                except KvmmigError as error:
+                    problem = error
+                    other_side.cancel()
+
+>>>>>>> main
             if what == "cancel":
                 nursery.start_soon(_cancel_after, after, migration)
             elif what == "peer dies":
                 await trio.sleep(after)
+<<<<<<< HEAD
                 if not arrived:
                     other_side.cancel()
         if arrived:
+=======
+                if not received:
+                    other_side.cancel()
+        if received:
+>>>>>>> main
             await guest.stack.aclose()
-            return arrived[0]
+            return received[0]
         if guest.machine.state is State.MOVED:
             # The other side died in the moment of the hand-over. That it is dead, only the operator can know.
             await guest.machine.resume(force=True)
         raise problem or MigrationError("the other side died as soon as it had the guest")
 
+<<<<<<< HEAD
     async def _arrival(
         self, destination: TransportURI, on_listening: Callable[[TransportURI], None] | None = None
+=======
+    async def _incoming(
+        self, uri: TransportURI, on_listening: Callable[[TransportURI], None] | None = None
+>>>>>>> main
     ) -> Guest:
         letters = bytearray()
         stack = AsyncExitStack()
         incoming = IncomingMigration(
+<<<<<<< HEAD
             transport_for(destination), output=letters.extend, on_listening=on_listening
+=======
+            transport_for(uri), output=letters.extend, on_listening=on_listening, strays=self._strays
+>>>>>>> main
         )
         machine = await stack.enter_async_context(incoming.machine())
         return Guest(machine, stack, letters)

@@ -110,7 +110,9 @@ class GuardedChannel(Channel):
         self._turns = _turns()
         self._seen = -1
         self._in_a_row = 0
-        self._due: dict[str, float] = {}  # calls that are under way, and when each must have been cancelled
+        #: Calls that are under way, and when each must have been cancelled. Two tasks may make the same.
+        self._due: list[tuple[str, float]] = []
+        self._calls_end = math.inf
         self._failure = ""
         self._closed = self._aborted = False
 
@@ -121,13 +123,13 @@ class GuardedChannel(Channel):
     async def send_some(self, buffers: Sequence[memoryview]) -> int:
         self._check()
         assert self._send is not None, "a channel that only receives"
-        self._due["send_some"] = _due()
+        due = self._begin("send_some")
         try:
             count = await self._send.send_some(buffers)
         except BaseException as problem:
             self._raise(problem, "send_some")
         finally:
-            self._due.pop("send_some", None)
+            self._due.remove(due)
         if type(count) is not int or not 0 < count <= len(buffers[0]):
             offered = sum(len(buffer) for buffer in buffers)
             if type(count) is not int or not 0 < count <= offered:
@@ -138,13 +140,13 @@ class GuardedChannel(Channel):
     async def receive_some(self, buffer: memoryview) -> int:
         self._check()
         assert self._receive is not None, "a channel that only sends"
-        self._due["receive_some"] = _due()
+        due = self._begin("receive_some")
         try:
             count = await self._receive.receive_some(buffer)
         except BaseException as problem:
             self._raise(problem, "receive_some")
         finally:
-            self._due.pop("receive_some", None)
+            self._due.remove(due)
         if type(count) is not int or not 0 <= count <= len(buffer):
             raise self._broke(f"returned {count!r} from receive_some into a buffer of {len(buffer)} bytes")
         await self._checkpoint("receive_some")
@@ -209,10 +211,14 @@ class GuardedChannel(Channel):
     def stuck(self) -> str:
         """A sentence about a call that was cancelled `GRACE` ago and has not ended; else empty."""
         late = trio.current_time() - GRACE
-        for call, due in self._due.items():
-            if due < late:
+        for call, due in self._due:
+            if min(due, self._calls_end) < late:
                 return f"{self._who} did not return from {call} {GRACE:g} s after it was cancelled"
         return ""
+
+    def expect_end(self) -> None:
+        """Whoever is inside a call has just been cancelled, and not by a deadline: for `stuck`."""
+        self._calls_end = min(self._calls_end, trio.current_time())
 
     def fail(self, sentence: str) -> None:
         """Nothing more is expected of it: every call from now on, and when it comes back, raises this."""
@@ -225,14 +231,20 @@ class GuardedChannel(Channel):
             raise ChannelClosed(f"the channel to {self.peer} was closed by this side")
 
     async def _call(self, name: str, call: Callable[[], Awaitable[None]]) -> None:
-        self._due[name] = _due()
+        due = self._begin(name)
         try:
             await call()
         except BaseException as problem:
             self._raise(problem, name)
         finally:
-            self._due.pop(name, None)
+            self._due.remove(due)
         await self._checkpoint(name)
+
+    def _begin(self, call: str) -> tuple[str, float]:
+        now = trio.current_time()  # a deadline that is over already is noticed only now
+        due = (call, max(trio.current_effective_deadline(), now))
+        self._due.append(due)
+        return due
 
     async def _checkpoint(self, call: str) -> None:
         """Have one, if the call had none. A cancel must not come now: what was moved would be forgotten."""
@@ -278,11 +290,6 @@ class GuardedChannel(Channel):
                 knob.turn(text)
 
         return Knob(value, turn)
-
-
-def _due() -> float:
-    """When a call that begins now must have been cancelled: a deadline that is over is noticed now."""
-    return max(trio.current_effective_deadline(), trio.current_time())
 
 
 class _Turns(trio.abc.Instrument):

@@ -6,6 +6,7 @@ import enum
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any, cast
 
 import trio
@@ -130,8 +131,8 @@ class Plan:
     at: Point | None = None
     point: Callable[[], Point | None] = lambda: None
     cancel: Callable[[], None] = lambda: None
-    #: It has misbehaved.
-    done: bool = False
+    #: When it has misbehaved first, by `time.perf_counter`.
+    began: float | None = None
     #: Ends what can't be cancelled.
     released: trio.Event = field(default_factory=trio.Event)
     _sent: int = 0
@@ -143,7 +144,7 @@ class Plan:
         self._received += call == "receive_some"
         if self.at is None or CALLS[self.way, self.side].get(self.at) != call:
             return False
-        if self.done and self.misbehaviour is not Misbehaviour.NO_CHECKPOINT:
+        if self.began and self.misbehaviour is not Misbehaviour.NO_CHECKPOINT:
             return False
         if self.at in (Point.LISTEN, Point.CONNECT, Point.CLOSE):
             return True
@@ -158,10 +159,14 @@ class Plan:
             now = Point.ANSWER
         return now is self.at
 
+    def _begin(self) -> None:
+        if self.began is None:
+            self.began = perf_counter()
+
     async def misbehave(self, call: Callable[[], Awaitable[Any]], offered: int = 0) -> Any:
         """Do so instead of a call that may take or give ``offered`` bytes."""
         result = await call() if self.misbehaviour in DONE else None  # a cancelled call has done nothing
-        self.done = True
+        self._begin()
         match self.misbehaviour:
             case Misbehaviour.LARGE_COUNT:
                 return offered + 1
@@ -186,7 +191,7 @@ class Plan:
 
     def misbehave_in_abort(self) -> None:
         """Do so in an abort, which can't wait."""
-        self.done = True
+        self._begin()
         match self.misbehaviour:
             case Misbehaviour.SYSTEM_EXIT:
                 raise SystemExit(3)
@@ -226,7 +231,7 @@ class RogueTransport(Transport):
 
     def _or_nothing(self, thing: Any, call: str) -> Any:
         if self._plan.due(call):
-            self._plan.done = True
+            self._plan._begin()
             return None
         return thing
 
@@ -289,7 +294,7 @@ class RogueChannel(PassingChannel):
     def abort(self) -> None:
         self.below.abort()
         plan = self._plan
-        if plan.due("abort") or (plan.done and plan.misbehaviour is Misbehaviour.ABORT_RAISES):
+        if plan.due("abort") or (plan.began and plan.misbehaviour is Misbehaviour.ABORT_RAISES):
             plan.misbehave_in_abort()
 
 

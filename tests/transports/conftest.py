@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from kvmmig.transport.registry import transport_for
-from kvmmig.transport import Transport
 from kvmmig.testing import leftovers
+from kvmmig.transport import Transport, TransportURI, transport_for
 
 
 @pytest.fixture
-def transport() -> Callable[[str], Transport]:
+def transport() -> Callable[[str | TransportURI], Transport]:
     return transport_for
 
 

@@ -13,9 +13,24 @@ import pytest
 import trio
 
 from kvmmig.errors import BadURI, ChannelBroken, ConnectFailed
-from kvmmig.transport import Channel, Transport
+from kvmmig.transport import Listener, Transport, TransportURI
 
-Make = Callable[[str], Transport]
+Make = Callable[[str | TransportURI], Transport]
+
+
+async def _connect(transport: Transport) -> None:
+    async with transport.connect() as channel:
+        channel.abort()
+
+
+async def _accept(listener: Listener) -> None:
+    async with listener.accept() as channel:
+        channel.abort()
+
+
+async def _listen(transport: Transport) -> None:
+    async with transport.listen():
+        pass
 
 
 @pytest.mark.parametrize(
@@ -30,7 +45,7 @@ async def test_the_sockets_file_is_private_and_goes_with_the_listener(
     transport: Make, tmp_path: Path
 ) -> None:
     path = tmp_path / "a.sock"
-    async with await transport(f"unix:{path}").listen():
+    async with transport(f"unix:{path}").listen():
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert not path.exists()
 
@@ -38,15 +53,15 @@ async def test_the_sockets_file_is_private_and_goes_with_the_listener(
 async def test_a_cancelled_listener_removes_its_file_too(transport: Make, tmp_path: Path) -> None:
     path = tmp_path / "a.sock"
     with trio.CancelScope() as scope:
-        async with await transport(f"unix:{path}").listen() as listener:
+        async with transport(f"unix:{path}").listen() as listener:
             scope.cancel()
-            await listener.accept()
+            await _accept(listener)
     assert not path.exists()
 
 
 async def test_a_file_that_somebody_else_has_put_there_stays(transport: Make, tmp_path: Path) -> None:
     path = tmp_path / "a.sock"
-    async with await transport(f"unix:{path}").listen():
+    async with transport(f"unix:{path}").listen():
         path.unlink()
         path.write_text("another's")
     assert path.read_text() == "another's"
@@ -57,17 +72,17 @@ async def test_a_dead_listeners_file_is_replaced(transport: Make, tmp_path: Path
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
     assert path.exists()
-    async with await transport(f"unix:{path}").listen():
-        (await transport(f"unix:{path}").connect()).abort()
+    async with transport(f"unix:{path}").listen():
+        await _connect(transport(f"unix:{path}"))
 
 
 async def test_a_living_listeners_file_is_not_and_it_notices_nothing(transport: Make, tmp_path: Path) -> None:
     uri = f"unix:{tmp_path}/a.sock"
-    async with await transport(uri).listen() as listener:
+    async with transport(uri).listen() as listener:
         with pytest.raises(ConnectFailed, match="another process listens there already"):
-            await transport(uri).listen()
+            await _listen(transport(uri))
         with trio.move_on_after(0.1) as nobody:
-            await listener.accept()
+            await _accept(listener)
         assert nobody.cancelled_caught
 
 
@@ -76,19 +91,19 @@ async def test_what_is_no_socket_is_not_touched(kind: str, transport: Make, tmp_
     path = tmp_path / "a"
     path.mkdir() if kind == "a directory" else path.touch()
     with pytest.raises(ConnectFailed, match=f"it is {kind}; name a path where nothing is"):
-        await transport(f"unix:{path}").listen()
+        await _listen(transport(f"unix:{path}"))
     assert path.exists()
 
 
 async def test_what_can_not_be_reached_is_one_sentence(transport: Make, tmp_path: Path) -> None:
     with pytest.raises(ConnectFailed, match="there is no such socket; start the other side first"):
-        await transport(f"unix:{tmp_path}/none").connect()
+        await _connect(transport(f"unix:{tmp_path}/none"))
     with pytest.raises(ConnectFailed, match="there is no such file or directory"):
-        await transport(f"unix:{tmp_path}/none/a.sock").listen()
+        await _listen(transport(f"unix:{tmp_path}/none/a.sock"))
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(tmp_path / "dead"))
     with pytest.raises(ConnectFailed, match="nobody listens there; start the other side first"):
-        await transport(f"unix:{tmp_path}/dead").connect()
+        await _connect(transport(f"unix:{tmp_path}/dead"))
 
 
 async def test_a_listener_with_no_room_is_waited_for(transport: Make, tmp_path: Path) -> None:
@@ -97,29 +112,24 @@ async def test_a_listener_with_no_room_is_waited_for(transport: Make, tmp_path: 
         busy.bind(path)
         busy.listen(0)
         first.connect(path)
-        channels: list[Channel] = []
-
-        async def connect() -> None:
-            channels.append(await transport(f"unix:{path}").connect())
-
         with trio.move_on_after(0.1) as given_up:
-            await connect()
+            await _connect(transport(f"unix:{path}"))
         assert given_up.cancelled_caught
         with trio.fail_after(20):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(connect)
+                nursery.start_soon(_connect, transport(f"unix:{path}"))
                 busy.accept()[0].close()
-        channels[0].abort()
 
 
 async def test_a_peer_that_is_gone_is_named(transport: Make, tmp_path: Path) -> None:
     uri = f"unix:{tmp_path}/a.sock"
-    async with await transport(uri).listen() as listener:
-        sender = await transport(uri).connect()
-        (await listener.accept()).abort()
-    with pytest.raises(ChannelBroken, match=rf"to {tmp_path}/a.sock is broken: the other side has closed"):
-        await sender.send_some([memoryview(b"x")])
-    sender.abort()
+    async with transport(uri).listen() as listener, transport(uri).connect() as sender:
+        await _accept(listener)
+        with pytest.raises(
+            ChannelBroken, match=rf"to {tmp_path}/a.sock is broken: the other side has closed"
+        ):
+            await sender.send_some([memoryview(b"x")])
+        sender.abort()
 
 
 async def test_a_bind_that_comes_too_late_leaves_nothing(
@@ -144,7 +154,7 @@ async def test_a_bind_that_comes_too_late_leaves_nothing(
     monkeypatch.setattr(os, "unlink", observed)
     with trio.fail_after(20):
         with scope:
-            await transport(f"unix:{tmp_path}/a.sock").listen()
+            await _listen(transport(f"unix:{tmp_path}/a.sock"))
         given_up.set()
         assert scope.cancelled_caught
         await removed.wait()

@@ -14,16 +14,24 @@ host does, or store it, and its exit status says that all is well. The user can 
 from __future__ import annotations
 
 import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import trio
 
 from kvmmig.errors import BadURI, ConnectFailed
-from kvmmig.transport import Channel, ChannelFeatures, Listener, Option, Transport, TransportURI
-from kvmmig.transport.toolkit.process import Process, ProcessReceiver, ProcessSender
-from kvmmig.transport.toolkit.workers import open_in_thread
-from kvmmig.transport.toolkit.words import why
+from kvmmig.transport import Listener, Option, ReceiveChannel, SendChannel, Transport, TransportURI
+from kvmmig.transport.toolkit import (
+    AtOnceListener,
+    Process,
+    ProcessReceiver,
+    ProcessSender,
+    open_in_thread,
+    why,
+)
 
 _LONGEST_NAME = 60
+_HINT = "for one that goes on with the guest, as a kvmmig does, write live=on behind the command"
 _INCOMING = re.compile(r"\s--?incoming\b")
 
 
@@ -40,29 +48,36 @@ class ExecTransport(Transport):
             ("on", "off"),
         ),
     )
+    arrives_at_once = True
 
     def __init__(self, uri: TransportURI) -> None:
         super().__init__(uri)
         if not uri.target.strip() or "\0" in uri.target:
             raise BadURI(f"{str(uri)!r} names no command: write exec:COMMAND, such as exec:'gzip > guest.gz'")
+        self.stores = self.option("live") == "off"
         self._peer = f"the command {_shortened(uri.target)!r}"
 
-    async def connect(self) -> Channel:
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[SendChannel]:
         """Starts the command. `abort` kills it and all that it has started in its session; but not what may
         run the guest: see above.
         """
         process = await self._start(fed=True)
-        if self.option("live") == "off":
-            return _StoringCommand(process, self._peer)
         goes_on = self.option("live") == "on" or bool(_INCOMING.search(self.uri.target))
-        return _Command(process, self._peer, goes_on=goes_on)
+        if self.stores:
+            command = ProcessSender(process, self._peer)
+        else:
+            command = ProcessSender(process, self._peer, spared=True, waits=not goes_on, hint=_HINT)
+        async with command as channel:
+            yield channel
 
-    async def listen(self) -> Listener:
+    @asynccontextmanager
+    async def listen(self) -> AsyncIterator[Listener]:
+        """Every `accept` runs the command from its beginning."""
         await trio.lowlevel.checkpoint()
-        return _ExecListener(self)
+        yield AtOnceListener(self.uri, self._read)
 
-    async def receive(self) -> Channel:
-        """Start the command and read what it prints."""
+    async def _read(self) -> ReceiveChannel:
         return ProcessReceiver(await self._start(fed=False), self._peer)
 
     async def _start(self, *, fed: bool) -> Process:
@@ -73,56 +88,6 @@ class ExecTransport(Transport):
                 raise ConnectFailed(f"can't start {self._peer}: {why(error)}") from error
 
         return await open_in_thread(make, lambda process: process.drop())
-
-
-class _StoringCommand(ProcessSender):
-    """Feeds a command that stores the guest. `aclose` returns when it has ended well."""
-
-    features = ChannelFeatures(stores=True)
-
-
-class _Command(ProcessSender):
-    """Feeds a command that may start the guest when it has seen the end of the stream."""
-
-    def __init__(self, process: Process, peer: str, *, goes_on: bool) -> None:
-        super().__init__(process, peer)
-        self._goes_on = goes_on
-        self._has_all = False
-
-    def _close_pipe(self) -> None:
-        self._has_all = True  # or has been killed: see `abort`
-        super()._close_pipe()
-
-    async def _finish(self) -> None:
-        if not self._goes_on:
-            await super()._finish()
-
-    def _end_process(self) -> None:
-        if not self._has_all:
-            super()._end_process()
-
-    def _obstacle(self) -> str:
-        obstacle = super()._obstacle()
-        if not obstacle and self._has_all:
-            obstacle = (
-                f"process {self._process.pid} has taken all of it but does not end; for one that goes on "
-                "with the guest, as a kvmmig does, write live=on behind the command"
-            )
-        return obstacle
-
-
-class _ExecListener(Listener):
-    """Starts nothing by itself; every `accept` runs the command from its beginning."""
-
-    def __init__(self, transport: ExecTransport) -> None:
-        self.uri = str(transport.uri)
-        self._transport = transport
-
-    async def accept(self) -> Channel:
-        return await self._transport.receive()
-
-    async def aclose(self) -> None:
-        await trio.lowlevel.checkpoint()
 
 
 def _shortened(command: str) -> str:

@@ -27,9 +27,9 @@ from kvmmig.transport import (
     TransportURI,
     Wrapper,
 )
-from kvmmig.units import format_size, parse_duration, parse_size
-from kvmmig.transport.toolkit.prefix import prefix
 from kvmmig.transport.toolkit.interrupts import Interrupts
+from kvmmig.transport.toolkit.prefix import prefix
+from kvmmig.units import format_size, parse_duration, parse_size
 
 _ALL = 1 << 62
 _TRICKLE = 100.0  # bytes a second

@@ -12,16 +12,14 @@ import fcntl
 import os
 import socket
 import stat
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import trio
 
 from kvmmig.errors import BadURI, ConnectFailed
-from kvmmig.transport import Channel, Listener, PassingChannel, Transport, TransportURI
-from kvmmig.transport.toolkit.pipes import PipeReceiver, PipeSender
-from kvmmig.transport.toolkit.sockets import SocketChannel
-from kvmmig.transport.toolkit.words import kind, why
-from kvmmig_transports.tcp import TcpChannel
+from kvmmig.transport import Channel, Listener, ReceiveChannel, SendChannel, Transport, TransportURI
+from kvmmig.transport.toolkit import PipeReceiver, PipeSender, SocketChannel, TcpChannel, kind, why
 
 _STANDARD = 3  # below it are those that every process expects to be open
 _FAMILIES = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
@@ -43,22 +41,62 @@ class FdTransport(Transport):
 
     summary = "an open descriptor that this process was started with: a socket or a pipe"
     syntax = "fd:NUMBER or fd:NAME"
+    arrives_at_once = True
 
     def __init__(self, uri: TransportURI) -> None:
         super().__init__(uri)
         if not uri.target:
             raise BadURI(f"{str(uri)!r} names no descriptor: write fd:NUMBER, such as fd:0")
 
-    async def connect(self) -> Channel:
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[SendChannel]:
         await trio.lowlevel.checkpoint()
-        return self.take(writing=True)
+        fd, mode, give_back = self._take(writing=True)
+        if stat.S_ISFIFO(mode):
+            async with PipeSender(fd, str(self.uri), give_back) as pipe:
+                yield pipe
+        else:
+            async with self._socket(fd, give_back) as connection:
+                yield connection
 
-    async def listen(self) -> Listener:
+    @asynccontextmanager
+    async def listen(self) -> AsyncIterator[Listener]:
         await trio.lowlevel.checkpoint()
-        return _FdListener(self)
+        yield _FdListener(self)
 
-    def take(self, *, writing: bool) -> Channel:
-        """Take the descriptor over. Raises `ConnectFailed` for one that can't serve."""
+    @asynccontextmanager
+    async def receive(self) -> AsyncIterator[ReceiveChannel]:
+        """Read from it, or talk with who is at the other end. Raises `ConnectFailed`."""
+        await trio.lowlevel.checkpoint()
+        fd, mode, give_back = self._take(writing=False)
+        if stat.S_ISFIFO(mode):
+            async with PipeReceiver(fd, str(self.uri), give_back) as pipe:
+                yield pipe
+        else:
+            async with self._socket(fd, give_back) as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def _socket(self, fd: int, give_back: Callable[[], None]) -> AsyncIterator[Channel]:
+        try:
+            async with self._socket_channel(fd) as channel:
+                yield channel
+        finally:
+            give_back()
+
+    def _socket_channel(self, fd: int) -> Channel:
+        sock = trio.socket.from_stdlib_socket(socket.socket(fileno=fd))
+        try:
+            return SocketChannel(sock, str(self.uri)) if sock.family == socket.AF_UNIX else TcpChannel(sock)
+        except OSError as error:  # it has ended meanwhile
+            sock.close()
+            raise ConnectFailed(f"{self.uri} can't be taken over: {why(error)}") from error
+
+    def _take(self, *, writing: bool) -> tuple[int, int, Callable[[], None]]:
+        """Take the descriptor over: a non-blocking one, its mode, and what gives back how it was.
+
+        Raises `ConnectFailed` for one that can't serve.
+        """
         target = self.uri.target
         number = int(target) if target.isdecimal() else _names.get(target, -1)
         if number < 0:
@@ -85,9 +123,7 @@ class FdTransport(Transport):
                 os.set_blocking(keeper, not flags & os.O_NONBLOCK)
             os.close(keeper)
 
-        if stat.S_ISFIFO(mode):
-            return (PipeSender if writing else PipeReceiver)(fd, str(self.uri), give_back)
-        return _TakenSocket(_socket_channel(fd, str(self.uri)), give_back)
+        return fd, mode, give_back
 
     def _check(self, number: int, mode: int, access: int, writing: bool) -> None:
         """Raise `ConnectFailed` unless it is a connected stream socket, or a pipe in the right direction."""
@@ -108,47 +144,17 @@ class _FdListener(Listener):
     """The descriptor itself is the one connection that can be accepted."""
 
     def __init__(self, transport: FdTransport) -> None:
-        self.uri = str(transport.uri)
+        self.uri = transport.uri
         self._transport = transport
         self._taken = False
 
-    async def accept(self) -> Channel:
-        await trio.lowlevel.checkpoint()
+    @asynccontextmanager
+    async def accept(self) -> AsyncIterator[ReceiveChannel]:
         if self._taken:
             raise ConnectFailed(f"{self.uri} has been accepted already; it is one connection")
-        channel = self._transport.take(writing=False)
-        self._taken = True
-        return channel
-
-    async def aclose(self) -> None:
-        await trio.lowlevel.checkpoint()
-
-
-class _TakenSocket(PassingChannel):
-    """Calls ``give_back`` at the end."""
-
-    def __init__(self, below: Channel, give_back: Callable[[], None]) -> None:
-        super().__init__(below)
-        self._at_end: list[Callable[[], None]] = [give_back]
-
-    def abort(self) -> None:
-        super().abort()
-        self._give_back()
-
-    async def aclose(self) -> None:
-        try:
-            await super().aclose()
-        finally:
-            self._give_back()
-
-    def _give_back(self) -> None:
-        while self._at_end:
-            self._at_end.pop()()
-
-
-def _socket_channel(fd: int, name: str) -> Channel:
-    sock = trio.socket.from_stdlib_socket(socket.socket(fileno=fd))
-    return SocketChannel(sock, name) if sock.family == socket.AF_UNIX else TcpChannel(sock)
+        async with self._transport.receive() as channel:
+            self._taken = True
+            yield channel
 
 
 def _check_socket(number: int, name: str) -> None:

@@ -7,15 +7,27 @@ is `kvmmig_transports.iohelper`; any program with the command line ``FILENAME FD
 
 from __future__ import annotations
 
+import shutil
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
 import trio
 
-from kvmmig.errors import BadURI
-from kvmmig.transport import Channel, ChannelFeatures, Listener, Option, Transport, TransportURI
-from kvmmig_transports._helper import start_helper
-from kvmmig.transport.toolkit.process import Process, ProcessReceiver, ProcessSender
-from kvmmig.transport.toolkit.savefile import SavedFile, SaveFile
-from kvmmig.transport.toolkit.workers import open_in_thread
-from kvmmig.transport.toolkit.words import why
+from kvmmig.errors import BadURI, ChannelBroken, ChannelClosed, ConnectFailed
+from kvmmig.transport import Listener, Option, ReceiveChannel, SendChannel, Transport, TransportURI
+from kvmmig.transport.toolkit import (
+    AtOnceListener,
+    Process,
+    ProcessReceiver,
+    ProcessSender,
+    SavedFile,
+    SaveFile,
+    Workers,
+    open_in_thread,
+    why,
+)
+from kvmmig_transports import iohelper
 
 
 class PipeTransport(Transport):
@@ -27,86 +39,117 @@ class PipeTransport(Transport):
         Option("direct", "open the file with O_DIRECT, around the page cache", "on", ("on", "off")),
         Option("helper", "a program with libvirt's FILENAME FD command line, instead of our own"),
     )
+    stores = True
+    arrives_at_once = True
 
     def __init__(self, uri: TransportURI) -> None:
         super().__init__(uri)
         if not uri.target or "\0" in uri.target:
             raise BadURI(f"{str(uri)!r} names no file: write pipe:PATH, such as pipe:/var/tmp/guest.img")
+        self._path = uri.target
         self._direct = self.option("direct") == "on"
 
-    async def connect(self) -> Channel:
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[SendChannel]:
         """The file at PATH, if there is one, stays as it is until the channel's `aclose`."""
-        path = self.uri.target
 
         def make() -> tuple[SaveFile, Process]:
-            save = SaveFile.create(path, direct=self._direct)
+            save = SaveFile.create(self._path, direct=self._direct)
             try:
-                return save, start_helper(self.option("helper"), path, save.fd, writes_file=True)
+                return save, self._start_helper(save.fd, writes_file=True)
             except BaseException:
                 save.close()
                 raise
 
         def drop(made: tuple[SaveFile, Process]) -> None:
-            save, helper = made
-            helper.drop()
-            save.close()
+            made[1].drop()
+            made[0].close()
 
-        return PipeWriter(*await open_in_thread(make, drop))
+        async with _HelpedSave(*await open_in_thread(make, drop)) as channel:
+            yield channel
 
-    async def listen(self) -> Listener:
+    @asynccontextmanager
+    async def listen(self) -> AsyncIterator[Listener]:
         await trio.lowlevel.checkpoint()
-        return PipeListener(self.uri, self._direct, self.option("helper"))
+        yield AtOnceListener(self.uri, self._read)
 
-
-class PipeListener(Listener):
-    """Starts nothing by itself; every `accept` starts a helper that reads the file from its start."""
-
-    def __init__(self, uri: TransportURI, direct: bool, helper: str) -> None:
-        self.uri = str(uri)
-        self._path = uri.target
-        self._direct = direct
-        self._helper = helper
-
-    async def accept(self) -> Channel:
+    async def _read(self) -> ReceiveChannel:
         def make() -> tuple[Process, tuple[str, ...]]:
             saved = SavedFile(self._path, direct=self._direct)
             try:
-                return start_helper(self._helper, self._path, saved.fd, writes_file=False), saved.notices
+                return self._start_helper(saved.fd, writes_file=False), saved.notices
             finally:
                 saved.close()
 
         helper, notices = await open_in_thread(make, lambda made: made[0].drop())
-        return PipeReader(helper, self._path, notices)
+        return ProcessReceiver(helper, self._path, notices)
 
-    async def aclose(self) -> None:
-        await trio.lowlevel.checkpoint()
+    def _start_helper(self, fd: int, *, writes_file: bool) -> Process:
+        command = [*_find_program(self.option("helper")), self._path, str(fd)]
+        try:
+            return Process(command, f"the I/O helper of {self._path}", fed=writes_file, fds=(fd,))
+        except OSError as error:
+            raise ConnectFailed(f"can't start the I/O helper {command[0]}: {why(error)}") from error
 
 
-class PipeWriter(ProcessSender):
-    """The source's side. Takes over ``save``, an empty file, and ``helper``, which writes it.
+def _find_program(helper: str) -> list[str]:
+    if not helper:
+        return [sys.executable, "-I", "-S", iohelper.__file__]
+    program = shutil.which(helper)
+    if program is None:
+        where = "there is no such program" if "/" in helper else "no directory of PATH has such a program"
+        raise ConnectFailed(f"can't start the I/O helper {helper}: {where}")
+    return [program]
+
+
+class _HelpedSave(SendChannel):
+    """Takes over ``save``, an empty file, and ``helper``, which writes it.
 
     `flush` returns when the helper has taken everything out of the pipe; durable is what `aclose` has
     returned for. A cancel that comes when `aclose` has already begun to rename is too late: the file
     appears, whole.
     """
 
-    features = ChannelFeatures(stores=True)
+    call_size = ProcessSender.call_size
 
     def __init__(self, save: SaveFile, helper: Process) -> None:
-        super().__init__(helper, save.path, save.close)
+        self.peer = save.path
         self.notices = save.notices
         self._save = save
+        self._helper = ProcessSender(helper, save.path)
+        self._publisher = Workers(f"write {save.path}", 1, save.close)
         self._published = trio.Event()
+        self._closed = False
+
+    async def send_some(self, buffers: Sequence[memoryview]) -> int:
+        return await self._helper.send_some(buffers)
+
+    async def flush(self) -> None:
+        await self._helper.flush()
 
     def abort(self) -> None:
         if not self._closed:
+            self._closed = True
             self._save.give_up()
-            super().abort()
+            self._helper.abort()
+            self._publisher.stop()
             self._published.set()
 
-    async def _finish(self) -> None:
+    async def aclose(self) -> None:
         """Wait for the helper's exit status, make the file durable, give it its name."""
-        await super()._finish()
+        if self._closed:
+            await trio.lowlevel.checkpoint()
+            return
+        try:
+            await self._helper.aclose()
+            await self._publish()
+        finally:
+            self.abort()
+
+    def waits_for(self) -> str:
+        return self._helper.waits_for()
+
+    async def _publish(self) -> None:
         failures: list[Exception] = []
 
         def done(error: Exception | None) -> None:
@@ -114,16 +157,10 @@ class PipeWriter(ProcessSender):
                 failures.append(error)
             self._published.set()
 
-        self._workers.submit(self._save.publish, done)
+        if not self._closed:
+            self._publisher.submit(self._save.publish, done)
         await self._published.wait()
-        self._check()
+        if self._closed:
+            raise ChannelClosed(f"{self.peer} was closed by this side")
         for error in failures:
-            raise self._fail(f"can't write {self.peer}: {why(error)}") from error
-
-
-class PipeReader(ProcessReceiver):
-    """The destination's side. Takes over ``helper``, which reads the file."""
-
-    def __init__(self, helper: Process, path: str, notices: tuple[str, ...]) -> None:
-        super().__init__(helper, path)
-        self.notices = notices
+            raise ChannelBroken(f"can't write {self.peer}: {why(error)}") from error

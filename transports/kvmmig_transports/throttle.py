@@ -24,9 +24,9 @@ from kvmmig.transport import (
     TransportURI,
     Wrapper,
 )
-from kvmmig.units import format_duration, format_rate, parse_duration, parse_size
-from kvmmig.transport.toolkit.prefix import prefix
 from kvmmig.transport.toolkit.interrupts import Interrupts
+from kvmmig.transport.toolkit.prefix import prefix
+from kvmmig.units import format_duration, format_rate, parse_duration, parse_size
 
 _MOST_BYTES = 1 << 20  # copied in one call
 _SMALLEST_LINE = 1 << 20

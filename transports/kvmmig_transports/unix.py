@@ -9,25 +9,33 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
 
 import trio
 
 from kvmmig.errors import BadURI, ConnectFailed
 from kvmmig.transport import Channel, Listener, Transport, TransportURI
-from kvmmig.transport.toolkit.unixsockets import PathTaken, SocketFile, knock, listen
-from kvmmig.transport.toolkit.sockets import WORDS, SocketChannel, SocketListener
-from kvmmig.transport.toolkit.workers import attempt, open_in_thread
-from kvmmig.transport.toolkit.words import kind, why
+from kvmmig.transport.toolkit import (
+    SOCKET_WORDS,
+    SocketChannel,
+    SocketListener,
+    attempt,
+    kind,
+    open_in_thread,
+    unixsockets,
+    why,
+)
 
 _LONGEST = 107  # bytes: sun_path of <sys/un.h> without its final zero
 _BACKLOG = 16
 # What fits into one call and is copied in about 0.5 ms: 2.6 GB/s where the kernel's 208 KiB gave 1.8 GB/s.
 _BUFFER = 1 << 20
-_AGAIN = 0.01  # seconds between two knocks at a door where others wait already
+_AGAIN = 0.01  # seconds between two attempts to connect where others wait already
 _TAKEN = "another process listens there already; choose another path"
 
 _WORDS = {
-    **WORDS,
+    **SOCKET_WORDS,
     errno.ENOENT: "there is no such socket; start the other side first",
     errno.ENOTDIR: "a part of that path is no directory",
     errno.EPROTOTYPE: "it is no stream socket",
@@ -52,60 +60,56 @@ class UnixTransport(Transport):
                 "shorter one"
             )
 
-    async def connect(self) -> Channel:
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[Channel]:
         """Waits where the listener's queue is full, until it has room for one more."""
         while True:
-            sock = await open_in_thread(self._knock, _close)
+            sock = await open_in_thread(self._connected, _close)
             if sock is not None:
-                return _channel(trio.socket.from_stdlib_socket(sock), self._path)
+                break
             await trio.sleep(_AGAIN)
+        async with self._channel(trio.socket.from_stdlib_socket(sock)) as channel:
+            yield channel
 
-    async def listen(self) -> Listener:
-        def drop(made: tuple[socket.socket, SocketFile]) -> None:
-            sock, file = made
-            file.remove()
-            sock.close()
+    @asynccontextmanager
+    async def listen(self) -> AsyncIterator[Listener]:
+        """The socket's file is removed at the end, also after a cancel."""
 
-        return _UnixListener(self.uri, *await open_in_thread(self._bind, drop))
+        def drop(made: tuple[socket.socket, unixsockets.SocketFile]) -> None:
+            made[1].remove()
+            made[0].close()
+
+        sock, file = await open_in_thread(self._bound, drop)
+        listening = trio.socket.from_stdlib_socket(sock)
+        with closing(SocketListener(listening, self.uri, self._channel, _WORDS)) as listener:
+            try:
+                yield listener
+            finally:
+                attempt(file.remove, f"unlink {self.uri}")
+
+    def _channel(self, sock: trio.socket.SocketType) -> Channel:
+        # as much of it as net.core.wmem_max allows
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
+        return SocketChannel(sock, self._path, _WORDS)  # who connects has no name of its own
 
     # Threads run these: looking up a path may wait for a disk.
 
-    def _knock(self) -> socket.socket | None:
+    def _connected(self) -> socket.socket | None:
         try:
-            return knock(self._path)
+            return unixsockets.knock(self._path)
         except OSError as error:
             raise ConnectFailed(f"can't connect to {self.uri}: {why(error, _WORDS)}") from error
 
-    def _bind(self) -> tuple[socket.socket, SocketFile]:
+    def _bound(self) -> tuple[socket.socket, unixsockets.SocketFile]:
         try:
-            return listen(self._path, _BACKLOG)
-        except PathTaken as taken:
+            return unixsockets.listen(self._path, _BACKLOG)
+        except unixsockets.PathTaken as taken:
             reason = f"it is {kind(taken.mode)}; name a path where nothing is" if taken.mode else _TAKEN
             raise ConnectFailed(f"can't listen on {self.uri}: {reason}") from taken
         except OSError as error:
             raise ConnectFailed(f"can't listen on {self.uri}: {why(error)}") from error
 
 
-def _channel(sock: trio.socket.SocketType, path: str) -> Channel:
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)  # as much of it as net.core.wmem_max allows
-    return SocketChannel(sock, path, _WORDS)
-
-
 def _close(sock: socket.socket | None) -> None:
     if sock is not None:
         sock.close()
-
-
-class _UnixListener(SocketListener):
-    def __init__(self, uri: TransportURI, sock: socket.socket, file: SocketFile) -> None:
-        def channel(accepted: trio.socket.SocketType) -> Channel:
-            return _channel(accepted, uri.target)  # who connects has no name of its own
-
-        super().__init__(trio.socket.from_stdlib_socket(sock), str(uri), channel, _WORDS)
-        self._file = file
-
-    async def aclose(self) -> None:
-        """Removes the socket's file, also when it is cancelled."""
-        if not self._closed:
-            attempt(self._file.remove, f"unlink {self.uri}")
-        await super().aclose()

@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import select
 import signal
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import trio
 
-from kvmmig.errors import ChannelBroken
-from kvmmig.transport.toolkit.pipes import PipeChannel, PipeReceiver, PipeSender
+from kvmmig.errors import ChannelBroken, ChannelClosed
+from kvmmig.transport.contract import ReceiveChannel, SendChannel
+from kvmmig.transport.toolkit.one_at_a_time import OneAtATime
+from kvmmig.transport.toolkit.pipes import PIPE_CALL, PipeReader, PipeWriter
+from kvmmig.transport.toolkit.words import why
 from kvmmig.transport.toolkit.workers import Workers
 
 _PIPE_SIZE = 1 << 20  # the most that an unprivileged process may ask for
@@ -128,83 +130,175 @@ def _state(pid: int) -> str:
         return ""
 
 
-class ProcessChannel(PipeChannel):
-    """What both directions share: the process, and the end of it all. Takes over ``process``."""
+class ProcessWatch:
+    """Waits for a process on the event loop, and sees to its end. Takes it over."""
 
-    def __init__(self, process: Process, peer: str, at_end: Callable[[], None]) -> None:
-        """``at_end`` is called by a thread when the process has ended, whatever this channel's end was."""
-        super().__init__(process.pipe, peer)
-
-        def end() -> None:
-            process.reap()
-            at_end()
-
+    def __init__(self, process: Process) -> None:
         self._process = process
-        self._hindrance = ""  # when it was aborted
-        self._workers = Workers(f"end of {peer}", 1, end)
+        self._gone = False
+        self._last_hindrance = ""
+        self._reaper = Workers(f"end of {process.name}", 1, process.reap)
+
+    async def ended(self) -> None:
+        """Wait for its end. Raises `ChannelClosed` after `leave`."""
+        if not self._gone:
+            with contextlib.suppress(trio.ClosedResourceError):
+                await trio.lowlevel.wait_readable(self._process.pidfd)
+        if self._gone:
+            raise ChannelClosed(f"{self._process.name} was closed by this side")
+
+    async def ended_well(self) -> None:
+        """Wait for its end; only its status says whether all went well. Raises `ChannelBroken`."""
+        await self.ended()
+        if self._process.status != 0:
+            raise ChannelBroken(self._process.account())
+
+    def hindrance(self) -> str:
+        """As `Process.hindrance`; after `leave`, how it was then."""
+        return self._last_hindrance if self._gone else self._process.hindrance()
+
+    def leave(self, *, kill: bool) -> None:
+        """Have done with it, perhaps by force. A thread waits for its end, which takes long only in a dead
+        disk. Idempotent.
+        """
+        if not self._gone:
+            self._last_hindrance = self._process.hindrance()
+            self._gone = True
+            if kill:
+                self._process.kill()
+            trio.lowlevel.notify_closing(self._process.pidfd)
+            self._reaper.stop()
+
+
+class ProcessSender(SendChannel):
+    """Feeds a process. `aclose` returns when it has ended well. Takes over ``process``.
+
+    `flush` returns when it has taken everything out of the pipe; it counts as sending.
+    """
+
+    call_size = PIPE_CALL
+
+    def __init__(
+        self, process: Process, peer: str, *, spared: bool = False, waits: bool = True, hint: str = ""
+    ) -> None:
+        """``spared``: once the stream has ended it is not killed any more, whatever happens.
+
+        ``waits``: `aclose` waits for its end; otherwise all is well when it has taken everything. ``hint`` is
+        what `waits_for` advises while it has taken everything and does not end.
+        """
+        self.peer = peer
+        self._process = process
+        self._pipe = PipeWriter(process.pipe, peer, reader=process.pidfd)
+        self._watch = ProcessWatch(process)
+        self._sending = OneAtATime("sending")
+        self._spared = spared
+        self._waits = waits
+        self._hint = hint
+        self._has_all = False
+        self._closed = False
+        self._last_obstacle = ""
+        self._failure = ""
+
+    async def send_some(self, buffers: Sequence[memoryview]) -> int:
+        with self._sending:
+            self._check()
+            try:
+                return await self._pipe.write_some(buffers)
+            except OSError as error:
+                raise await self._broken() from error
+
+    async def flush(self) -> None:
+        with self._sending:
+            await self._drained()
 
     def abort(self) -> None:
-        """Kill the process; a thread waits for its end, which takes long only in a dead disk."""
+        """Kill the process, unless it is spared and has all."""
         if not self._closed:
-            self._hindrance = self._obstacle()
-            self._end_process()
-            super().abort()
-            trio.lowlevel.notify_closing(self._process.pidfd)
-            self._workers.stop()
+            self._last_obstacle = self.waits_for()
+            self._closed = True
+            self._watch.leave(kill=not (self._spared and self._has_all))
+            self._pipe.abort()
+
+    async def aclose(self) -> None:
+        """Flush, end the stream, and wait until the process has ended well."""
+        if self._closed:
+            await trio.lowlevel.checkpoint()
+            return
+        try:
+            with self._sending:
+                await self._drained()
+                self._has_all = True
+                await self._pipe.end()
+                if self._waits:
+                    await self._watch.ended_well()
+        finally:
+            self.abort()
 
     def waits_for(self) -> str:
-        return self._hindrance if self._closed else self._obstacle()
+        if self._closed:
+            return self._last_obstacle
+        obstacle = self._watch.hindrance()
+        if not obstacle and self._has_all and self._hint:
+            obstacle = f"process {self._process.pid} has taken all of it but does not end; {self._hint}"
+        return obstacle
 
-    def _obstacle(self) -> str:
-        return self._process.hindrance()
-
-    def _end_process(self) -> None:
-        self._process.kill()
-
-    async def _process_ended(self) -> None:
-        await self._wait_readable(self._process.pidfd)
+    async def _drained(self) -> None:
         self._check()
+        try:
+            await self._pipe.drained(self._check_reader)
+        except OSError as error:
+            raise await self._broken() from error
 
-    async def _process_ended_well(self) -> None:
-        """Wait for its end; only its status says whether all went well."""
-        await self._process_ended()
-        if self._process.status != 0:
-            raise self._fail(self._process.account())
+    def _check(self) -> None:
+        if self._failure and not self._closed:
+            raise ChannelBroken(self._failure)
 
-
-class ProcessSender(ProcessChannel, PipeSender):
-    """Feeds a process. `aclose` returns when it has ended well."""
-
-    def __init__(self, process: Process, peer: str, at_end: Callable[[], None] = lambda: None) -> None:
-        super().__init__(process, peer, at_end)
-
-    async def _finish(self) -> None:
-        await self._process_ended_well()
-
-    def _wait_for_room(self) -> bool:
-        # A full pipe is not enough to wait for: a dead process's child may hold its other end open.
-        if self._poll(select.POLLOUT, [self._process.pidfd]):
-            return True
-        if self._stopping:
-            return False
-        raise BrokenPipeError
-
-    async def _broken(self, error: Exception) -> ChannelBroken:
-        with trio.move_on_after(_LAST_WORDS):
-            await self._process_ended()
-        return self._fail(self._process.account())
-
-    def _check_reader(self, *, drained: bool) -> None:
+    def _check_reader(self, left: int) -> None:
         status = self._process.status
-        if status or (status == 0 and not drained):
-            raise self._fail(self._process.account())
+        if status or (status == 0 and left):
+            raise self._fail()
+
+    async def _broken(self) -> ChannelBroken:
+        with trio.move_on_after(_LAST_WORDS):
+            await self._watch.ended()
+        return self._fail()
+
+    def _fail(self) -> ChannelBroken:
+        self._failure = self._process.account()
+        return ChannelBroken(self._failure)
 
 
-class ProcessReceiver(ProcessChannel, PipeReceiver):
-    """Reads what a process prints. The end of the pipe is the end of the stream only if it ends well."""
+class ProcessReceiver(ReceiveChannel):
+    """Reads what a process prints. The end of the pipe is the end of the stream only if it ends well.
 
-    def __init__(self, process: Process, peer: str) -> None:
-        super().__init__(process, peer, lambda: None)
+    Takes over ``process``.
+    """
 
-    async def _at_end(self) -> None:
-        await self._process_ended_well()
+    def __init__(self, process: Process, peer: str, notices: tuple[str, ...] = ()) -> None:
+        self.peer = peer
+        self.notices = notices
+        self._pipe = PipeReader(process.pipe, peer)
+        self._watch = ProcessWatch(process)
+        self._receiving = OneAtATime("receiving")
+
+    async def receive_some(self, buffer: memoryview) -> int:
+        with self._receiving:
+            try:
+                count = await self._pipe.read_some(buffer)
+            except OSError as error:
+                raise ChannelBroken(f"{self.peer} is broken: {why(error)}") from error
+            if count == 0:
+                await self._watch.ended_well()
+            return count
+
+    def abort(self) -> None:
+        """Kill the process."""
+        self._watch.leave(kill=True)
+        self._pipe.abort()
+
+    async def aclose(self) -> None:
+        self.abort()
+        await trio.lowlevel.checkpoint()
+
+    def waits_for(self) -> str:
+        return self._watch.hindrance()

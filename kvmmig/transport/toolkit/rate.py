@@ -1,4 +1,4 @@
-"""A bound on bytes a second."""
+"""A limit on how many bytes move in a second."""
 
 from __future__ import annotations
 

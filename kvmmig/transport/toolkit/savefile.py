@@ -16,8 +16,8 @@ import threading
 from typing import Self
 
 from kvmmig.errors import ConnectFailed
-from kvmmig.transport.toolkit.workers import attempt
 from kvmmig.transport.toolkit.words import kind, why
+from kvmmig.transport.toolkit.workers import attempt
 
 _PRIVATE = 0o600  # a guest's memory holds its secrets
 

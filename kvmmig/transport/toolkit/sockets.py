@@ -7,77 +7,43 @@ makes each call a checkpoint. What is added is a bound on one call, and errors t
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 
 import trio
 
 from kvmmig.errors import ChannelBroken, ChannelClosed, ConnectFailed
-from kvmmig.transport import Channel, ChannelFeatures, Listener, OneAtATime
+from kvmmig.transport.contract import Channel, Listener
+from kvmmig.transport.toolkit.one_at_a_time import OneAtATime
 from kvmmig.transport.toolkit.prefix import prefix
 from kvmmig.transport.toolkit.words import why
+from kvmmig.transport.uri import TransportURI
 
 # One call copies at most this much, so that it holds the event loop for 0.1 ms at the 5 GB/s of a good
 # loopback connection and for 0.5 ms at 1 GB/s. Half of it cost up to a third of the throughput.
 _MOST_BYTES = 1 << 19
 
-#: For every kind of stream socket.
-WORDS: Mapping[int, str] = {
+#: What errors of every kind of stream socket mean, by their number; for `why`.
+SOCKET_WORDS: Mapping[int, str] = {
     errno.ECONNREFUSED: "nobody listens there; start the other side first",
     errno.ECONNRESET: "the other side cut the connection",
     errno.EPIPE: "the other side has closed the connection",
 }
 
 
-class SocketListener(Listener):
-    """A listening socket. Every `accept` takes one connection; the socket goes on listening."""
-
-    def __init__(
-        self,
-        sock: trio.socket.SocketType,
-        uri: str,
-        channel: Callable[[trio.socket.SocketType], Channel],
-        words: Mapping[int, str],
-    ) -> None:
-        self.uri = uri
-        self._socket = sock
-        self._channel = channel
-        self._words = words
-        self._closed = False
-
-    async def accept(self) -> Channel:
-        """Skips a source that has gone away again while it waited: the next one may be well."""
-        while True:
-            try:
-                sock, _ = await self._socket.accept()
-            except (OSError, trio.ClosedResourceError) as error:
-                if self._closed or not isinstance(error, OSError):
-                    raise ConnectFailed(f"{self.uri} is not listened on any more") from error
-                if error.errno == errno.ECONNABORTED:
-                    continue
-                raise ConnectFailed(
-                    f"can't accept a connection on {self.uri}: {why(error, self._words)}"
-                ) from error
-            try:
-                return self._channel(sock)
-            except OSError:
-                sock.close()
-
-    async def aclose(self) -> None:
-        self._closed = True
-        self._socket.close()
-        await trio.lowlevel.checkpoint()
-
-
 class SocketChannel(Channel):
-    """One connection. Takes over ``sock``, which must be connected.
+    """One connection. Takes over ``sock``, which must be connected. The kernel copies what it accepts.
 
     Here the other side's kernel is this one, as for a Unix socket: what was accepted is there.
     """
 
-    features = ChannelFeatures(two_way=True)
+    copies = True
+    call_size = _MOST_BYTES
 
-    def __init__(self, sock: trio.socket.SocketType, peer: str, words: Mapping[int, str] = WORDS) -> None:
+    def __init__(
+        self, sock: trio.socket.SocketType, peer: str, words: Mapping[int, str] = SOCKET_WORDS
+    ) -> None:
+        """``words`` say what an error's number means."""
         self.peer = peer
         self._socket = sock
         self._words = words
@@ -141,3 +107,49 @@ class SocketChannel(Channel):
         broken = ChannelBroken(f"the connection to {self.peer} is broken: {why(error, self._words)}")
         broken.__cause__ = error
         return broken
+
+
+class SocketListener(Listener):
+    """A listening socket. Every `accept` takes one connection; the socket goes on listening until `close`."""
+
+    def __init__(
+        self,
+        sock: trio.socket.SocketType,
+        uri: TransportURI,
+        channel: Callable[[trio.socket.SocketType], Channel],
+        words: Mapping[int, str] = SOCKET_WORDS,
+    ) -> None:
+        """Takes over ``sock``. ``channel`` makes a channel of a connection; it may raise `OSError`."""
+        self.uri = uri
+        self._socket = sock
+        self._channel = channel
+        self._words = words
+        self._closed = False
+
+    @asynccontextmanager
+    async def accept(self) -> AsyncIterator[Channel]:
+        """Skips a source that has gone away again while it waited: the next one may be well."""
+        async with await self._next() as channel:
+            yield channel
+
+    def close(self) -> None:
+        """Stop listening. Idempotent."""
+        self._closed = True
+        self._socket.close()
+
+    async def _next(self) -> Channel:
+        while True:
+            try:
+                sock, _ = await self._socket.accept()
+            except (OSError, trio.ClosedResourceError) as error:
+                if self._closed or not isinstance(error, OSError):
+                    raise ConnectFailed(f"{self.uri} is not listened on any more") from error
+                if error.errno == errno.ECONNABORTED:
+                    continue
+                raise ConnectFailed(
+                    f"can't accept a connection on {self.uri}: {why(error, self._words)}"
+                ) from error
+            try:
+                return self._channel(sock)
+            except OSError:
+                sock.close()
