@@ -10,8 +10,13 @@ import trio
 from kvmmig.errors import MigrationError
 from kvmmig.migration.policy import Limits
 from kvmmig.migration.stall_meter import Histogram
+<<<<<<< HEAD
 from kvmmig.stream import Cursor
 from kvmmig.transport.guard import GuardedChannel
+=======
+from kvmmig.stream.cursor import Cursor
+from kvmmig.transport import Channel
+>>>>>>> h-toolkit
 from kvmmig.transport.toolkit.rate import TokenBucket
 
 #: Seconds of a step that are kept for its last call, which is not cut short: a copy of some hundred KiB, and

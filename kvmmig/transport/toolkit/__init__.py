@@ -1,4 +1,12 @@
-"""What the built-in transports are made of, for the authors of other ones."""
+"""What the built-in transports are made of, for the authors of other ones.
+
+Channels that are ready: `SocketChannel`, `TcpChannel`, `PipeSender` and `PipeReceiver`, `ProcessSender` and
+`ProcessReceiver`, `BlockFileSender` and `BlockFileReceiver`. Listeners: `SocketListener`, `AtOnceListener`.
+
+Parts of channels: `OneAtATime`, `prefix`, `Interrupts`, `own_tasks`, `TokenBucket`; `Workers`,
+`open_in_thread` and `attempt` for calls that may hang; `PipeWriter` and `PipeReader`, `Process` and
+`ProcessWatch`; `SaveFile` and `SavedFile`; `why` and `kind` for sentences.
+"""
 
 from kvmmig.transport.toolkit import tcpsockets as tcpsockets
 from kvmmig.transport.toolkit import unixsockets as unixsockets
@@ -27,9 +35,13 @@ from kvmmig.transport.toolkit.savefile import SaveFile as SaveFile
 from kvmmig.transport.toolkit.sockets import SOCKET_WORDS as SOCKET_WORDS
 from kvmmig.transport.toolkit.sockets import SocketChannel as SocketChannel
 from kvmmig.transport.toolkit.sockets import SocketListener as SocketListener
+<<<<<<< HEAD
 from kvmmig.transport.toolkit.stored import in_thread as in_thread
 from kvmmig.transport.toolkit.stored import stored_receiver as stored_receiver
 from kvmmig.transport.toolkit.stored import stored_sender as stored_sender
+=======
+from kvmmig.transport.toolkit.tasks import own_tasks as own_tasks
+>>>>>>> h-toolkit
 from kvmmig.transport.toolkit.tcpchannel import TCP_WORDS as TCP_WORDS
 from kvmmig.transport.toolkit.tcpchannel import TcpChannel as TcpChannel
 from kvmmig.transport.toolkit.tcpchannel import address as address
