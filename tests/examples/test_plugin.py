@@ -91,8 +91,8 @@ def test_a_guest_is_saved_and_restored_and_moved_by_it(kvmmig: Command, tmp_path
         return str(json.loads(kvmmig("status", name, "--json"))["status"])
 
     moved = f"zlib+unix:{tmp_path}/socket"
-    stored = f"zlib+parts:{tmp_path}/guest?size=1MiB&zlib.level=2"
-    kvmmig("run", "dirtier", "--memory", "32MiB", "--set", "hot=1MiB", "--name", "a", "--detach")
+    stored = f"zlib+parts:{tmp_path}/guest?size=1MiB&zlib.level=1"
+    kvmmig("run", "dirtier", "--memory", "16MiB", "--set", "hot=256KiB", "--name", "a", "--detach")
     kvmmig("migrate", "a", stored)
     assert len(list(tmp_path.glob("guest.*"))) > 1
     kvmmig("run", "--incoming", stored, "--name", "b", "--detach")
