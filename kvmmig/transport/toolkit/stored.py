@@ -20,8 +20,8 @@ from kvmmig.errors import ChannelBroken, ChannelClosed, TransportError
 from kvmmig.transport.contract import ReceiveChannel, SendChannel
 from kvmmig.transport.toolkit.line import Call, failure_of, words
 from kvmmig.transport.toolkit.one_at_a_time import OneAtATime
-from kvmmig.transport.toolkit.tasks import own_tasks
 from kvmmig.transport.toolkit.pumped import pumped_receiver
+from kvmmig.transport.toolkit.tasks import own_tasks
 
 Put = Callable[[int, memoryview], Awaitable[object]]
 Commit = Callable[[int], Awaitable[object]]
@@ -106,10 +106,9 @@ def in_thread(call: Callable[P, T]) -> Callable[P, Awaitable[T]]:
         async with own_tasks() as nursery:
             nursery.start_soon(watch)
             with shield:
-                result = await trio.to_thread.run_sync(
+                return await trio.to_thread.run_sync(
                     lambda: call(*args, **kwargs), abandon_on_cancel=True, limiter=trio.CapacityLimiter(1)
                 )
-                return result
             await trio.lowlevel.checkpoint_if_cancelled()
         raise AssertionError("its grace ends only after a cancel")
 
