@@ -38,7 +38,6 @@ STREAMS = (
     "tcp:127.0.0.1:0",
     "tcp:[::1]:0",
     "unix:{tmp}/a.sock",
-    "fd of a socket",
     "throttle+tcp:127.0.0.1:0?throttle.rate=300MB/s",
     "throttle+unix:{tmp}/a.sock?throttle.latency=2ms&throttle.jitter=2ms",
     "throttle+tcp:127.0.0.1:0?throttle.rate=300MB/s&throttle.latency=1ms",
@@ -47,7 +46,7 @@ STREAMS = (
     "fault+unix:{tmp}/a.sock?fault.what=stall&fault.at=3&fault.for=20ms",
     "fault+throttle+tcp:127.0.0.1:0?fault.what=trickle&fault.side=receive&fault.seed=1&fault.for=20ms",
 )
-ONE_WAY = ("fd of a pipe",)
+FDS = ("fd of a socket", "fd of a pipe")
 STORES = (
     "file:{tmp}/a.img",
     "file:{tmp}/a.img?direct=off",
@@ -143,6 +142,15 @@ def _maker(name: str, tmp_path: Path) -> Maker:
             return lambda: _transport(TransportURI.parse(uri.replace("{tmp}", str(tmp_path))))
 
 
+LEAVING_FDS = [
+    check
+    for check in CHECKS
+    if check.__name__ == "check_uris"
+    or check.__module__.endswith((".listening", ".stored"))
+    or check.__name__ == "check_listener_says_where"
+]
+
+
 def _name(check: Check) -> str:
     return check.__name__.removeprefix("check_")
 
@@ -153,9 +161,10 @@ async def test_streams(name: str, check: Check, tmp_path: Path) -> None:
     await check(_maker(name, tmp_path))
 
 
-@pytest.mark.parametrize("check", checks_for(stores=False), ids=_name)
-@pytest.mark.parametrize("name", ONE_WAY)
-async def test_one_way(name: str, check: Check, tmp_path: Path) -> None:
+# Without those that leave the descriptors of a test alone: nobody would close them.
+@pytest.mark.parametrize("check", [check for check in CHECKS if check not in LEAVING_FDS], ids=_name)
+@pytest.mark.parametrize("name", FDS)
+async def test_fds(name: str, check: Check, tmp_path: Path) -> None:
     await check(_maker(name, tmp_path))
 
 
@@ -187,7 +196,7 @@ async def test_memory_that_holds_one_byte(check: Check) -> None:
     await check(lambda: MemoryTransport(TransportURI("memory", "a", {"capacity": "1"})))
 
 
-@pytest.mark.parametrize("name", ["exec", *STREAMS, *ONE_WAY, *STORES])
+@pytest.mark.parametrize("name", ["exec", *STREAMS, *FDS, *STORES])
 @given(plan=plans())
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 async def test_any_plan_of_cancels(name: str, tmp_path: Path, plan: Plan) -> None:
