@@ -14,7 +14,18 @@ import pytest
 import trio
 from hypothesis import HealthCheck, given, settings
 
-from kvmmig.testing import CHECKS, CLOGGED_CHECKS, Check, Maker, Plan, check_plan, checks_for, plans
+from kvmmig.testing import (
+    CHECKS,
+    CLOGGED_CHECKS,
+    Check,
+    Ends,
+    Maker,
+    Plan,
+    check_plan,
+    checks_for,
+    plans,
+    transport_ends,
+)
 from kvmmig.testing.memory import MemoryTransport
 from kvmmig.transport import (
     AnyChannel,
@@ -125,9 +136,9 @@ def _socket_fds() -> tuple[Transport, Transport]:
     return _fd(ours.detach()), _fd(theirs.detach())
 
 
-def _exec(tmp_path: Path, **options: str) -> tuple[Transport, Transport]:
+def _exec(tmp_path: Path, **options: str) -> AbstractAsyncContextManager[Ends]:
     saving = transport_for(TransportURI("exec", f"cat > {tmp_path}/a.img", options))
-    return saving, transport_for(TransportURI("exec", f"cat {tmp_path}/a.img"))
+    return transport_ends(transport_for(TransportURI("exec", f"cat {tmp_path}/a.img")), saving, stored=True)
 
 
 def _maker(name: str, tmp_path: Path) -> Maker:
