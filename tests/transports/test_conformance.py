@@ -153,7 +153,7 @@ def _maker(name: str, tmp_path: Path) -> Maker:
             return lambda: _transport(TransportURI.parse(uri.replace("{tmp}", str(tmp_path))))
 
 
-LEAVING_FDS = [
+_LEAVING_FDS = [
     check
     for check in CHECKS
     if check.__name__ == "check_uris"
@@ -173,7 +173,7 @@ async def test_streams(name: str, check: Check, tmp_path: Path) -> None:
 
 
 # Without those that leave the descriptors of a test alone: nobody would close them.
-@pytest.mark.parametrize("check", [check for check in CHECKS if check not in LEAVING_FDS], ids=_name)
+@pytest.mark.parametrize("check", [check for check in CHECKS if check not in _LEAVING_FDS], ids=_name)
 @pytest.mark.parametrize("name", FDS)
 async def test_fds(name: str, check: Check, tmp_path: Path) -> None:
     await check(_maker(name, tmp_path))
@@ -195,7 +195,10 @@ async def test_through_the_guard(
 
 
 # What a command leaves of its file when it is killed is its own affair.
-@pytest.mark.parametrize("check", [check for check in CHECKS if "stored" not in check.__module__], ids=_name)
+_OF_A_COMMAND = [c for c in checks_for(stores=True) if not c.__module__.endswith(".stored")]
+
+
+@pytest.mark.parametrize("check", _OF_A_COMMAND, ids=_name)
 @pytest.mark.parametrize("options", [{}, {"live": "off"}], ids=str)
 async def test_exec(options: dict[str, str], check: Check, tmp_path: Path) -> None:
     await check(lambda: _exec(tmp_path, **options))
