@@ -4,26 +4,29 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test lint types check-tests bench pressure monitor faults soak api clean
+.PHONY: help setup demo test lint types check-tests bench guard pressure monitor faults soak api docs pins clean
 
 help:
-	@echo "make demo    run the whole story on this machine: live migration over TCP, save and restore"
+	@echo "make demo    move three guests on this machine: over TCP, through a pipe, into a file"
 	@echo "make test    lint, types, tests"
 	@echo "make bench   the figures, each beside its limit measured in the same run"
+	@echo "make guard   what the guard between the engine and every channel costs"
 	@echo "make pressure  a loaded machine, a slow sink, a cancel in the middle of a long final pass"
 	@echo "make monitor  how fast the monitor answers while its machine migrates, onto four kinds of sink"
 	@echo "make faults  transport x fault x phase: what the source does when the other end fails (minutes; root)"
 	@echo "make soak    200 moves back and forth, with cancels and faults (minutes)"
 	@echo "make api     write docs/api.md anew, from the docstrings"
+	@echo "make docs    the site, into build/site"
+	@echo "make pins    write requirements/constraints.txt anew: the versions that all else here installs"
 	@echo "make clean   remove everything that make has made"
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml
-	@echo "== setting up $(VENV) with $$($(PYTHON) --version) (once; takes about half a minute)"
+$(STAMP): pyproject.toml requirements/constraints.txt kvmmig/__init__.py
+	@echo "== setting up $(VENV) with $$($(PYTHON) --version) (once; takes about a minute)"
 	@$(PYTHON) -c 'import sys; sys.exit("kvmmig needs Python 3.11 or newer; say make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements/constraints.txt --editable '.[test]'
 	@touch $@
 
 demo: setup
@@ -48,6 +51,9 @@ test: lint types check-tests
 bench: setup
 	@$(BIN)/python bench/speed.py
 
+guard: setup
+	@$(BIN)/python bench/guard.py
+
 pressure: setup
 	@$(BIN)/python bench/pressure.py
 
@@ -60,11 +66,23 @@ faults: setup
 soak: setup
 	@$(BIN)/python bench/soak.py
 	@echo "== 100,000 mutated streams, 100,000 hostile inputs to a monitor, and to one whose machine migrates"
-	@$(BIN)/python -m pytest -q -m slow tests/migration/test_wire.py tests/monitor
+	@$(BIN)/python -m pytest -q -m slow tests/stream tests/monitor
 
 api: setup
 	@$(BIN)/python -m tests.api.reference
 
+docs: setup
+	@$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs . build/site
+	@echo "open build/site/index.html"
+
+# In an environment of its own, where nothing holds a version back.
+pins:
+	@rm -rf build/pins && $(PYTHON) -m venv build/pins
+	@build/pins/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@{ sed -n '/^#/p' requirements/constraints.txt; \
+	   build/pins/bin/python -m pip freeze --disable-pip-version-check --exclude-editable; } > build/pins/new
+	@mv build/pins/new requirements/constraints.txt
+
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist .import_linter_cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -17,8 +17,9 @@ import random
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 
@@ -27,6 +28,7 @@ import trio
 from kvmmig import guests
 from kvmmig.errors import KvmmigError, MigrationError
 from kvmmig.machine import Machine, MachineConfig, State
+from kvmmig.migration.background import background
 from kvmmig.migration.incoming import IncomingMigration
 from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.migration.policy import (
@@ -38,8 +40,7 @@ from kvmmig.migration.policy import (
     NoProgress,
     Policy,
 )
-from kvmmig.transport.registry import transport_for
-from kvmmig.transport import Listener
+from kvmmig.transport import TransportURI, transport_for
 
 MIB = 1 << 20
 SIZE = 32 * MIB
@@ -101,6 +102,10 @@ class Soak:
         self.moved = self.failed = 0
 
     async def run(self, moves: int) -> None:
+        async with background() as self._strays:
+            await self._run(moves)
+
+    async def _run(self, moves: int) -> None:
         stack = AsyncExitStack()
         letters = bytearray()
         program = guests.find("dirtier").program(
@@ -146,10 +151,10 @@ class Soak:
         scheme = choose.choice(["tcp", "unix", "pipe", "file", "exec"])
         path = self._directory / f"guest-{number}"
         where = {
-            "tcp": "tcp:127.0.0.1:0",
-            "unix": f"unix:{path}.sock",
-            "exec": f"exec:cat > {path}.img?live=off",
-        }.get(scheme, f"{scheme}:{path}.img?direct={choose.choice(['on', 'off'])}")
+            "tcp": TransportURI("tcp", "127.0.0.1:0"),
+            "unix": TransportURI("unix", f"{path}.sock"),
+            "exec": TransportURI("exec", f"cat > {path}.img", {"live": "off"}),
+        }.get(scheme, TransportURI(scheme, f"{path}.img", {"direct": choose.choice(["on", "off"])}))
         what = choose.choice(["move", "move", "move", "cancel", "peer dies", "cut"])
         limits = Limits(
             step=choose.choice([0.001, 0.010]),
@@ -161,7 +166,7 @@ class Soak:
         begin = perf_counter()
         error = ""
         try:
-            guest = await self._move(guest, where, what, limits)
+            guest = await self._move(guest, where, path, what, limits)
             self.moved += 1
         except KvmmigError as problem:
             error = f"{type(problem).__name__}: {problem}"
@@ -186,80 +191,93 @@ class Soak:
             MaxRounds(choose.randint(1, 12)),
         )
 
-    async def _move(self, guest: Guest, where: str, what: str, limits: Limits) -> Guest:
+    async def _move(self, guest: Guest, where: TransportURI, path: Path, what: str, limits: Limits) -> Guest:
         """The guest where it lives afterwards; a `KvmmigError` when it stayed."""
         after = self._random.uniform(0.0, 0.3)
-        source, destination = where, where.replace("exec:cat > ", "exec:cat ").removesuffix("?live=off")
+        source = where
         if what == "cut":
-            at = self._random.randrange(SIZE)
-            source += f"{'&' if '?' in where else '?'}fault.what=cut&fault.at={at}"
-            source = f"fault+{source}"
-        if where.startswith(("tcp", "unix")):
-            return await self._live(guest, source, destination, what, after, limits)
-        migration = OutgoingMigration(guest.machine, source, policy=self._policy(), limits=limits)
+            fault = {"fault.what": "cut", "fault.at": str(self._random.randrange(SIZE))}
+            source = replace(where, options={**where.options, **fault}, wrappers=("fault",))
+        if where.scheme in ("tcp", "unix"):
+            return await self._live(guest, source, where, what, after, limits)
+        migration = OutgoingMigration(
+            guest.machine, transport_for(source), policy=self._policy(), limits=limits
+        )
         problem: KvmmigError | None = None
         async with trio.open_nursery() as nursery:
             if what != "move":
                 nursery.start_soon(_cancel_after, after, migration)
             try:
-                await migration.run()
+                await migration.run(self._strays)
             except KvmmigError as error:
                 problem = error
             nursery.cancel_scope.cancel()
         if problem is not None:
             raise problem
-        async with await transport_for(destination).listen() as listener:
-            return await self._arrival(guest, listener)
+        saved = TransportURI("exec", f"cat {path}.img") if where.scheme == "exec" else where
+        restored = await self._incoming(saved)
+        await guest.stack.aclose()
+        return restored
 
     async def _live(
-        self, guest: Guest, source: str, destination: str, what: str, after: float, limits: Limits
+        self,
+        guest: Guest,
+        source: TransportURI,
+        destination: TransportURI,
+        what: str,
+        after: float,
+        limits: Limits,
     ) -> Guest:
         """Both sides at once, and either may be disturbed."""
-        arrived: list[Guest] = []
+        received: list[Guest] = []
         problem: KvmmigError | None = None
         other_side = trio.CancelScope()
 
-        async with await transport_for(destination).listen() as listener:
-            uri = source.replace(destination, listener.uri)
-            migration = OutgoingMigration(guest.machine, uri, policy=self._policy(), limits=limits)
-            async with trio.open_nursery() as nursery:
+        async def receive(task_status: trio.TaskStatus[TransportURI]) -> None:
+            with other_side, contextlib.suppress(KvmmigError):
+                received.append(await self._incoming(destination, task_status.started))
 
-                @nursery.start_soon
-                async def receive() -> None:
-                    with other_side, contextlib.suppress(KvmmigError):
-                        arrived.append(await self._arrival(guest, listener))
+        async with trio.open_nursery() as nursery:
+            listening_at: TransportURI = await nursery.start(receive)
+            migration = OutgoingMigration(
+                guest.machine,
+                transport_for(replace(source, target=listening_at.target)),
+                policy=self._policy(),
+                limits=limits,
+            )
 
-                @nursery.start_soon
-                async def send() -> None:
-                    nonlocal problem
-                    try:
-                        await migration.run()
-                    except KvmmigError as error:
-                        problem = error
-                        other_side.cancel()
+            @nursery.start_soon
+            async def send() -> None:
+                nonlocal problem
+                try:
+                    await migration.run(self._strays)
+                except KvmmigError as error:
+                    problem = error
+                    other_side.cancel()
 
-                if what == "cancel":
-                    nursery.start_soon(_cancel_after, after, migration)
-                elif what == "peer dies":
-                    await trio.sleep(after)
-                    if not arrived:
-                        other_side.cancel()
-        if arrived:
+            if what == "cancel":
+                nursery.start_soon(_cancel_after, after, migration)
+            elif what == "peer dies":
+                await trio.sleep(after)
+                if not received:
+                    other_side.cancel()
+        if received:
             await guest.stack.aclose()
-            return arrived[0]
+            return received[0]
         if guest.machine.state is State.MOVED:
             # The other side died in the moment of the hand-over. That it is dead, only the operator can know.
             await guest.machine.resume(force=True)
         raise problem or MigrationError("the other side died as soon as it had the guest")
 
-    async def _arrival(self, old: Guest, listener: Listener) -> Guest:
+    async def _incoming(
+        self, uri: TransportURI, on_listening: Callable[[TransportURI], None] | None = None
+    ) -> Guest:
         letters = bytearray()
         stack = AsyncExitStack()
-        channel = await listener.accept()
-        incoming = IncomingMigration(channel, output=letters.extend)
+        incoming = IncomingMigration(
+            transport_for(uri), output=letters.extend, on_listening=on_listening, strays=self._strays
+        )
         machine = await stack.enter_async_context(incoming.machine())
-        if listener.uri.startswith(("file", "pipe", "exec")):
-            await old.stack.aclose()
         return Guest(machine, stack, letters)
 
 

@@ -16,7 +16,7 @@ from kvmmig.cli.app import cli
 from kvmmig.migration.policy import Limits
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "transports/README.md", *ROOT.glob("docs/*.md")]
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("docs/**/*.md")]
 _COMMAND = re.compile(r"(?:^|[$|;] |\$\()kvmmig (?P<name>[a-z-]+)(?P<rest>[^|;#]*)")
 _LINE = re.compile(r"^(?P<indent>[│ ├└─]*)(?P<name>[A-Z]\w+)(?: {2,}.*)?$")
 
@@ -68,7 +68,10 @@ def test_the_limits_are_written_down_as_they_are() -> None:
         assert f"| {words} | {written} |" in text
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "bench", "pressure", "faults", "soak", "clean"])
+TARGETS = ["demo", "test", "bench", "pressure", "monitor", "faults", "soak", "api", "docs", "clean"]
+
+
+@pytest.mark.parametrize("target", TARGETS)
 def test_make_knows_what_the_readme_tells_to_type(target: str) -> None:
     assert f"make {target}" in (ROOT / "README.md").read_text()
     subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
@@ -118,3 +121,10 @@ def test_commands_are_found_in_the_pages_that_have_them() -> None:
 def test_make_knows_what_a_page_tells_to_type(page: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"(?:^|`)make ([a-z-]+)", page.read_text(), re.MULTILINE)) <= targets
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_file_that_a_page_names_is_there(page: Path) -> None:
+    folders = "kvmmig|transports|tests|examples|bench|docs|requirements"
+    named = re.findall(rf"`((?:{folders})/[\w./*-]+)", page.read_text())
+    assert [name for name in named if not any(ROOT.glob(name.rstrip("/.")))] == []

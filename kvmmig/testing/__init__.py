@@ -8,11 +8,10 @@ from kvmmig.testing._ends import (
     Ends,
     Maker,
     Nonconformance,
-    NotApplicable,
     stream_ends,
     transport_ends,
 )
-from kvmmig.testing.conformance import CHECKS, CLOGGED_CHECKS, STORED_CHECKS, STREAM_CHECKS
+from kvmmig.testing.conformance import CHECKS, CLOGGED_CHECKS, checks_for
 from kvmmig.testing.leftovers import leftovers
 from kvmmig.testing.memory import MemoryChannel, MemoryTransport, memory_channel_pair
 from kvmmig.testing.plans import Call, Plan, check_plan, plans
@@ -20,8 +19,6 @@ from kvmmig.testing.plans import Call, Plan, check_plan, plans
 __all__ = [
     "CHECKS",
     "CLOGGED_CHECKS",
-    "STORED_CHECKS",
-    "STREAM_CHECKS",
     "Call",
     "Check",
     "Ends",
@@ -29,9 +26,9 @@ __all__ = [
     "MemoryChannel",
     "MemoryTransport",
     "Nonconformance",
-    "NotApplicable",
     "Plan",
     "check_plan",
+    "checks_for",
     "leftovers",
     "memory_channel_pair",
     "plans",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import unittest
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -23,8 +22,8 @@ class Nonconformance(AssertionError):
     """The channel breaks the contract; the text is one sentence that says how."""
 
 
-class NotApplicable(unittest.SkipTest):
-    """The check is about something that this channel has not. Test frameworks show it as skipped."""
+class NotApplicable(Exception):
+    """The check is about something that this transport has not; it passes."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +55,15 @@ def stream_ends(sender: SendChannel, receiver: ReceiveChannel) -> Ends:
 
 def towards(destination: Transport, uri: TransportURI) -> Transport:
     """The source's transport to where ``destination`` listens in fact, which is ``uri``."""
-    there = TransportURI(uri.scheme, uri.target, destination.uri.options, destination.uri.wrappers)
-    if isinstance(destination, Wrapper):
-        return type(destination)(there, towards(destination.inner, uri))
-    return type(destination)(there)
+    asked = destination.uri
+    return rebuilt(destination, TransportURI(uri.scheme, uri.target, asked.options, asked.wrappers))
+
+
+def rebuilt(transport: Transport, uri: TransportURI) -> Transport:
+    """A transport of the same class, and in the same wrappers, from another URI."""
+    if isinstance(transport, Wrapper):
+        return type(transport)(uri, rebuilt(transport.inner, uri.unwrapped()[1]))
+    return type(transport)(uri)
 
 
 class Hosts:
@@ -144,21 +148,35 @@ def _ends(maker: Maker) -> AbstractAsyncContextManager[Ends]:
 
 @asynccontextmanager
 async def opened(maker: Maker) -> AsyncIterator[Ends]:
-    """The maker's ends, aborted afterwards."""
+    """The maker's ends, aborted afterwards; and before, where a call does not even end by its cancel."""
     receivers: list[ReceiveChannel] = []
-    async with _ends(maker) as ends:
+
+    watch = trio.CancelScope(shield=True)
+
+    async def give_up() -> None:
+        with watch:
+            await trio.sleep(PATIENCE + 1)
+            abort()
+
+    def abort() -> None:
+        for channel in (ends.sender, *receivers):
+            channel.abort()
+
+    async with _ends(maker) as ends, trio.open_nursery() as nursery:
+        if not ends.stored:
+            receivers.append(await ends.receive())
 
         async def receive() -> ReceiveChannel:
-            receivers.append(await ends.receive())
+            if ends.stored:
+                receivers.append(await ends.receive())
             return receivers[-1]
 
+        nursery.start_soon(give_up)
         try:
             yield Ends(ends.sender, receive, ends.stored)
         finally:
-            ends.sender.abort()
-            with trio.CancelScope(shield=True):
-                for receiver in receivers if ends.stored else [await ends.receive()]:
-                    receiver.abort()
+            abort()
+            watch.cancel()
 
 
 def promise(check: Check) -> Check:
@@ -176,28 +194,33 @@ def promise(check: Check) -> Check:
 @contextmanager
 def one_sentence(promised: str) -> Iterator[None]:
     """Whatever leaves this block is one `Nonconformance`, which ends with what was ``promised``."""
+    scope = trio.move_on_after(PATIENCE)
+    hung = f"a call has not ended after {PATIENCE:g} s"
     try:
-        with trio.move_on_after(PATIENCE) as scope:
+        with scope:
             yield
     except BaseException as error:
         told = _first(error)
+        if isinstance(told, KeyboardInterrupt | GeneratorExit | trio.Cancelled):
+            raise
         if isinstance(told, NotApplicable):
-            raise told from None
-        if isinstance(told, Nonconformance):
+            return
+        if scope.cancel_called:
+            what = hung
+        elif isinstance(told, Nonconformance):
             what = str(told)
         elif isinstance(told, TransportError):
             what = f"{told!r}, an error that the contract has no place for here"
-        elif isinstance(told, Exception):
-            what = f"{told!r} came out of the channel, and only a TransportError may"
         else:
-            raise
+            what = f"{told!r} came out of the channel, and only a TransportError may"
         raise Nonconformance(f"{what}. The promise: {promised}") from error
-    if scope.cancelled_caught:
-        raise Nonconformance(f"something hung for {PATIENCE:g} s. The promise: {promised}")
+    if scope.cancel_called:
+        raise Nonconformance(f"{hung}. The promise: {promised}")
 
 
 def _first(error: BaseException) -> BaseException:
     """What the reader should know first of a group."""
     while isinstance(error, BaseExceptionGroup):
-        error = (error.subgroup(Nonconformance) or error.subgroup(Exception) or error).exceptions[0]
+        told = error.subgroup(Nonconformance) or error.split(trio.Cancelled)[1] or error
+        error = told.exceptions[0]
     return error

@@ -45,7 +45,7 @@ async def offer(sender: SendChannel, buffers: list[memoryview]) -> int:
     return accepted
 
 
-async def send_all(sender: SendChannel, data: bytes | bytearray) -> None:
+async def send_all(sender: SendChannel, data: bytes | bytearray | memoryview) -> None:
     view = memoryview(data)
     while view:
         view = view[await offer(sender, [view]) :]
@@ -138,3 +138,12 @@ def require_same(got: bytes, sent: bytes) -> None:
 def require(holds: bool, sentence: str) -> None:
     if not holds:
         raise Nonconformance(sentence)
+
+
+async def receive_some_of(receiver: ReceiveChannel, size: int) -> bytes:
+    """``size`` bytes, or all that there are before the end."""
+    got = bytearray()
+    buffer = memoryview(bytearray(min(size, 300_000)))
+    while len(got) < size and (count := await receiver.receive_some(buffer[: size - len(got)])):
+        got += buffer[:count]
+    return bytes(got)

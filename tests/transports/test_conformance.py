@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from kvmmig.transport import Channel, PassingChannel, Transport, TransportURI
 from kvmmig.testing import (
     CHECKS,
     CLOGGED_CHECKS,
@@ -27,6 +26,7 @@ from kvmmig.testing import (
     stored_ends,
     stream_ends,
 )
+from kvmmig.transport import Channel, PassingChannel, Transport, TransportURI
 
 Make = Callable[[str], Transport]
 

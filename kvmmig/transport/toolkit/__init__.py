@@ -1,4 +1,13 @@
-"""What the built-in transports are made of, for the authors of other ones."""
+"""What the built-in transports are made of, for the authors of other ones.
+
+Channels that are ready: `SocketChannel`, `TcpChannel`, `PipeSender` and `PipeReceiver`, `ProcessSender` and
+`ProcessReceiver`, `BlockFileSender` and `BlockFileReceiver`; `pumped_channel` for libraries that only have a
+``send_all``, `stored_sender` and `stored_receiver` for stores, `reframed` for wrappers that re-frame. Listeners: `SocketListener`, `AtOnceListener`.
+
+Parts of channels: `OneAtATime`, `prefix`, `Interrupts`, `own_tasks`, `TokenBucket`; `Workers`,
+`open_in_thread` and `attempt` for calls that may hang; `PipeWriter` and `PipeReader`, `Process` and
+`ProcessWatch`; `SaveFile` and `SavedFile`; `why` and `kind` for sentences.
+"""
 
 from kvmmig.transport.toolkit import tcpsockets as tcpsockets
 from kvmmig.transport.toolkit import unixsockets as unixsockets
@@ -7,6 +16,7 @@ from kvmmig.transport.toolkit.blockfile import BlockFileSender as BlockFileSende
 from kvmmig.transport.toolkit.interrupts import Interrupts as Interrupts
 from kvmmig.transport.toolkit.listeners import AtOnceListener as AtOnceListener
 from kvmmig.transport.toolkit.one_at_a_time import OneAtATime as OneAtATime
+from kvmmig.transport.toolkit.own_nursery import own_nursery as own_nursery
 from kvmmig.transport.toolkit.pipes import PipeReader as PipeReader
 from kvmmig.transport.toolkit.pipes import PipeReceiver as PipeReceiver
 from kvmmig.transport.toolkit.pipes import PipeSender as PipeSender
@@ -16,12 +26,20 @@ from kvmmig.transport.toolkit.process import Process as Process
 from kvmmig.transport.toolkit.process import ProcessReceiver as ProcessReceiver
 from kvmmig.transport.toolkit.process import ProcessSender as ProcessSender
 from kvmmig.transport.toolkit.process import ProcessWatch as ProcessWatch
+from kvmmig.transport.toolkit.pumped import pumped_channel as pumped_channel
+from kvmmig.transport.toolkit.pumped import pumped_receiver as pumped_receiver
+from kvmmig.transport.toolkit.pumped import pumped_sender as pumped_sender
 from kvmmig.transport.toolkit.rate import TokenBucket as TokenBucket
+from kvmmig.transport.toolkit.reframed import reframed as reframed
 from kvmmig.transport.toolkit.savefile import SavedFile as SavedFile
 from kvmmig.transport.toolkit.savefile import SaveFile as SaveFile
 from kvmmig.transport.toolkit.sockets import SOCKET_WORDS as SOCKET_WORDS
 from kvmmig.transport.toolkit.sockets import SocketChannel as SocketChannel
 from kvmmig.transport.toolkit.sockets import SocketListener as SocketListener
+from kvmmig.transport.toolkit.stored import in_thread as in_thread
+from kvmmig.transport.toolkit.stored import stored_receiver as stored_receiver
+from kvmmig.transport.toolkit.stored import stored_sender as stored_sender
+from kvmmig.transport.toolkit.tasks import own_tasks as own_tasks
 from kvmmig.transport.toolkit.tcpchannel import TCP_WORDS as TCP_WORDS
 from kvmmig.transport.toolkit.tcpchannel import TcpChannel as TcpChannel
 from kvmmig.transport.toolkit.tcpchannel import address as address
@@ -30,4 +48,3 @@ from kvmmig.transport.toolkit.words import why as why
 from kvmmig.transport.toolkit.workers import Workers as Workers
 from kvmmig.transport.toolkit.workers import attempt as attempt
 from kvmmig.transport.toolkit.workers import open_in_thread as open_in_thread
-from kvmmig.transport.toolkit.tasks import own_tasks as own_tasks

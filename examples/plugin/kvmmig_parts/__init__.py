@@ -1,0 +1,1 @@
+"""``parts:`` and ``zlib+`` for kvmmig."""
