@@ -9,8 +9,8 @@ import trio
 
 from kvmmig.cli import rundir
 from kvmmig.migration.outgoing import OutgoingMigration
-from kvmmig.qmp import Arguments, CommandTable, QMPServer, Session
 from kvmmig.monitor.replies import migration_figures
+from kvmmig.qmp import Arguments, CommandTable, QMPServer, Session
 from kvmmig.testing.machine import FakeMachine
 
 from .conftest import Kvmmig
@@ -26,7 +26,8 @@ async def test_a_ctrl_c_while_the_migration_is_being_begun_cancels_it(
     """It may have begun, so to just go away would leave it running."""
     asked, interrupted = trio.Event(), trio.Event()
     migration = OutgoingMigration(FakeMachine(), "tcp:127.0.0.1:1")
-    control: Any = types.SimpleNamespace(migration=migration, migration_status="active")
+    outgoing = types.SimpleNamespace(migration=migration, status="active")
+    control: Any = types.SimpleNamespace(outgoing=outgoing)
     phase = "rounds"
     table = CommandTable()
 
