@@ -30,6 +30,7 @@ from kvmmig.transport.toolkit.sockets import SocketListener as SocketListener
 from kvmmig.transport.toolkit.stored import in_thread as in_thread
 from kvmmig.transport.toolkit.stored import stored_receiver as stored_receiver
 from kvmmig.transport.toolkit.stored import stored_sender as stored_sender
+from kvmmig.transport.toolkit.tasks import own_tasks as own_tasks
 from kvmmig.transport.toolkit.tcpchannel import TCP_WORDS as TCP_WORDS
 from kvmmig.transport.toolkit.tcpchannel import TcpChannel as TcpChannel
 from kvmmig.transport.toolkit.tcpchannel import address as address
@@ -38,4 +39,3 @@ from kvmmig.transport.toolkit.words import why as why
 from kvmmig.transport.toolkit.workers import Workers as Workers
 from kvmmig.transport.toolkit.workers import attempt as attempt
 from kvmmig.transport.toolkit.workers import open_in_thread as open_in_thread
-from kvmmig.transport.toolkit.tasks import own_tasks as own_tasks
