@@ -26,6 +26,8 @@ deaf = a_stranger:ToDeaf
 holding = a_stranger:ToHolding
 buggy = a_stranger:ToBuggy
 failing = a_stranger:ToFailing
+rude = a_stranger:FromRude
+clinging = a_stranger:FromClinging
 broken = a_stranger.that_is_not_there:Nothing
 """
 #: A logged line: when, how bad, who says so, what.
@@ -76,11 +78,11 @@ def test_one_that_stores_saves_and_restores_as_a_built_in_does(
 
 
 def test_those_that_store_are_known_to_help_and_completion(command: Command) -> None:
-    assert completions("save", "a", "x", "--transport", "") == ["file", "keep", "pipe"]
+    assert completions("save", "a", "x", "--transport", "") == ["clinging", "file", "keep", "pipe", "rude"]
     assert completions("restore", "x", "--transport", "k") == ["keep"]
     status, out, error = command("save", "--help")
     assert (status, error) == (0, "")
-    assert "file, keep, pipe" in " ".join(out.split())
+    assert "clinging, file, keep, pipe, rude" in " ".join(out.split())
 
 
 @pytest.mark.parametrize(
@@ -88,7 +90,7 @@ def test_those_that_store_are_known_to_help_and_completion(command: Command) -> 
     [
         (
             "deaf",
-            "--transport deaf: it stores nothing, so no guest can be saved by it; these do: file, keep",
+            "--transport deaf: it stores nothing, so no guest can be saved by it; these do: clinging, file",
         ),
         ("pigeon", "no transport is called 'pigeon'"),
         ("broken", "the transport 'broken'"),
@@ -144,6 +146,21 @@ def test_its_traceback_is_in_the_log_of_the_machine_alone(background: Background
     log = rundir.files_of(name).log.read_text()
     assert LOGGED.search(log)
     assert "Traceback" in log
+
+
+@pytest.mark.kvm
+@pytest.mark.parametrize("scheme", ["rude", "clinging"])
+def test_a_guest_that_has_arrived_lives_on_whatever_its_channel_does(
+    kvmmig: Kvmmig, impatient: Path, tmp_path: Path, scheme: str
+) -> None:
+    saved = f"{tmp_path}/a.kept"
+    assert kvmmig("run", *SMALL, "--migrate-to", f"keep:{saved}", "--after", "0.1").process.returncode == 0
+    arrived = kvmmig.start("run", "--incoming", f"{scheme}:{saved}", wrapper=impatient)
+    arrived.wait_for(lambda it: "has arrived" in it.stderr)
+    before = len(arrived.stdout)
+    arrived.wait_for(lambda it: len(it.stdout) > before + 3)
+    arrived.interrupt()
+    assert arrived.end(logs=True) == 130
 
 
 @pytest.mark.kvm
