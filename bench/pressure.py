@@ -28,6 +28,7 @@ from kvmmig.machine import Machine, MachineConfig, State
 from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.migration.policy import DowntimeLimit, MaxRounds
 from kvmmig.migration.report import MigrationStatistics, Phase
+from kvmmig.transport import TransportURI, transport_for
 from kvmmig.units import format_duration, format_size
 
 MIB = 1 << 20
@@ -112,7 +113,8 @@ async def under_load(memory: int, directory: Path) -> tuple[MigrationStatistics,
             assert bare.stdin is not None
             assert bare.stdout is not None
             bare.stdout.readline()
-            migration = OutgoingMigration(machine, f"pipe:{directory}/guest.img", policy=MaxRounds(5))
+            uri = TransportURI("pipe", f"{directory}/guest.img")
+            migration = OutgoingMigration(machine, transport_for(uri), policy=MaxRounds(5))
             figures = await migration.run()
             bare.stdin.close()
             worst, p999, count = (await trio.to_thread.run_sync(bare.stdout.readline)).split()
@@ -122,8 +124,9 @@ async def under_load(memory: int, directory: Path) -> tuple[MigrationStatistics,
 async def long_final_pass(memory: int, directory: Path) -> tuple[MigrationStatistics, float, float, str]:
     """The figures at the cancel, the time since the stop, the time to get the guest back, and its check."""
     async with dirtier(memory, memory // 2) as machine:
-        uri = f"throttle+file:{directory}/guest.img?throttle.rate=50MB/s"
-        migration = OutgoingMigration(machine, uri, policy=DowntimeLimit(20.0))
+        slow = {"throttle.rate": "50MB/s"}
+        uri = TransportURI("file", f"{directory}/guest.img", slow, wrappers=("throttle",))
+        migration = OutgoingMigration(machine, transport_for(uri), policy=DowntimeLimit(20.0))
         stopped = cancelled = 0.0
 
         async def cancel() -> None:

@@ -31,6 +31,7 @@ from kvmmig import guests
 from kvmmig.machine import Machine, MachineConfig
 from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.migration.report import MigrationStatistics
+from kvmmig.transport import TransportURI, transport_for
 from kvmmig.units import format_duration, format_rate, format_size
 
 MIB = 1 << 20
@@ -187,10 +188,10 @@ async def over_tcp(size: int, *, running: bool) -> MigrationStatistics:
             return await OutgoingMigration(machine, uri).run()
 
 
-async def to_disk(uri: str, size: int) -> MigrationStatistics:
+async def to_disk(uri: TransportURI, size: int) -> MigrationStatistics:
     async with dirtier(size) as machine:
         await machine.pause()
-        return await OutgoingMigration(machine, uri).run()
+        return await OutgoingMigration(machine, transport_for(uri)).run()
 
 
 _PEAK = """
@@ -260,7 +261,7 @@ def main() -> None:
         console.print("plain O_DIRECT writes, then a save by file: and one by pipe: ...")
         plain = median(lambda: plain_direct(image, size), runs)
         for scheme in ("file", "pipe"):
-            figures = trio.run(measured, partial(to_disk, f"{scheme}:{image}", size), runs)
+            figures = trio.run(measured, partial(to_disk, TransportURI(scheme, str(image)), size), runs)
             rates = [one.sent_bytes / (one.total_time - (one.setup_time or 0)) for one in figures]
             limit = 0.70 if scheme == "file" else None  # a pipe costs two copies more
             rows.append(compare(f"{scheme}: with O_DIRECT, durable", rates, plain, limit))

@@ -32,11 +32,18 @@ import trio
 from rich.console import Console
 from rich.table import Table
 
-from kvmmig import IncomingMigration, Machine, MachineConfig, OutgoingMigration, guests, transport_for
+from kvmmig import (
+    Machine,
+    MachineConfig,
+    OutgoingMigration,
+    TransportURI,
+    guests,
+    receive,
+    stream,
+    transport_for,
+)
 from kvmmig.errors import KvmmigError, MigrationError
 from kvmmig.machine.pageset import Batch, PageSet, runs_of
-from kvmmig.stream import codec as wire
-from kvmmig.stream.cursor import Cursor
 from kvmmig.migration.policy import Limits, MaxRounds
 from kvmmig.migration.stall_meter import Durations, Histogram, StallMeter
 from kvmmig.units import format_duration, format_size, parse_size
@@ -92,13 +99,13 @@ class Save:
         self._variant = variant
         self._pending = PageSet(machine.memory.n_pages)
         self._batches: Iterator[Batch] = iter(())
-        self._cursor = Cursor()
-        self._encoder = wire.Encoder(wire.Direction.FORWARDS)
+        self._cursor = stream.Cursor()
+        self._encoder = stream.Encoder(stream.Direction.FORWARDS)
         self.steps = Histogram()
         self.eagains = 0
 
     def step(self) -> Literal["done", "full", "late"]:
-        """Write page after page. The story is about this alone, and its cure is the line with the bound."""
+        """Write page after page. What is shown is this alone, and its cure is the line with the bound."""
         begin = perf_counter()
         try:
             while perf_counter() - begin < self._variant.bound:
@@ -150,8 +157,8 @@ class Save:
         await trio.to_thread.run_sync(tracker.collect, self._pending)
         await self._send()
         for one in sections:
-            self._cursor.put(encoder.section(wire.Section(one.name, one.version, one.data)))
-        self._cursor.put(encoder.end(running=True) + encoder.signal(wire.Kind.GO))
+            self._cursor.put(encoder.section(stream.Section(one.name, one.version, one.data)))
+        self._cursor.put(encoder.end(running=True) + encoder.signal(stream.Kind.GO))
         await self._send()
         await trio.to_thread.run_sync(tracker.stop)
         await machine.resume()
@@ -205,7 +212,7 @@ async def monitor(lateness: list[float]) -> None:
 
 async def save(machine: Machine, variant: Variant, path: str) -> Result:
     """Save the guest in one way, measure, and see that the file is whole. The guest runs afterwards."""
-    transport = transport_for(f"{variant.sink}:{path}")  # the first one of its kind is imported here
+    transport = transport_for(TransportURI(variant.sink, path))  # the first one of its kind is imported here
     lateness: list[float] = []
     begin = perf_counter()
     with StallMeter() as meter:
@@ -242,10 +249,9 @@ def load(directory: str) -> Iterator[None]:
 
 async def restore(path: str) -> str:
     """Let a saved guest run on, stop it, and compare every page with what it must hold."""
-    async with await (await transport_for(f"file:{path}").listen()).accept() as channel:
-        async with IncomingMigration(channel).machine() as copy:
-            await copy.pause()
-            check = await trio.to_thread.run_sync(guests.check_machine, copy)
+    async with receive(transport_for(TransportURI("file", path))) as copy:
+        await copy.pause()
+        check = await trio.to_thread.run_sync(guests.check_machine, copy)
     if check is None or not check.ok:
         raise MigrationError(f"{path} does not hold the guest as it was: {check and check.summary}")
     return check.summary
@@ -301,7 +307,7 @@ def variants(pages: int, sweep: bool) -> list[Variant]:
 async def main(arguments: argparse.Namespace) -> None:
     console = Console(width=None if sys.stdout.isatty() else 140)
     memory = parse_size(arguments.memory)
-    if not 1 <= arguments.pages <= wire.MAX_FRAME_PAGES:
+    if not 1 <= arguments.pages <= stream.MAX_FRAME_PAGES:
         raise ValueError(f"a write can't carry {arguments.pages} pages; write --pages 1 to 1024")
     program = guests.find("dirtier").program(memory=memory, cpus=1, settings={"hot": "1MiB"})
     config = MachineConfig(memory=memory, name=program.name, parameters=program.parameters)

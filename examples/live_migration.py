@@ -7,44 +7,36 @@ from __future__ import annotations
 
 import trio
 
-from kvmmig import IncomingMigration, Machine, MachineConfig, OutgoingMigration, guests, transport_for
-from kvmmig.transport import Listener
-from kvmmig.units import format_duration, format_size
-
-MEMORY = 64 << 20
+import kvmmig
+from kvmmig import guests
+from kvmmig.units import format_duration
 
 
-async def receive(listener: Listener, arrived: trio.Event) -> None:
+async def receive(arrived: trio.Event, task_status: trio.TaskStatus[kvmmig.TransportURI]) -> None:
     """The destination: builds the machine that the source describes, and lets the guest go on."""
     letters = bytearray()
-    async with await listener.accept() as channel:
-        incoming = IncomingMigration(channel, output=letters.extend)
-        async with incoming.machine() as machine:
-            arrived.set()
-            await trio.sleep(0.5)  # it rewrites its memory here now
-            await machine.pause()
-            check = await trio.to_thread.run_sync(guests.check_machine, machine)
-            print(f"destination: it printed {letters.decode()!r} here")
-            print(f"destination: {check.summary if check else 'nothing to check'}")
+    here = kvmmig.receive("tcp:127.0.0.1:0", output=letters.extend, on_listening=task_status.started)
+    async with here as machine:
+        arrived.set()
+        await trio.sleep(0.5)  # it rewrites its memory here now
+        await machine.pause()
+        check = await trio.to_thread.run_sync(guests.check_machine, machine)
+        print(f"destination: it printed {letters.decode()!r} here")
+        print(f"destination: {check.summary if check else 'nothing to check'}")
 
 
 async def main() -> None:
-    program = guests.find("dirtier").program(memory=MEMORY, cpus=1, settings={"hot": "8MiB"})
-    config = MachineConfig(memory=MEMORY, name=program.name, parameters=program.parameters)
     arrived = trio.Event()
-
     async with (
-        Machine.open(config) as source,
-        await transport_for("tcp:127.0.0.1:0").listen() as listener,
+        kvmmig.open_machine("dirtier", memory="64MiB", settings={"hot": "8MiB"}) as source,
         trio.open_nursery() as nursery,
     ):
-        nursery.start_soon(receive, listener, arrived)
-        await source.load(program)
+        uri = await nursery.start(receive, arrived)
         await source.start()
         await trio.sleep(0.5)  # it fills its memory
 
-        print(f"source: moving {format_size(MEMORY)} to {listener.uri} while the guest writes")
-        figures = await OutgoingMigration(source, listener.uri).run()
+        print(f"source: moving 64 MiB to {uri} while the guest writes")
+        figures = await kvmmig.migrate(source, uri)
         await arrived.wait()
         for one in figures.rounds:
             print(

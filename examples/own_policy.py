@@ -11,10 +11,8 @@ import tempfile
 
 import trio
 
-from kvmmig import Machine, MachineConfig, OutgoingMigration, guests
-from kvmmig.migration.policy import Continue, Decision, Policy, RoundFigures, Stop
-
-MEMORY = 64 << 20
+import kvmmig
+from kvmmig import Continue, Decision, Policy, RoundFigures, Stop, TransportURI, transport_for
 
 
 class CalmMoment(Policy):
@@ -29,14 +27,12 @@ class CalmMoment(Policy):
 
 
 async def main() -> None:
-    program = guests.find("dirtier").program(memory=MEMORY, cpus=1, settings={"hot": "4MiB"})
     with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:
-        async with Machine.open(MachineConfig(memory=MEMORY)) as machine:
-            await machine.load(program)
+        image = transport_for(TransportURI("file", f"{directory}/guest.img"))
+        async with kvmmig.open_machine("dirtier", memory="64MiB", settings={"hot": "4MiB"}) as machine:
             await machine.start()
-            await trio.sleep(0.5)
-            migration = OutgoingMigration(machine, f"file:{directory}/guest.img", policy=CalmMoment())
-            figures = await migration.run()
+            await trio.sleep(0.5)  # it fills its memory
+            figures = await kvmmig.migrate(machine, image, policy=CalmMoment())
     for one in figures.rounds:
         print(f"round {one.round}: dirtied {one.dirty_pages} pages, {one.dirty_rate / 1e6:.0f} MB/s")
     print("stopped: expected a downtime of", f"{(figures.expected_downtime or 0) * 1000:.1f} ms,", end=" ")

@@ -50,9 +50,10 @@ from kvmmig.migration.precopy import MigratableMachine, PreCopy
 from kvmmig.migration.report import MigrationStatistics
 from kvmmig.migration.steps import because
 from kvmmig.migration.undo import Undo
-from kvmmig.transport import Knob, Transport, transport_for
-from kvmmig.transport.guard import GuardedChannel, connected, supervised
+from kvmmig.transport import Knob, Transport, TransportURI, transport_for
+from kvmmig.transport.guard import GuardedChannel
 from kvmmig.transport.phases import collecting
+from kvmmig.transport.supervision import connected, supervised
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ class OutgoingMigration:
     def __init__(
         self,
         machine: MigratableMachine,
-        transport: Transport | str,
+        transport: Transport | TransportURI | str,
         *,
         policy: Policy | None = None,
         limits: Limits | None = None,
@@ -81,7 +82,7 @@ class OutgoingMigration:
         ends; both are called on the event loop, and must be quick and not raise.
         """
         self._machine = machine
-        self._transport = transport_for(transport) if isinstance(transport, str) else transport
+        self._transport = transport if isinstance(transport, Transport) else transport_for(transport)
         self._peer_name = str(self._transport.uri)
         self._peer = Peer(self._peer_name, lambda: self.phase)
         self._precopy = PreCopy(
@@ -274,7 +275,7 @@ class OutgoingMigration:
             self._channel = channel
             stores = self._transport.stores
             await self._beside_the_peer(
-                channel, lambda: self._precopy.hand_over(channel, peer, undo, stores=stores)
+                strays, channel, lambda: self._precopy.hand_over(channel, peer, undo, stores=stores)
             )
 
     @asynccontextmanager
@@ -292,7 +293,9 @@ class OutgoingMigration:
             self._tell_listeners()
             yield channel
 
-    async def _beside_the_peer(self, channel: GuardedChannel, work: Callable[[], Awaitable[None]]) -> None:
+    async def _beside_the_peer(
+        self, strays: trio.Nursery, channel: GuardedChannel, work: Callable[[], Awaitable[None]]
+    ) -> None:
         """Do ``work`` while the other side is listened to, which may end it."""
         failures: list[KvmmigError] = []
 
@@ -314,7 +317,8 @@ class OutgoingMigration:
 
         async with trio.open_nursery() as nursery:
             if channel.two_way:
-                nursery.start_soon(attempt, lambda: self._peer.listen(channel))
+                listen = partial(self._peer.listen, channel)
+                nursery.start_soon(attempt, partial(supervised, listen, strays))
             nursery.start_soon(attempt, last_words_too)
 
         refusals = [failure for failure in failures if isinstance(failure, MigrationRefused)]

@@ -12,13 +12,17 @@ if TYPE_CHECKING:
     from kvmmig.monitor.commands import commands_for as commands_for
     from kvmmig.monitor.control import MachineControl as MachineControl
     from kvmmig.monitor.control import Outcome as Outcome
+    from kvmmig.monitor.dirty_rate import DirtyRate as DirtyRate
     from kvmmig.monitor.incoming import Incoming as Incoming
     from kvmmig.monitor.monitor import Monitor as Monitor
     from kvmmig.monitor.outgoing import Outgoing as Outgoing
+    from kvmmig.monitor.parameters import MigrationSettings as MigrationSettings
 
 _HOMES = {
+    "DirtyRate": "kvmmig.monitor.dirty_rate",
     "Incoming": "kvmmig.monitor.incoming",
     "MachineControl": "kvmmig.monitor.control",
+    "MigrationSettings": "kvmmig.monitor.parameters",
     "Monitor": "kvmmig.monitor.monitor",
     "Outcome": "kvmmig.monitor.control",
     "Outgoing": "kvmmig.monitor.outgoing",

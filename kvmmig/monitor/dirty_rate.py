@@ -25,6 +25,7 @@ class DirtyRate:
     """
 
     def __init__(self, life: Life, nursery: trio.Nursery) -> None:
+        """Use `MachineControl.dirty_rate`."""
         self.status: DirtyRateStatus = "unstarted"
         #: Seconds, as it was asked for.
         self.calc_time = 1.0

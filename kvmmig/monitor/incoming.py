@@ -34,7 +34,9 @@ class Incoming:
         machines: trio.Nursery,
         strays: trio.Nursery,
     ) -> None:
-        """``on_here`` gets the guest before its source is told so: who hears it from there finds it here.
+        """Use `MachineControl.incoming`.
+
+        ``on_here`` gets the guest before its source is told so: who hears it from there finds it here.
 
         ``on_failure`` gets what ends the machine's life. The guest lives in ``machines``, what a channel does
         that can't be ended in ``strays``.

@@ -44,7 +44,9 @@ class Outgoing:
         nursery: trio.Nursery,
         strays: trio.Nursery,
     ) -> None:
-        """A migration runs in ``nursery``. What its channel does that can't be ended stays in ``strays``."""
+        """Use `MachineControl.outgoing`.
+
+        A migration runs in ``nursery``. What its channel does that can't be ended stays in ``strays``."""
         #: By QEMU's name, as it was last told; None before the first one.
         self.status: MigrationStatus | None = None
         self._life = life

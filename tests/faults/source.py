@@ -13,7 +13,7 @@ from kvmmig import guests
 from kvmmig.errors import KvmError
 from kvmmig.guests import dirtier
 from kvmmig.machine import Machine, MachineConfig, State
-from tests.faults.until import until
+from tests.faults.waiting import until
 
 MEMORY = 32 << 20
 #: All that it rewrites over and over: more than the ways to any other side swallow.

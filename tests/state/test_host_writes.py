@@ -20,7 +20,7 @@ from kvmmig.machine.pageset import PageSet
 from kvmmig.migration.incoming import IncomingMigration
 from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.migration.policy import Continue, Decision, Policy, RoundFigures, Stop
-from kvmmig.transport.registry import transport_for
+from kvmmig.transport import TransportURI, transport_for
 
 pytestmark = pytest.mark.kvm
 
@@ -123,7 +123,7 @@ def busy_guest() -> Program:
 
 
 @asynccontextmanager
-async def moved(where: str, write: Callable[[GuestMemory, str], None]) -> AsyncIterator[Machine]:
+async def moved(where: TransportURI, write: Callable[[GuestMemory, str], None]) -> AsyncIterator[Machine]:
     """A guest that has moved while its host called ``write`` with each of the moments."""
     with trio.fail_after(60):
         async with Machine.open(MachineConfig(memory=MEMORY)) as source:
@@ -134,22 +134,27 @@ async def moved(where: str, write: Callable[[GuestMemory, str], None]) -> AsyncI
             def happens(moment: str) -> None:
                 write(source.memory, moment)
 
-            def migration(uri: str) -> OutgoingMigration:
-                return OutgoingMigration(Watched(source, happens), uri, policy=SomeRounds(happens))
+            def migration(uri: TransportURI) -> OutgoingMigration:
+                transport = transport_for(uri)
+                return OutgoingMigration(Watched(source, happens), transport, policy=SomeRounds(happens))
 
-            if not where.startswith("tcp:"):
+            def send(uri: TransportURI) -> None:
+                nursery.start_soon(migration(uri).run)
+
+            live = where.scheme == "tcp"
+            if not live:
                 await migration(where).run()
-            async with await transport_for(where).listen() as listener, trio.open_nursery() as nursery:
-                if where.startswith("tcp:"):
-                    nursery.start_soon(migration(listener.uri).run)
-                async with await listener.accept() as channel:
-                    async with IncomingMigration(channel).machine() as machine:
-                        yield machine
+            async with trio.open_nursery() as nursery:
+                incoming = IncomingMigration(transport_for(where), on_listening=send if live else None)
+                async with incoming.machine() as machine:
+                    yield machine
 
 
 @pytest.fixture(params=["tcp", "file", "pipe"])
-def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return "tcp:127.0.0.1:0" if request.param == "tcp" else f"{request.param}:{tmp_path}/guest.img"
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> TransportURI:
+    if request.param == "tcp":
+        return TransportURI("tcp", "127.0.0.1:0")
+    return TransportURI(request.param, f"{tmp_path}/guest.img")
 
 
 def place(moment: str) -> int:
@@ -158,7 +163,7 @@ def place(moment: str) -> int:
 
 
 async def test_the_hosts_own_writes_arrive_whenever_they_happen_until_the_state_is_captured(
-    where: str,
+    where: TransportURI,
 ) -> None:
     happened: list[str] = []
 
@@ -197,7 +202,7 @@ class Device(threading.Thread):
 
 
 async def test_a_device_that_writes_in_a_thread_of_its_own_while_the_guest_runs_loses_nothing(
-    where: str,
+    where: TransportURI,
 ) -> None:
     devices: list[Device] = []
 
@@ -219,7 +224,7 @@ async def test_a_device_that_writes_in_a_thread_of_its_own_while_the_guest_runs_
             device.rest()
 
 
-async def test_what_is_written_through_a_view_is_seen_by_no_migration(where: str) -> None:
+async def test_what_is_written_through_a_view_is_seen_by_no_migration(where: TransportURI) -> None:
     """As its docstring says; and it shows that the other tests' writes arrive because they are tracked."""
 
     def write(memory: GuestMemory, moment: str) -> None:

@@ -11,7 +11,7 @@ from tests.faults.network import Cable, move_into_own_namespaces
 
 
 @dataclass(frozen=True)
-class World:
+class Host:
     """Sentences are empty where there is nothing to complain of."""
 
     cable: Cable | None
@@ -21,7 +21,7 @@ class World:
 
     @classmethod
     @contextmanager
-    def explored(cls) -> Iterator[World]:
+    def explored(cls) -> Iterator[Host]:
         """To be called before there are threads: this process leaves the host's network and mounts."""
         why_no_cable = move_into_own_namespaces()
         with ExitStack() as stack:

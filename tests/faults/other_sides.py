@@ -15,14 +15,15 @@ from pathlib import Path
 
 import trio
 
+from kvmmig.transport import TransportURI
 from kvmmig_transports import iohelper
-from tests.faults.cells import OF_A_PEER, Cell, Fault, Moment
 from tests.faults.disk import Disk
-from tests.faults.held import Hold
+from tests.faults.hold import Hold
+from tests.faults.host import Host
+from tests.faults.matrix import OF_A_PEER, Cell, Fault, Moment
 from tests.faults.network import HERE, THERE
-from tests.faults.traces import descendants
-from tests.faults.until import until
-from tests.faults.world import World
+from tests.faults.resources import descendants
+from tests.faults.waiting import until
 
 _RATE = 1_000_000
 _OLDER = b"an older save, which a failed one must leave alone"
@@ -34,11 +35,11 @@ _SIGNALS = {
 }
 
 
-class Stage(ABC):
+class OtherSide(ABC):
     """One other side."""
 
     #: Where to migrate to.
-    uri: str
+    uri: TransportURI
     #: What an error must name.
     name: str
     #: Where the migration is to be held for the strike; None where the other side itself holds it.
@@ -54,6 +55,10 @@ class Stage(ABC):
         """Called between the connect and the first byte: return when the other side has got going."""
         await trio.lowlevel.checkpoint()
 
+    @abstractmethod
+    def kill(self) -> None:
+        """End whoever might run the guest there, as an operator does who takes it back."""
+
     async def heal(self) -> None:
         """End what keeps a process or a thread hanging, before what is left is looked at."""
         await trio.lowlevel.checkpoint()
@@ -63,69 +68,72 @@ class Stage(ABC):
         return ()
 
 
-def stage_for(cell: Cell, world: World) -> AbstractAsyncContextManager[Stage]:
+def other_side_for(cell: Cell, host: Host) -> AbstractAsyncContextManager[OtherSide]:
     """A fresh one, taken down at the end of the block."""
     match cell.transport:
         case "tcp" | "unix":
-            return PeerStage.open(cell, world)
+            return ProcessSide.open(cell, host)
         case "pipe":
-            return PipeStage.open(cell)
+            return PipeSide.open(cell)
         case "file":
-            return FileStage.open(cell)
+            return FileSide.open(cell)
         case _:
-            return ExecStage.open(cell)
+            return ExecSide.open(cell)
 
 
-class PeerStage(Stage):
+class ProcessSide(OtherSide):
     """A process that waits for the guest, at the other end of a cable or of a Unix socket."""
 
-    def __init__(self, cell: Cell, world: World, process: trio.Process, uri: str) -> None:
+    def __init__(self, cell: Cell, host: Host, process: trio.Process, uri: TransportURI) -> None:
         self.uri = uri
-        self.swallows = 2 << 20 if uri.startswith("unix:") else 256 << 10
-        self.name = uri.partition(":")[2]
+        self.swallows = 2 << 20 if uri.scheme == "unix" else 256 << 10
+        self.name = uri.target
         self._cell = cell
-        self._world = world
+        self._host = host
         self._process = process
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, cell: Cell, world: World) -> AsyncIterator[Stage]:
+    async def open(cls, cell: Cell, host: Host) -> AsyncIterator[OtherSide]:
         enter: list[str] = []
         with tempfile.TemporaryDirectory() as folder:
             if cell.transport == "unix":
-                uri = f"unix:{folder}/socket"
-            elif world.cable:
-                enter, uri = world.cable.enter, f"tcp:{THERE}:0"
+                uri = TransportURI("unix", f"{folder}/socket")
+            elif host.cable:
+                enter, uri = host.cable.enter, TransportURI("tcp", f"{THERE}:0")
             else:
-                uri = "tcp:127.0.0.1:0"
-            command = [*enter, sys.executable, "-m", "tests.faults.peer", uri, _kept_back(cell)]
+                uri = TransportURI("tcp", "127.0.0.1:0")
+            command = [*enter, sys.executable, "-m", "tests.faults.destination", str(uri), _kept_back(cell)]
             process = await trio.lowlevel.open_process(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
             )
             async with process.stdin, process.stdout:  # type: ignore[union-attr]  # both are pipes
                 try:
-                    uri = await _line(process)
+                    uri = TransportURI.parse(await _line(process))
                     if cell.fault is Fault.NOT_WRITABLE:
                         uri = _nobody_at(cell, folder)
-                    yield cls(cell, world, process, uri)
+                    yield cls(cell, host, process, uri)
                 finally:
                     process.kill()
                     with trio.CancelScope(shield=True):
                         await process.wait()
-                        if world.cable and cell.fault is Fault.LINK_CUT:
-                            await trio.to_thread.run_sync(world.cable.mend)
+                        if host.cable and cell.fault is Fault.LINK_CUT:
+                            await trio.to_thread.run_sync(host.cable.mend)
 
     async def strike(self) -> None:
         match self._cell.fault:
             case Fault.LINK_CUT:
-                assert self._world.cable is not None  # else the cell is unavailable
-                await trio.to_thread.run_sync(self._world.cable.cut)
+                assert self._host.cable is not None  # else the cell is unavailable
+                await trio.to_thread.run_sync(self._host.cable.cut)
             case Fault.SLOW_SINK:
                 await self.slow_down(_RATE)
             case fault if fault in _SIGNALS:
                 self._process.send_signal(_SIGNALS[fault])
                 if fault is Fault.PEER_KILLED:
                     await self._process.wait()  # a dying process still listens for a moment
+
+    def kill(self) -> None:
+        self._process.kill()
 
     async def slow_down(self, bytes_per_second: int) -> None:
         """The peer reads no faster from here on."""
@@ -142,15 +150,17 @@ def _kept_back(cell: Cell) -> str:
             return "accept"
         case Moment.COMMIT:
             return "ready"
+        case Moment.HANDED_OVER:
+            return "running"
     return ""
 
 
-def _nobody_at(cell: Cell, folder: str) -> str:
+def _nobody_at(cell: Cell, folder: str) -> TransportURI:
     if cell.transport == "tcp":
-        return f"tcp:{HERE}:1"
+        return TransportURI("tcp", f"{HERE}:1")
     path = Path(folder) / "no-socket"
     path.touch()
-    return f"unix:{path}"
+    return TransportURI("unix", str(path))
 
 
 async def _line(process: trio.Process) -> str:
@@ -164,7 +174,7 @@ async def _line(process: trio.Process) -> str:
     return text.decode().strip()
 
 
-class DiskStage(Stage):
+class DiskSide(OtherSide):
     """A path on a disk of our own."""
 
     swallows = 8 << 20
@@ -176,31 +186,29 @@ class DiskStage(Stage):
         self.disk = disk
         self.scripts = scripts
         self._before = set(descendants(os.getpid()))
-        if cell.moment in (Moment.HELLO, Moment.COMMIT):
+        if cell.moment in (Moment.HELLO, Moment.COMMIT, Moment.HANDED_OVER):
             self.hold = Hold(cell.moment)
         self.uri = self.make_uri()
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, cell: Cell) -> AsyncIterator[Stage]:
+    async def open(cls, cell: Cell) -> AsyncIterator[OtherSide]:
         manager = Disk.open()
         disk = await trio.to_thread.run_sync(manager.__enter__)
         try:
             with tempfile.TemporaryDirectory() as scripts:
-                stage = cls(cell, disk, Path(scripts))
-                await trio.to_thread.run_sync(stage.path.write_bytes, _OLDER)
+                side = cls(cell, disk, Path(scripts))
+                await trio.to_thread.run_sync(side.path.write_bytes, _OLDER)
                 try:
-                    yield stage
+                    yield side
                 finally:
-                    for pid in stage.new_processes():
-                        with suppress(ProcessLookupError):
-                            os.kill(pid, signal.SIGKILL)
+                    side.kill()
         finally:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(manager.__exit__, None, None, None)
 
     @abstractmethod
-    def make_uri(self) -> str:
+    def make_uri(self) -> TransportURI:
         """Where to migrate to, with this cell's fault built in where it strikes at the connect."""
 
     async def strike(self) -> None:
@@ -220,6 +228,11 @@ class DiskStage(Stage):
                 await trio.to_thread.run_sync(disk.slow_down, _RATE)
             case fault if fault in _SIGNALS and self.cell.moment is not Moment.CONNECT:
                 self.signal(_SIGNALS[fault])
+
+    def kill(self) -> None:
+        for pid in self.new_processes():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to those processes that the fault is about."""
@@ -242,28 +255,28 @@ class DiskStage(Stage):
         return tuple(found)
 
 
-class FileStage(DiskStage):
+class FileSide(DiskSide):
     """A file that this process writes."""
 
-    def make_uri(self) -> str:
-        return f"file:{self.path}"
+    def make_uri(self) -> TransportURI:
+        return TransportURI("file", str(self.path))
 
 
-class PipeStage(DiskStage):
+class PipeSide(DiskSide):
     """A file that a helper process writes."""
 
-    def make_uri(self) -> str:
-        uri = f"pipe:{self.path}"
-        if first := _first_act(self.cell):
+    def make_uri(self) -> TransportURI:
+        options = {}
+        if first := _first_command(self.cell):
             script = self.scripts / "helper"
             ours = shlex.join([sys.executable, "-I", "-S", iohelper.__file__])
             script.write_text(f'#!/bin/sh\n{first}exec {ours} "$@"\n')
             script.chmod(0o700)
-            uri += f"?helper={script}"
-        return uri
+            options["helper"] = str(script)
+        return TransportURI("pipe", str(self.path), options)
 
 
-class ExecStage(DiskStage):
+class ExecSide(DiskSide):
     """A shell command that writes a file; or, where the fault is about a peer, one that is a kvmmig itself.
 
     What a command leaves of its file is its own affair, so no file is looked for.
@@ -272,16 +285,16 @@ class ExecStage(DiskStage):
     name = "the command"
     swallows = 1 << 20
 
-    def make_uri(self) -> str:
-        first = _first_act(self.cell)
+    def make_uri(self) -> TransportURI:
+        first = _first_command(self.cell)
         self.name = type(self).name
         self._peer_says = self.scripts / "peer-says"
         if self._has_peer:
-            peer = shlex.join([sys.executable, "-m", "tests.faults.peer", "fd:0"])
-            return f"exec:{first}exec {peer} > {self._peer_says}?live=on"
+            peer = shlex.join([sys.executable, "-m", "tests.faults.destination", "fd:0"])
+            return TransportURI("exec", f"{first}exec {peer} > {self._peer_says}", {"live": "on"})
         # Unlike cat, dd can be told to look whether the disk has really taken everything.
         dd = f"dd of={self.path} bs=1M iflag=fullblock oflag=direct conv=fsync status=none"
-        return f"exec:{first}{dd}?live=off"
+        return TransportURI("exec", f"{first}{dd}", {"live": "off"})
 
     async def settle(self) -> None:
         """The peer is started by the connect, and is not struck before it listens."""
@@ -296,7 +309,7 @@ class ExecStage(DiskStage):
         return self.cell.fault in OF_A_PEER
 
 
-def _first_act(cell: Cell) -> str:
+def _first_command(cell: Cell) -> str:
     """What a helper process does before its work."""
     match cell.fault:
         case Fault.HELPER_KILLED | Fault.PEER_KILLED if cell.moment is Moment.CONNECT:

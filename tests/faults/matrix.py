@@ -31,7 +31,10 @@ OF_A_PEER = frozenset({Fault.PEER_KILLED, Fault.PEER_STOPPED})
 
 
 class Moment(enum.StrEnum):
-    """Where the migration is when the fault strikes."""
+    """Where the migration is when the fault strikes.
+
+    What only stores the guest is never handed over: it has the guest when all is done.
+    """
 
     CONNECT = "connect"
     HELLO = "hello"
@@ -39,6 +42,7 @@ class Moment(enum.StrEnum):
     LATER = "later round"
     FINAL = "final pass"
     COMMIT = "commit"
+    HANDED_OVER = "handed over"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +71,8 @@ class Outcome:
     """A cell's verdict and figures; times in seconds, None where there was nothing to measure."""
 
     transport: str
-    fault: Fault
-    moment: Moment
+    fault: str
+    moment: str
     verdict: Verdict
     reason: str = ""  # why there is nothing to see, for the last two verdicts
     problems: tuple[str, ...] = ()  # what makes it red
@@ -76,4 +80,4 @@ class Outcome:
     noticed: float | None = None  # from the strike to that sentence
     cancelled: float | None = None  # from a cancel while the fault lasted to the guest's return
     worst_turn: float | None = None  # of the event loop, in all runs of this cell
-    taken_back: bool = False  # "go" had been sent: the guest stood still until the operator took it back
+    taken_back: bool = False  # "go" had been offered: the guest stood still until the operator took it back

@@ -14,7 +14,7 @@ _IDLE = re.compile(r"Trio thread \d+")
 
 
 @dataclass(frozen=True)
-class Traces:
+class Resources:
     """Processes, threads and file descriptors, each by what it is."""
 
     processes: Counter[str]
@@ -22,7 +22,7 @@ class Traces:
     fds: Counter[str]
 
     @classmethod
-    def now(cls) -> Traces:
+    def now(cls) -> Resources:
         """As it is at this moment."""
         return cls(
             Counter(f"{pid} {name}" for pid, name in descendants(os.getpid()).items()),
@@ -30,7 +30,7 @@ class Traces:
             Counter(_fds()),
         )
 
-    def added_since(self, before: Traces) -> tuple[str, ...]:
+    def added_since(self, before: Resources) -> tuple[str, ...]:
         """What is here and was not, as sentences."""
         found = []
         for kind, mine, earlier in (

@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tests.faults.attempt import CANCEL, NOTICE, TURN
-from tests.faults.cells import Cell, Fault, Moment, Outcome, Verdict
+from tests.faults.matrix import Outcome, Verdict
+from tests.faults.misbehaviour_cells import ENDED
+from tests.faults.run_cell import CANCEL, NOTICE, TURN
 
 _MARKS = {
     Verdict.GREEN: ("✓", "green"),
@@ -26,8 +27,13 @@ cancel while it lasted took (at most {CANCEL * 1e3:.0f}; none where the error ca
 worst turn (at most {TURN * 1e3:.0f}). ✓ means too: the guest ran on and all of its memory was right, dirty
 logging was off, the error named the cause, and no process, thread, file descriptor or partial file was left,
 after the thaw at the latest. What is only slow is no error: there the cancel counts. What was late is tried
-once more, for the host may be busy. ✓*: "go" had been sent to somebody who may start the guest and can't
-answer, so it stood still here until the operator took it back (and a cancel was refused).
+once more, for the host may be busy. ✓*: "go" had been offered to somebody who may start the guest, so it
+stood still here until the operator took it back (and a cancel was refused).
+
+A rogue is a transport that breaks the contract. There the first figure is how long the migration took in all
+(at most {ENDED * 1e3:.0f}, where what never returns is to be left behind), and ✓ means: at no time both sides
+ran; a guest that was not handed over ran on at the source, one that had arrived ran on at the destination, with all
+of its memory right; the event loop turned; the error named the transport and the rule that it broke.
 """
 
 
@@ -42,16 +48,16 @@ class Report:
         self._transport = ""
         self._reasons: dict[str, int] = {}
 
-    def begin(self, cell: Cell) -> None:
+    def begin(self, what: str) -> None:
         """Say what is being done."""
-        if cell.transport != self._transport:
-            self._flush()
-            self._transport = cell.transport
-        self._status.update(str(cell))
+        self._status.update(what)
         self._status.start()
 
     def add(self, outcome: Outcome) -> None:
         """The next cell's outcome."""
+        if outcome.transport != self._transport:
+            self._flush()
+            self._transport = outcome.transport
         self._outcomes.append(outcome)
 
     def finish(self) -> None:
@@ -68,9 +74,9 @@ class Report:
         if not outcomes:
             return
         self._status.stop()
-        moments = [moment for moment in Moment if any(one.moment is moment for one in outcomes)]
+        moments = list(dict.fromkeys(one.moment for one in outcomes))
         table = Table("", *moments, title=self._transport, title_justify="left", title_style="bold")
-        rows: defaultdict[Fault, dict[Moment, Outcome]] = defaultdict(dict)
+        rows: defaultdict[str, dict[str, Outcome]] = defaultdict(dict)
         for outcome in outcomes:
             rows[outcome.fault][outcome.moment] = outcome
         for fault, row in rows.items():

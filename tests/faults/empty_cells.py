@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from kvmmig.errors import BadURI
 from kvmmig.transport.registry import transport_for
-from tests.faults.cells import Cell, Fault, Moment, Verdict
-from tests.faults.world import World
+from tests.faults.host import Host
+from tests.faults.matrix import OF_A_PEER, Cell, Fault, Moment, Verdict
 
 _NO_HELPER = "{transport} has no helper process"
 _NO_DISK = "the other side of {transport} keeps the guest in memory: no disk is on the way"
 _STARTED = "it has started by then"
+_ONE_WORD = "all that is left to send is one word: no sink is too slow for it"
 _TINY = "there are only the few hundred bytes of the hello to send: no sink is too slow for them"
 
 _SOCKETS: dict[Fault, str] = {
@@ -41,21 +42,30 @@ _NEVER: dict[str, dict[Fault, str]] = {
     },
 }
 
+#: Those that only store the guest. A command does where it is not one that is a kvmmig itself.
+_STORES = "it only stores the guest: the guest stays the source's until all of it is safe"
+
 _EARLY = (Moment.CONNECT, Moment.HELLO)
 
 
-def why_not(cell: Cell, world: World) -> tuple[Verdict, str] | None:
+def why_not(cell: Cell, host: Host) -> tuple[Verdict, str] | None:
     """Why there is nothing to see in a cell; None if there is."""
     reason = _NEVER[cell.transport].get(cell.fault, "") or _not_then(cell)
     if reason:
         return Verdict.IMPOSSIBLE, reason.format(transport=cell.transport)
-    if reason := _not_here(cell, world):
+    if reason := _not_here(cell, host):
         return Verdict.UNAVAILABLE, reason
     return None
 
 
 def _not_then(cell: Cell) -> str:
+    if cell.moment is Moment.HANDED_OVER and (
+        cell.transport in ("pipe", "file") or (cell.transport == "exec" and cell.fault not in OF_A_PEER)
+    ):
+        return _STORES
     match cell.fault:
+        case Fault.SLOW_SINK if cell.moment is Moment.HANDED_OVER:
+            return _ONE_WORD
         case Fault.SLOW_SINK if cell.moment in _EARLY:
             return _TINY
         case Fault.SLOW_START if cell.transport in ("tcp", "unix"):
@@ -72,14 +82,14 @@ def _not_then(cell: Cell) -> str:
     return ""
 
 
-def _not_here(cell: Cell, world: World) -> str:
+def _not_here(cell: Cell, host: Host) -> str:
     try:
         transport_for(f"{cell.transport}:/dev/null" if cell.transport != "tcp" else "tcp:127.0.0.1:1")
     except BadURI:
         return "not there yet"
     if cell.transport == "tcp":
-        return world.why_no_cable if cell.fault is Fault.LINK_CUT else ""
+        return host.why_no_cable if cell.fault is Fault.LINK_CUT else ""
     if cell.transport in ("pipe", "file", "exec"):
-        throttle = world.why_no_throttle if cell.fault is Fault.SLOW_SINK else ""
-        return world.why_no_disk or throttle
+        throttle = host.why_no_throttle if cell.fault is Fault.SLOW_SINK else ""
+        return host.why_no_disk or throttle
     return ""

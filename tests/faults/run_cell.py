@@ -13,16 +13,16 @@ from kvmmig.errors import KvmmigError, MigrationCancelled, MigrationError, Outco
 from kvmmig.machine import State
 from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.migration.policy import PAGE_SIZE, Continue, Decision, Limits, Policy, RoundFigures, Stop
-from kvmmig.transport.registry import transport_for
 from kvmmig.migration.report import Phase
-from tests.faults.cells import OF_A_PEER, SLOW, Cell, Fault, Moment, Outcome, Verdict
-from tests.faults.held import HeldTransport
-from tests.faults.possible import why_not
+from kvmmig.transport.registry import transport_for
+from tests.faults.empty_cells import why_not
+from tests.faults.hold import HoldingWrapper
+from tests.faults.host import Host
+from tests.faults.matrix import SLOW, Cell, Fault, Moment, Outcome, Verdict
+from tests.faults.other_sides import OtherSide, ProcessSide, other_side_for
+from tests.faults.resources import Resources
 from tests.faults.source import HOT, Source
-from tests.faults.stages import PeerStage, Stage, stage_for
-from tests.faults.traces import Traces
-from tests.faults.until import PATIENCE, until
-from tests.faults.world import World
+from tests.faults.waiting import PATIENCE, until
 
 LIMIT = 1.0  # seconds: each of the limits of these migrations
 #: Seconds within which every fault must have become an error: one limit, the 2 s that a helper that has
@@ -92,18 +92,18 @@ class Run:
     late: list[str] = field(default_factory=list)
 
 
-async def judge(cell: Cell, world: World, source: Source) -> Outcome:
+async def judge(cell: Cell, host: Host, source: Source) -> Outcome:
     """The whole of a cell: the fault's own way, and a cancel while it lasts."""
-    nothing = why_not(cell, world)
+    nothing = why_not(cell, host)
     if nothing:
         verdict, reason = nothing
         return Outcome(
             transport=cell.transport, fault=cell.fault, moment=cell.moment, verdict=verdict, reason=reason
         )
     try:
-        runs = await _runs(cell, world, source)
+        runs = await _runs(cell, host, source)
         if any(run.late for run in runs) and not any(run.problems for run in runs):
-            runs = await _runs(cell, world, source)  # what is late twice is late by itself
+            runs = await _runs(cell, host, source)  # what is late twice is late by itself
     except Exception as error:  # whatever it is, the other cells are worth knowing
         runs = [Run(problems=[f"it crashed: {error!r}"])]
     problems = tuple(problem for run in runs for problem in (*run.problems, *run.late))
@@ -121,33 +121,33 @@ async def judge(cell: Cell, world: World, source: Source) -> Outcome:
     )
 
 
-async def _runs(cell: Cell, world: World, source: Source) -> list[Run]:
+async def _runs(cell: Cell, host: Host, source: Source) -> list[Run]:
     runs = []
     if cell.fault not in SLOW:
-        runs.append(await attempt(cell, world, source))
+        runs.append(await attempt(cell, host, source))
     if cell.moment is Moment.COMMIT and cell.fault in _WHILE_FLUSHING and cell.transport == "tcp":
-        runs.append(await attempt(cell, world, source, congested=True))
+        runs.append(await attempt(cell, host, source, congested=True))
     # A fault that is noticed at once leaves nobody the time to cancel.
     if not runs or ((runs[0].noticed or 0.0) > _LASTING and not runs[0].problems):
-        runs.append(await attempt(cell, world, source, cancel=True))
+        runs.append(await attempt(cell, host, source, cancel=True))
     return runs
 
 
 async def attempt(
-    cell: Cell, world: World, source: Source, *, cancel: bool = False, congested: bool = False
+    cell: Cell, host: Host, source: Source, *, cancel: bool = False, congested: bool = False
 ) -> Run:
     """One migration that is struck, and perhaps cancelled then.
 
     ``congested``: the commit begins, and is struck, while the last bytes are still on their way.
     """
     run = Run()
-    async with stage_for(cell, world) as stage:
-        before = Traces.now()
-        script = Script(stop=cell.moment in (Moment.FINAL, Moment.COMMIT))
-        transport = transport_for(stage.uri)
+    async with other_side_for(cell, host) as side:
+        before = Resources.now()
+        script = Script(stop=cell.moment in (Moment.FINAL, Moment.COMMIT, Moment.HANDED_OVER))
+        transport = transport_for(side.uri)
         migration = OutgoingMigration(
             source.machine,
-            HeldTransport(transport, stage.hold, stage.settle),
+            HoldingWrapper(transport, side.hold, side.settle),
             policy=script,
             limits=_limits(cell),
         )
@@ -164,30 +164,30 @@ async def attempt(
         async with trio.open_nursery() as nursery:
             struck = perf_counter()
             if cell.moment is Moment.CONNECT:
-                await stage.strike()
+                await side.strike()
                 struck = perf_counter()
                 nursery.start_soon(migrate)
             else:
                 nursery.start_soon(migrate)
-                await _reach(cell, stage, migration, ended, congested)
+                await _wait_for_moment(cell, side, migration, ended, congested)
                 if ended.is_set():
                     run.problems.append(f"it ended before the {cell.moment}: {run.error}")
                 migration.set_bandwidth(_CRAWL)  # or the moment might be over before the fault is there
                 struck = perf_counter()
-                await stage.strike()
+                await side.strike()
                 if cell.fault is Fault.NOT_WRITABLE:
                     script.at_once = True  # only the commit can notice
-                if stage.hold:
-                    stage.hold.released.set()
+                if side.hold:
+                    side.hold.released.set()
                 migration.set_bandwidth(None)
             if cancel:
-                await _cancel(cell, stage, migration, ended, run)
+                await _cancel(cell, side, migration, ended, run)
             else:
                 with trio.move_on_after(PATIENCE):
                     await ended.wait()
                 if ended.is_set():
                     run.noticed = perf_counter() - struck
-                    _judge_error(cell, stage, run)
+                    _judge_error(cell, side, run)
             if not ended.is_set():
                 phase = migration.statistics().phase
                 run.problems.append(f"it still went on after {PATIENCE:g} s, in {phase}")
@@ -197,10 +197,10 @@ async def attempt(
             ran = migration.statistics().worst_turn_ran
             run.late.append(f"a turn of the event loop took {run.worst_turn:.3f} s, in {ran}")
         if isinstance(run.error, OutcomeUnknown):
-            await _take_back(cell, source, run)
+            await _take_back(cell, side, source, run)
         run.problems += await source.faults()
-        await stage.heal()
-        run.problems += await _left(stage, before)
+        await side.heal()
+        run.problems += await _left(side, before)
     return run
 
 
@@ -212,13 +212,13 @@ def _limits(cell: Cell) -> Limits:
     return _LIMITS
 
 
-async def _reach(
-    cell: Cell, stage: Stage, migration: OutgoingMigration, ended: trio.Event, congested: bool
+async def _wait_for_moment(
+    cell: Cell, side: OtherSide, migration: OutgoingMigration, ended: trio.Event, congested: bool
 ) -> None:
     """Return at the moment that the fault is to strike, or when the migration has ended."""
-    if stage.hold and not (cell.fault is Fault.SLOW_SINK and cell.moment is Moment.COMMIT):
+    if side.hold and not (cell.fault is Fault.SLOW_SINK and cell.moment is Moment.COMMIT):
         with trio.move_on_after(PATIENCE):
-            await stage.hold.reached.wait()
+            await side.hold.reached.wait()
         return
 
     end = 0  # of the final pass: bytes sent by then, as far as it can be told when it begins
@@ -242,25 +242,27 @@ async def _reach(
                 return now.phase is Phase.ROUNDS and len(now.rounds) >= 2
             case Moment.FINAL:
                 return now.phase is Phase.FINAL
+            case Moment.HANDED_OVER:
+                return now.phase is Phase.HANDED_OVER
         # A sink must be slow before the commit, which it makes long: when the way can swallow the rest.
-        early = cell.fault is Fault.SLOW_SINK and bytes_left() <= stage.swallows
+        early = cell.fault is Fault.SLOW_SINK and bytes_left() <= side.swallows
         return early or now.phase is Phase.COMMIT
 
-    if congested and isinstance(stage, PeerStage):
+    if congested and isinstance(side, ProcessSide):
         await until(lambda: ended.is_set() or bytes_left() <= _CONGESTED)
         migration.set_bandwidth(_CRAWL)
-        await stage.slow_down(_CONGESTED)
+        await side.slow_down(_CONGESTED)
         migration.set_bandwidth(None)
     await until(lambda: ended.is_set() or there())
 
 
 async def _cancel(
-    cell: Cell, stage: Stage, migration: OutgoingMigration, ended: trio.Event, run: Run
+    cell: Cell, side: OtherSide, migration: OutgoingMigration, ended: trio.Event, run: Run
 ) -> None:
     with trio.move_on_after(_LASTING):
         await ended.wait()
     if ended.is_set():  # else than the first time, the fault was noticed before anybody could cancel
-        _judge_error(cell, stage, run)
+        _judge_error(cell, side, run)
         return
     if cell.fault in SLOW:
         run.problems += _not_at(cell.moment, migration.statistics().phase)
@@ -268,7 +270,7 @@ async def _cancel(
     try:
         migration.cancel()
     except MigrationError as error:
-        if _may_be_unknown(cell):
+        if _is_unknown(cell):
             await until(ended.is_set)
         else:
             run.problems.append(f"it could not be cancelled: {error}")
@@ -282,14 +284,15 @@ async def _cancel(
         run.problems.append(f"the cancel ended in another error: {run.error}")
 
 
-def _may_be_unknown(cell: Cell) -> bool:
-    """A command that may start the guest, and can't answer, has been given the last word."""
-    return cell.transport == "exec" and cell.moment is Moment.COMMIT and cell.fault in OF_A_PEER
+def _is_unknown(cell: Cell) -> bool:
+    """ "go" was offered to somebody who may start the guest: nobody here can know whether they did."""
+    return cell.moment is Moment.HANDED_OVER
 
 
-async def _take_back(cell: Cell, source: Source, run: Run) -> None:
-    """Do as the operator, who has looked: the other side is dead."""
-    if not _may_be_unknown(cell):
+async def _take_back(cell: Cell, side: OtherSide, source: Source, run: Run) -> None:
+    """Do as the operator does: see to it that the other side is dead, and take the guest back."""
+    side.kill()
+    if not _is_unknown(cell):
         run.problems.append("it ended without anybody knowing who has the guest")
     if source.machine.state is not State.MOVED:
         run.problems.append(f"nobody knows who has the guest, and here it {source.machine.state}")
@@ -304,6 +307,7 @@ _PHASES = {
     Moment.LATER: Phase.ROUNDS,
     Moment.FINAL: Phase.FINAL,
     Moment.COMMIT: Phase.COMMIT,
+    Moment.HANDED_OVER: Phase.HANDED_OVER,
 }
 
 
@@ -311,10 +315,12 @@ def _not_at(moment: Moment, phase: Phase) -> list[str]:
     return [] if phase is _PHASES[moment] else [f"it was in {phase} and not in the {moment} when cancelled"]
 
 
-def _judge_error(cell: Cell, stage: Stage, run: Run) -> None:
+def _judge_error(cell: Cell, side: OtherSide, run: Run) -> None:
     if run.error is None or isinstance(run.error, MigrationCancelled):
         run.problems.append("the fault went unnoticed")
         return
+    if _is_unknown(cell) and not isinstance(run.error, OutcomeUnknown):
+        run.problems.append(f"it was handed over, and ended in another error: {run.error}")
     if run.noticed is not None and run.noticed > NOTICE:
         run.late.append(f"it was noticed only after {run.noticed:.1f} s")
     text = str(run.error)
@@ -322,12 +328,12 @@ def _judge_error(cell: Cell, stage: Stage, run: Run) -> None:
         run.problems.append(f"what is only slow ended it: {text}")
     elif not re.search(_CAUSE[cell.fault], text):
         run.problems.append(f"the error does not name the cause: {text}")
-    if stage.name not in text:
-        run.problems.append(f"the error does not name {stage.name}: {text}")
+    if side.name not in text:
+        run.problems.append(f"the error does not name {side.name}: {text}")
 
 
-async def _left(stage: Stage, before: Traces) -> list[str]:
+async def _left(side: OtherSide, before: Resources) -> list[str]:
     """What is left; what is on its way out gets the time for it."""
-    await until(lambda: not Traces.now().added_since(before), every=0.01)
-    found = Traces.now().added_since(before)
-    return [*found, *await trio.to_thread.run_sync(stage.leftovers)]
+    await until(lambda: not Resources.now().added_since(before), every=0.01)
+    found = Resources.now().added_since(before)
+    return [*found, *await trio.to_thread.run_sync(side.leftovers)]
