@@ -12,7 +12,7 @@ import pytest
 
 from kvmmig.cli import rundir
 
-from .conftest import Kvmmig
+from .conftest import PATIENCE, Kvmmig
 from .test_completion import completions
 
 SMALL = ("dirtier", "--memory", "16MiB", "--set", "hot=1MiB")
@@ -63,14 +63,17 @@ def impatient(tmp_path: Path) -> Path:
 
 @pytest.mark.kvm
 def test_one_that_stores_saves_and_restores_as_a_built_in_does(
-    background: Background, command: Command, tmp_path: Path
+    background: Background, kvmmig: Kvmmig, command: Command, tmp_path: Path
 ) -> None:
     name, path = background("run", *SMALL), str(tmp_path / "a.kept")
     status, _, said = command("save", name, path, "--transport", "keep")
     assert status == 0, said
     assert f"restore {path} --transport keep" in said
     assert background("restore", path, "--transport", "keep") == "a"
-    assert background("run", "--incoming", f"keep:{path}", "--name", "b") == "b"
+    incoming = kvmmig.start("run", "--incoming", f"keep:{path}", "--name", "b", "--detach")
+    assert incoming.process.wait(PATIENCE) == 0
+    incoming.close()
+    assert "'b' runs in the background" in incoming.stderr  # it does not wait for a source
     assert {each["name"]: each["status"] for each in json.loads(command("ls", "--json")[1])} == {
         "a": "running",
         "b": "running",
