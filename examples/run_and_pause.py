@@ -60,7 +60,7 @@ async def main() -> None:
             print((await dots.receive()).decode(), end="", flush=True)
         print(f" the guest {machine.state} again, and counts on")
 
-        await machine.stop()
+        await machine.end()
         ending = await machine.wait()
         print(f"the guest {machine.state}: {ending.kind}")
 

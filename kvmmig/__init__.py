@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from kvmmig.migration.incoming import IncomingMigration as IncomingMigration
     from kvmmig.migration.outgoing import OutgoingMigration as OutgoingMigration
     from kvmmig.migration.pages import PageMap as PageMap
+    from kvmmig.migration.phases import Phase as Phase
     from kvmmig.migration.policy import AutoConverge as AutoConverge
     from kvmmig.migration.policy import Continue as Continue
     from kvmmig.migration.policy import Decision as Decision
@@ -63,45 +64,46 @@ if TYPE_CHECKING:
     from kvmmig.migration.policy import RateAdaptive as RateAdaptive
     from kvmmig.migration.policy import RoundFigures as RoundFigures
     from kvmmig.migration.policy import Stop as Stop
-    from kvmmig.transport.registry import register as register
-    from kvmmig.transport.registry import register_wrapper as register_wrapper
-    from kvmmig.transport.registry import transport_for as transport_for
     from kvmmig.migration.report import MigrationStatistics as MigrationStatistics
-    from kvmmig.migration.report import Phase as Phase
     from kvmmig.migration.report import TimelineEvent as TimelineEvent
     from kvmmig.migration.stall_meter import Durations as Durations
+    from kvmmig.monitor.control import MachineControl as MachineControl
+    from kvmmig.monitor.control import Outcome as Outcome
+    from kvmmig.monitor.monitor import Monitor as Monitor
+    from kvmmig.qmp import Event as Event
+    from kvmmig.qmp import QMPClient as QMPClient
+    from kvmmig.qmp import QMPError as QMPError
     from kvmmig.transport import Channel as Channel
-    from kvmmig.transport import ChannelFeatures as ChannelFeatures
+    from kvmmig.transport import Knob as Knob
     from kvmmig.transport import Listener as Listener
     from kvmmig.transport import Option as Option
     from kvmmig.transport import PassingChannel as PassingChannel
+    from kvmmig.transport import ReceiveChannel as ReceiveChannel
+    from kvmmig.transport import SendChannel as SendChannel
+    from kvmmig.transport import Side as Side
     from kvmmig.transport import Transport as Transport
     from kvmmig.transport import TransportURI as TransportURI
     from kvmmig.transport import Wrapper as Wrapper
-    from kvmmig.qmp.client import Event as Event
-    from kvmmig.qmp.client import QMPClient as QMPClient
-    from kvmmig.monitor.control import MachineControl as MachineControl
-    from kvmmig.monitor.control import Outcome as Outcome
-    from kvmmig.qmp.messages import QMPError as QMPError
-    from kvmmig.monitor.monitor import Monitor as Monitor
+    from kvmmig.transport import register as register
+    from kvmmig.transport import register_wrapper as register_wrapper
+    from kvmmig.transport import transport_for as transport_for
 
 _NAMES = {
     "kvmmig.api": "open_machine migrate receive",
     "kvmmig.monitor.monitor": "Monitor",
-    "kvmmig.qmp.client": "QMPClient Event",
-    "kvmmig.qmp.messages": "QMPError",
     "kvmmig.monitor.control": "MachineControl Outcome",
+    "kvmmig.qmp": "QMPClient Event QMPError",
     "kvmmig.machine": "Machine MachineConfig Program Entry State Ending GuestMemory",
     "kvmmig.migration.outgoing": "OutgoingMigration",
     "kvmmig.migration.incoming": "IncomingMigration",
     "kvmmig.migration.policy": "Limits Policy RoundFigures Decision Continue Stop GiveUp "
     "DowntimeLimit MaxRounds NoProgress RateAdaptive AutoConverge FirstOf",
-    "kvmmig.migration.report": "MigrationStatistics Phase TimelineEvent",
+    "kvmmig.migration.phases": "Phase",
+    "kvmmig.migration.report": "MigrationStatistics TimelineEvent",
     "kvmmig.migration.stall_meter": "Durations",
     "kvmmig.migration.pages": "PageMap",
-    "kvmmig.transport.registry": "transport_for register register_wrapper",
-    "kvmmig.transport": "Transport TransportURI Option Listener Channel ChannelFeatures "
-    "Wrapper PassingChannel",
+    "kvmmig.transport": "transport_for register register_wrapper Transport TransportURI Option Listener "
+    "SendChannel ReceiveChannel Channel Knob Wrapper Side PassingChannel",
     "kvmmig.errors": "KvmmigError KvmError KvmUnavailable KvmUnsupported "
     "MachineError BadConfig BadImage WrongState StateMismatch "
     "TransportError BadURI KnobError ConnectFailed ChannelBroken ChannelClosed ChannelBusy "

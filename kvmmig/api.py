@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import trio
 
-from kvmmig.errors import BadConfig, KvmmigError, MigrationError
+from kvmmig.errors import BadConfig
 from kvmmig.guests.programs import find_program
 from kvmmig.machine import Machine, MachineConfig
 from kvmmig.migration.incoming import IncomingMigration
 from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.migration.policy import Limits, Policy
-from kvmmig.transport.registry import transport_for
 from kvmmig.migration.report import MigrationStatistics
-from kvmmig.transport import Transport
-from kvmmig.monitor.control import MachineControl
-from kvmmig.monitor.monitor import control_over
-from kvmmig.units import parse_rate, parse_size
+from kvmmig.transport import Transport, TransportURI, transport_for
+from kvmmig.units import parse_bandwidth, parse_size
 
 
 @asynccontextmanager
@@ -71,7 +68,7 @@ async def open_machine(
 
 async def migrate(
     machine: Machine,
-    to: str | Transport,
+    to: str | TransportURI | Transport,
     *,
     policy: Policy | None = None,
     limits: Limits | None = None,
@@ -88,8 +85,8 @@ async def migrate(
     ``to`` is a URI, such as ``tcp:host:4444`` or ``file:/var/tmp/a.img``. ``policy`` says when to stop the
     guest; without one that is when 300 ms of downtime are expected, or after 30 rounds. ``limits`` bounds
     everything else, in seconds; ``bandwidth``, in bytes a second or text such as ``"500MB/s"``, goes before
-    the one in it. Where a `Monitor` serves the machine, what is not said here is as its clients have set it,
-    and they see the migration as one of theirs.
+    the one in it. A `Monitor`'s clients know nothing of this migration: for one that they see, and may
+    cancel, there is `Monitor.migrate`.
 
     Raises a `TransportError`, `StreamError` or `MigrationError` when the guest has not moved, `WrongState`
     where it can't, `ValueError` for a bandwidth that is none. After any of them, and after a cancel, the
@@ -97,38 +94,21 @@ async def migrate(
     text says what an operator must find out, and a cancel that comes after the hand-over: then the guest
     `has moved away`, as `Machine.state` says.
     """
-    rate = parse_rate(bandwidth) if isinstance(bandwidth, str) else bandwidth
-    if rate is not None and not rate > 0:
-        raise ValueError(f"a bandwidth of {bandwidth} would never end it; leave it out for no limit")
+    rate = parse_bandwidth(bandwidth)
     # It imports modules, and looks for packages that bring more of them.
-    transport = await trio.to_thread.run_sync(transport_for, to) if isinstance(to, str) else to
-    control = control_over(machine)
-    if control is not None:
-        migration = control.migrate(transport, policy=policy, limits=limits)
-    else:
-        migration = OutgoingMigration(machine, transport, policy=policy, limits=limits)
+    transport = to if isinstance(to, Transport) else await trio.to_thread.run_sync(transport_for, to)
+    migration = OutgoingMigration(machine, transport, policy=policy, limits=limits)
     if rate is not None:
         migration.set_bandwidth(rate)
-    return await (migration.run() if control is None else _end_of_migration(control))
-
-
-async def _end_of_migration(control: MachineControl) -> MigrationStatistics:
-    try:
-        return await control.migration_ended()
-    except trio.Cancelled:
-        with suppress(MigrationError):  # the guest has been handed over: nothing to cancel, or to wait for
-            control.cancel("it was cancelled by the program that began it")
-            with trio.CancelScope(shield=True), suppress(KvmmigError):
-                await control.migration_ended()
-        raise
+    return await migration.run()
 
 
 @asynccontextmanager
 async def receive(
-    at: str | Transport,
+    at: str | TransportURI | Transport,
     *,
     output: Callable[[bytes], None] | None = None,
-    on_listening: Callable[[str], None] | None = None,
+    on_listening: Callable[[TransportURI], None] | None = None,
 ) -> AsyncIterator[Machine]:
     """Wait for a guest, and take it in; it runs if it ran at the source, else it is yet to be started.
 
@@ -144,19 +124,14 @@ async def receive(
     here the guest is running
     there the guest has moved away
 
-    ``at`` is a URI to listen at, or what a guest was saved to. ``on_listening`` is called once with the
-    source's URI for it, which has the real port where port 0 was asked for. ``output`` is as for
+    ``at`` is a URI to listen at, or what a guest was saved to. ``on_listening`` is called once with the URI
+    for the source, which has the real port where port 0 was asked for. ``output`` is as for
     `open_machine`. The machine is closed at the end of the block.
 
     Raises `BadURI`, `ConnectFailed`, `StreamError` for bytes that are no whole guest, `StateMismatch` for a
     guest that can't live here, `MigrationError` where the source gave up. After any of them, and after a
     cancel before the guest is here, nothing is left here, and the source keeps its guest.
     """
-    transport = await trio.to_thread.run_sync(transport_for, at) if isinstance(at, str) else at
-    async with AsyncExitStack() as stack:
-        async with await transport.listen() as listener:
-            if on_listening is not None:
-                on_listening(listener.uri)
-            channel = await listener.accept()
-        incoming = IncomingMigration(channel, output=output)
-        yield await stack.enter_async_context(incoming.machine())
+    transport = at if isinstance(at, Transport) else await trio.to_thread.run_sync(transport_for, at)
+    async with IncomingMigration(transport, output=output, on_listening=on_listening).machine() as machine:
+        yield machine

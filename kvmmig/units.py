@@ -48,6 +48,17 @@ def parse_rate(text: str) -> int:
         raise ValueError(f"{text!r} is not a rate; write it like 500MB/s") from None
 
 
+def parse_bandwidth(bandwidth: float | str | None) -> float | None:
+    """Bytes a second, of a number or of text as `parse_rate` reads it; None is no limit.
+
+    `ValueError` unless it is positive.
+    """
+    rate = parse_rate(bandwidth) if isinstance(bandwidth, str) else bandwidth
+    if rate is not None and not rate > 0:
+        raise ValueError(f"a bandwidth of {bandwidth} would never end it; leave it out for no limit")
+    return rate
+
+
 def format_size(count: float) -> str:
     """``1073741824`` -> ``1.0 GiB``; memory and stream sizes are binary, as KVM's pages are."""
     for unit in ("B", "KiB", "MiB", "GiB"):

@@ -62,6 +62,35 @@ class MachineName(click.ParamType[str]):
         return [CompletionItem(name) for name in names() if name.startswith(incomplete)]
 
 
+class StoringScheme(click.ParamType[str]):
+    """The scheme of a transport that stores: file."""
+
+    name = "scheme"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        from kvmmig.cli.storing import storing_schemes
+
+        return [CompletionItem(scheme) for scheme in storing_schemes() if scheme.startswith(incomplete)]
+
+
+class StoringOption(click.Option):
+    """``--transport SCHEME``; its help ends with the schemes that there are, found when it is shown."""
+
+    def __init__(self, declarations: list[str], *, help: str) -> None:
+        super().__init__(declarations, type=StoringScheme(), metavar="SCHEME", default="file", help=help)
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        from kvmmig.cli.storing import storing_schemes
+
+        record = super().get_help_record(ctx)
+        return record and (
+            record[0],
+            f"{record[1]}  [there are: {', '.join(storing_schemes())}; default: file]",
+        )
+
+
 class GuestOrFile(click.Path):
     """A toy guest's name, or a file; a shell completes both."""
 

@@ -9,8 +9,8 @@ from rich.text import Text
 
 from kvmmig.errors import KvmmigError
 from kvmmig.guests import available, find
-from kvmmig.transport.registry import Registration, registrations, wrapper_registrations
 from kvmmig.transport import Transport, Wrapper
+from kvmmig.transport.registry import Registration, registrations, wrapper_registrations
 
 
 def list_guests() -> None:
@@ -51,7 +51,8 @@ def _describe(registration: Registration[Transport] | Registration[Wrapper], pre
     for option in transport.options:
         choices = f", {' or '.join(option.choices)}" if option.choices else ""
         default = f" (default {option.default})" if option.default else ""
-        lines.append(f"{prefix}{option.name}: {option.help}{choices}{default}")
+        name = f"{option.name}.file" if option.secret else option.name
+        lines.append(f"{prefix}{name}: {option.help}{choices}{default}")
     return lines
 
 

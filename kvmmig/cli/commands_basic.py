@@ -49,7 +49,7 @@ Example:
 """
 )
 def transports() -> None:
-    """List the ways that a guest can take: built-in transports and those that packages bring."""
+    """List the transports, and the wrappers around them: built-in ones and those that packages bring."""
     from kvmmig.cli.catalog import list_transports
 
     list_transports()
@@ -76,9 +76,9 @@ def demo(memory: int, directory: str) -> int:
 
     The exit status is 0 when every move was verified, else 1.
     """
-    from kvmmig.cli.demo import tell
+    from kvmmig.cli.demo import run_demo
 
-    return tell(memory=memory, directory=directory)
+    return run_demo(memory=memory, directory=directory)
 
 
 @click.command(

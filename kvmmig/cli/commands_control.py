@@ -41,9 +41,9 @@ def status(name: str, watch: bool, as_json: bool) -> int:
 @machine_argument
 def pause(name: str) -> int:
     """Stop the vCPUs of the machine NAME. It keeps all that it has, and "kvmmig resume" lets it go on."""
-    from kvmmig.cli.remote import tell
+    from kvmmig.cli.remote import execute
 
-    return tell(name, "stop")
+    return execute(name, "stop")
 
 
 @click.command(
@@ -58,27 +58,27 @@ def pause(name: str) -> int:
 )
 def resume(name: str, force: bool) -> int:
     """Let the paused machine NAME go on."""
-    from kvmmig.cli.remote import tell
+    from kvmmig.cli.remote import execute
 
-    return tell(name, "x-kvmmig-take-back" if force else "cont")
+    return execute(name, "x-kvmmig-take-back" if force else "cont")
 
 
 @click.command(short_help="Start a machine's guest again.", epilog=examples("kvmmig reset a"))
 @machine_argument
 def reset(name: str) -> int:
     """Start the guest of the machine NAME again, as it was loaded."""
-    from kvmmig.cli.remote import tell
+    from kvmmig.cli.remote import execute
 
-    return tell(name, "system_reset")
+    return execute(name, "system_reset")
 
 
 @click.command("quit", short_help="End a machine.", epilog=examples("kvmmig quit a"))
 @click.argument("name", type=MachineName())
 def quit_machine(name: str) -> int:
     """End the machine NAME, whatever its guest is doing. Returns when it is gone."""
-    from kvmmig.cli.remote import end
+    from kvmmig.cli.remote import quit_machine as quit_and_wait
 
-    return end(name)
+    return quit_and_wait(name)
 
 
 @click.command(
@@ -113,8 +113,8 @@ def console(name: str) -> int:
 def set_settings(name: str, settings: tuple[str, ...]) -> int:
     """Change what holds for migrations of the machine NAME: for the one that runs, and for later ones.
 
-    Without a SETTING, all of them are listed with their values. A name with a dot is a knob of a wrapper
-    of the migration that runs.
+    Without a SETTING, all of them are listed with their values. A name with a dot is a knob of the
+    migration that runs, as its transport and its wrappers have them.
     """
     if len(settings) % 2:
         raise click.UsageError(

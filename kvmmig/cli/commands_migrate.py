@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import os
+from typing import TYPE_CHECKING
 
 import click
 
-from kvmmig.cli.arguments import examples, json_option, machine_argument
+from kvmmig.cli.arguments import StoringOption, examples, json_option, machine_argument
+
+if TYPE_CHECKING:
+    from kvmmig.transport.uri import TransportURI
 
 _STATUSES = """\b
 Exit status:
@@ -47,7 +50,9 @@ def migrate(name: str, uri: str, keep: bool, detach: bool, as_json: bool) -> int
 
     When it has moved, the machine here is ended. Ctrl-C asks whether to cancel or to leave it running.
     """
-    return _move(name, uri, keep=keep, detach=detach, as_json=as_json)
+    from kvmmig.transport.uri import TransportURI
+
+    return _migrate(name, TransportURI.parse(uri), keep=keep, detach=detach, as_json=as_json)
 
 
 @click.command(
@@ -58,9 +63,9 @@ def migrate(name: str, uri: str, keep: bool, detach: bool, as_json: bool) -> int
 @click.argument("path", type=click.Path())
 @click.option(
     "--transport",
-    type=click.Choice(["file", "pipe"]),
-    default="file",
-    help="Who writes the file: the machine itself, or a helper at the end of a pipe.  [default: file]",
+    cls=StoringOption,
+    help="What writes it: the machine itself (file), a helper at the end of a pipe (pipe), or another "
+    "transport that stores.",
 )
 @_keep_option
 @_detach_option
@@ -71,23 +76,27 @@ def save(name: str, path: str, transport: str, keep: bool, detach: bool, as_json
     A file appears there when it is whole and on disk; until then an older one stays. When it has been
     saved, the machine is ended. Ctrl-C asks whether to cancel or to leave it running.
     """
-    where = os.path.abspath(path)
-    then = f"go on with it: kvmmig restore {path}"
-    return _move(name, f"{transport}:{where}", keep=keep, detach=detach, as_json=as_json, then=then)
+    import shlex
+
+    from kvmmig.cli.storing import storing_uri
+
+    with_transport = "" if transport in ("file", "pipe") else f" --transport {transport}"
+    then = f"go on with it: kvmmig restore {shlex.quote(path)}{with_transport}"
+    return _migrate(name, storing_uri(transport, path), keep=keep, detach=detach, as_json=as_json, then=then)
 
 
 @click.command(short_help="Cancel a machine's migration.", epilog=examples("kvmmig cancel a"))
 @machine_argument
 def cancel(name: str) -> int:
     """Cancel the migration of the machine NAME; its guest goes on where it is. Returns when that is so."""
-    from kvmmig.cli.moving import cancel_migration
+    from kvmmig.cli.migrate import cancel_migration
 
     return cancel_migration(name)
 
 
-def _move(name: str, uri: str, *, keep: bool, detach: bool, as_json: bool, then: str = "") -> int:
+def _migrate(name: str, uri: TransportURI, *, keep: bool, detach: bool, as_json: bool, then: str = "") -> int:
     if keep and detach:
         raise click.UsageError("--detach leaves the machine here anyway, so --keep can't go with it")
-    from kvmmig.cli.moving import move
+    from kvmmig.cli.migrate import migrate_machine
 
-    return move(name, uri, keep=keep, detach=detach, as_json=as_json, then=then)
+    return migrate_machine(name, uri, keep=keep, detach=detach, as_json=as_json, then=then)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from kvmmig.cli.arguments import GuestOrFile, Seconds, Setting, Size, examples
+from kvmmig.cli.arguments import GuestOrFile, Seconds, Setting, Size, StoringOption, examples
+
+if TYPE_CHECKING:
+    from kvmmig.transport.uri import TransportURI
 
 _STATUSES = """\b
 Exit status:
@@ -45,7 +50,7 @@ _qmp_option = click.option(
 
 
 @click.command(
-    short_help="Run a guest; migrate it; take one in.",
+    short_help="Run a guest, a new or an incoming one; migrate it.",
     epilog=examples(
         "kvmmig run hello",
         "kvmmig run dirtier --name a --memory 1GiB --detach",
@@ -88,8 +93,8 @@ _qmp_option = click.option(
 @click.option(
     "--incoming",
     metavar="URI|defer",
-    help='Take in the guest that comes this way, instead of a new one; "defer" waits until a monitor\'s '
-    "migrate-incoming says which way.",
+    help='Run the guest that comes by migration from there, instead of a new one; "defer" waits until a '
+    "monitor's migrate-incoming says from where.",
 )
 def run(
     guest: str | None,
@@ -109,7 +114,7 @@ def run(
 
     It runs until the guest ends. Its serial port is this terminal; Ctrl-C ends it. With --migrate-to it is
     moved while it runs, and with --incoming a guest from elsewhere goes on here. While it runs, "kvmmig
-    status", "migrate", "console" and others reach it by its name.
+    status", "migrate", "console" and others find it by its name.
     """
     if incoming is not None:
         given = {
@@ -124,10 +129,10 @@ def run(
         wrong = [option for option, value in given.items() if value is not None]
         if wrong:
             raise click.UsageError(
-                f"--incoming takes a guest in just as it is elsewhere, so {' and '.join(wrong)} can't go "
+                f"with --incoming a guest is as it was at its source, so {' and '.join(wrong)} can't go "
                 "with it"
             )
-        return _take_in(incoming, name=name, detach=detach, serial=serial, qmp=qmp)
+        return _run_incoming(_incoming_uri(incoming), name=name, detach=detach, serial=serial, qmp=qmp)
     if guest is None:
         raise click.UsageError(
             "name a guest or a file to run (kvmmig guests lists the guests), or --incoming URI"
@@ -138,8 +143,15 @@ def run(
     from kvmmig.cli.detach import Background, perhaps_in_background
 
     def life(background: Background | None) -> int:
-        from kvmmig.cli.reach import Surroundings
-        from kvmmig.cli.run import Leaving, NewGuest, run_guest
+        from kvmmig.cli.machine_process import ProcessOptions
+        from kvmmig.cli.run import NewGuest, PlannedMigration, run_guest
+        from kvmmig.transport.uri import TransportURI
+
+        planned = None
+        if migrate_to is not None:
+            planned = PlannedMigration(
+                uri=TransportURI.parse(migrate_to), after=1.0 if after is None else after
+            )
 
         return run_guest(
             NewGuest(
@@ -149,8 +161,8 @@ def run(
                 cpus=1 if cpus is None else cpus,
                 settings=dict(settings),
             ),
-            Surroundings(name=name, serial=serial, qmp=qmp, background=background),
-            leaving=Leaving(uri=migrate_to, after=1.0 if after is None else after) if migrate_to else None,
+            ProcessOptions(name=name, serial=serial, qmp=qmp, background=background),
+            planned=planned,
         )
 
     return perhaps_in_background(detach, life)
@@ -171,10 +183,9 @@ def run(
 @_qmp_option
 @click.option(
     "--transport",
-    type=click.Choice(["file", "pipe"]),
-    default="file",
-    help="How it is read: by this process, or through a helper; either reads what the other has written.  "
-    "[default: file]",
+    cls=StoringOption,
+    help="What reads it: this process (file), a helper (pipe; either reads what the other has written), or "
+    "another transport that stores.",
 )
 def restore(
     path: str, name: str | None, detach: bool, serial: str, qmp: tuple[str, ...], transport: str
@@ -182,13 +193,21 @@ def restore(
     """Go on with the guest that "kvmmig save" has left in PATH. The file stays, and can be restored again."""
     import os
 
-    uri = f"{transport}:{os.path.abspath(path)}"
+    from kvmmig.cli.storing import storing_uri
+
+    uri = storing_uri(transport, path)
     stem = os.path.splitext(os.path.basename(path))[0]
-    return _take_in(uri, name=name, default_name=stem, detach=detach, serial=serial, qmp=qmp)
+    return _run_incoming(uri, name=name, default_name=stem, detach=detach, serial=serial, qmp=qmp)
 
 
-def _take_in(
-    incoming: str,
+def _incoming_uri(text: str) -> TransportURI | None:
+    from kvmmig.transport.uri import TransportURI
+
+    return TransportURI.parse(text) if text != "defer" else None
+
+
+def _run_incoming(
+    uri: TransportURI | None,
     *,
     name: str | None,
     default_name: str = "incoming",
@@ -199,10 +218,11 @@ def _take_in(
     from kvmmig.cli.detach import Background, perhaps_in_background
 
     def life(background: Background | None) -> int:
-        from kvmmig.cli.reach import Surroundings
+        from kvmmig.cli.machine_process import ProcessOptions
         from kvmmig.cli.run import run_incoming
 
-        around = Surroundings(name=name, serial=serial, qmp=qmp, background=background)
-        return run_incoming(incoming, around, default_name=default_name)
+        options = ProcessOptions(name=name, serial=serial, qmp=qmp, background=background)
+        return run_incoming(uri, options, default_name=default_name)
 
-    return perhaps_in_background(detach, life, keep_input="fd:0" in incoming)
+    from_input = uri is not None and (uri.scheme, uri.target) == ("fd", "0")
+    return perhaps_in_background(detach, life, keep_input=from_input)

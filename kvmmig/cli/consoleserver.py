@@ -1,7 +1,7 @@
 """The serial port as a Unix socket: who connects gets what was written last, then what comes, and may type.
 
 The guest never waits for a watcher. What it writes goes into a ring of the last 64 KiB, and each watcher has
-only a place in it: a slow one finds that the ring has gone on, and loses what was between.
+only a position in it: a slow one finds that the ring has gone on, and loses what was between.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``kvmmig demo``: the whole story for real, in under a minute, with proof that no page was lost."""
+"""``kvmmig demo``: three real migrations in under a minute, with proof that no page was lost."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ import msgspec
 import trio
 
 from kvmmig.cli.demo_peer import Failure, Letters, Listening, Message, Result
-from kvmmig.cli.demo_table import VERIFIED, Row, Way, stopped_for, table
+from kvmmig.cli.demo_table import VERIFIED, Case, Row, stopped_for, table
+from kvmmig.cli.forced_exit import ForcedExit
 from kvmmig.cli.lifetime import run_to_end, the_error
+from kvmmig.cli.logs import logging_to
 from kvmmig.cli.output import Output
 from kvmmig.cli.progress import Populating, run_with_progress
 from kvmmig.errors import BadConfig, KvmmigError, MachineError, MigrationError
@@ -25,6 +27,7 @@ from kvmmig.guests import Check, check_machine, find
 from kvmmig.machine import Machine, MachineConfig, State
 from kvmmig.machine.config import available_memory
 from kvmmig.migration.outgoing import OutgoingMigration
+from kvmmig.transport import TransportURI, transport_for
 from kvmmig.units import format_size
 
 _HOT = 64 << 20
@@ -35,16 +38,22 @@ _SPARE_DISK = 64 << 20
 _SHOWN_LETTERS = 40
 
 
-def tell(*, memory: int, directory: str) -> int:
+def run_demo(*, memory: int, directory: str) -> int:
     """Run the demo; 0 when every move was verified, else 1. Raises `KvmmigError` where it can't begin."""
     _check_room(memory, directory)
+    forced_exit = ForcedExit()
 
     async def command() -> int:
         async with Output(messages=1) as output:
-            with _scratch(directory) as scratch:
-                return await _tell(memory, scratch, output)
+            with (
+                logging_to(output.say),
+                _scratch(directory) as scratch,
+                forced_exit.before(partial(shutil.rmtree, scratch, ignore_errors=True)),
+                forced_exit.before(output.drain_briefly),
+            ):
+                return await _demo(memory, scratch, output)
 
-    return run_to_end(command)
+    return run_to_end(command, forced_exit=forced_exit)
 
 
 def _check_room(memory: int, directory: str) -> None:
@@ -79,21 +88,23 @@ def _scratch(directory: str) -> tempfile.TemporaryDirectory[str]:
         raise BadConfig(f"--directory {directory}: {error.strerror}; name another one") from error
 
 
-async def _tell(memory: int, scratch: str, output: Output) -> int:
+async def _demo(memory: int, scratch: str, output: Output) -> int:
     piped, filed = os.path.join(scratch, "pipe.img"), os.path.join(scratch, "file.img")
-    ways = (
-        Way(
+    cases = (
+        Case(
             "tcp",
             "moves to another process over TCP, while it runs",
-            "tcp:127.0.0.1:0",
+            TransportURI("tcp", "127.0.0.1:0"),
         ),
-        Way(
+        Case(
             "pipe + helper",
             "is saved through a pipe to a helper process that writes with O_DIRECT, and comes back",
-            f"pipe:{piped}?direct=on",
+            TransportURI("pipe", piped, {"direct": "on"}),
             piped,
         ),
-        Way("file", "is saved to a file by worker threads, and comes back", f"file:{filed}", filed),
+        Case(
+            "file", "is saved to a file by worker threads, and comes back", TransportURI("file", filed), filed
+        ),
     )
     output.say(
         f"Three guests of {format_size(memory)} each, one after the other. Each rewrites "
@@ -101,11 +112,11 @@ async def _tell(memory: int, scratch: str, output: Output) -> int:
         "letter whenever it has checked them all."
     )
     rows = []
-    for number, way in enumerate(ways, 1):
-        output.say(f"\n{number}. The guest {way.story}.")
-        row = Row(way)
+    for number, case in enumerate(cases, 1):
+        output.say(f"\n{number}. The guest {case.description}.")
+        row = Row(case)
         try:
-            await _move(row, memory, output)
+            await _migrate(row, memory, output)
         except (KvmmigError, BaseExceptionGroup) as problem:
             error = the_error(problem)
             if not isinstance(error, KvmmigError):
@@ -117,26 +128,26 @@ async def _tell(memory: int, scratch: str, output: Output) -> int:
     return 0 if all(row.verdict == VERIFIED for row in rows) else 1
 
 
-async def _move(row: Row, memory: int, output: Output) -> None:
-    way = row.way
+async def _migrate(row: Row, memory: int, output: Output) -> None:
+    case = row.case
     async with _busy_guest(memory, output) as machine:
-        if way.saved:
-            await _send(row, machine, way.uri, output)
+        if case.saved:
+            await _send(row, machine, case.uri, output)
             source = await _check(machine)
         else:
-            async with _Peer.start(way.uri) as peer:
+            async with _Peer.start(case.uri) as peer:
                 await _send(row, machine, await peer.listening(), output)
                 source = await _check(machine)
                 result = await peer.result()
-    if way.saved:
+    if case.saved:
         output.say(
-            f"   saved: {format_size(os.stat(way.saved).st_size)}, the guest was stopped for "
+            f"   saved: {format_size(os.stat(case.saved).st_size)}, the guest was stopped for "
             f"{stopped_for(row)}; now it comes back in another process"
         )
-        async with _Peer.start(way.uri) as peer:
+        async with _Peer.start(case.uri) as peer:
             await peer.listening()
             result = await peer.result()
-        os.unlink(way.saved)
+        os.unlink(case.saved)
     row.pages, row.passes = result.pages, f"{result.passes_before} -> {result.passes_after}"
     output.say(
         f"   it went on there from pass {result.passes_before} to pass {result.passes_after}, and printed: "
@@ -167,8 +178,8 @@ async def _busy_guest(memory: int, output: Output) -> AsyncIterator[Machine]:
         yield machine
 
 
-async def _send(row: Row, machine: Machine, uri: str, output: Output) -> None:
-    migration = OutgoingMigration(machine, uri)
+async def _send(row: Row, machine: Machine, uri: TransportURI, output: Output) -> None:
+    migration = OutgoingMigration(machine, transport_for(uri))
     try:
         await run_with_progress(migration, output, indent="   ")
     finally:
@@ -194,8 +205,8 @@ class _Peer:
 
     @classmethod
     @asynccontextmanager
-    async def start(cls, uri: str) -> AsyncIterator[Self]:
-        command = [sys.executable, "-m", "kvmmig.cli.demo_peer", uri]
+    async def start(cls, uri: TransportURI) -> AsyncIterator[Self]:
+        command = [sys.executable, "-m", "kvmmig.cli.demo_peer", str(uri)]
         async with trio.open_nursery() as nursery:
             process = await nursery.start(
                 partial(
@@ -205,11 +216,11 @@ class _Peer:
             yield cls(process)
             nursery.cancel_scope.cancel()
 
-    async def listening(self) -> str:
+    async def listening(self) -> TransportURI:
         """The URI to connect to. Raises `MigrationError` when it can't listen."""
         message = await self._message()
         assert isinstance(message, Listening)
-        return message.uri
+        return TransportURI.parse(message.uri)
 
     async def result(self) -> Result:
         """What it found. Raises `MigrationError` when the guest did not arrive."""

@@ -1,4 +1,4 @@
-"""The demo's other side: a process that takes a guest in, checks it, lets it go on, and checks it again.
+"""The demo's other side: a process that receives a guest, checks it, lets it go on, and checks it again.
 
 ``python -m kvmmig.cli.demo_peer URI`` prints one JSON object a line: ``{"event": "listening", "uri": ...}``,
 then either ``{"event": "result", ...}`` with the fields of `Result`, or ``{"event": "error", "text": ...}``.
@@ -13,11 +13,11 @@ import trio
 
 from kvmmig import guests
 from kvmmig.cli.lifetime import run_to_end
+from kvmmig.cli.logs import logging_to, to_stderr
 from kvmmig.errors import KvmmigError, MachineError
 from kvmmig.guests import Check
 from kvmmig.machine import Ending, Machine
 from kvmmig.migration.incoming import IncomingMigration
-from kvmmig.transport.registry import transport_for
 
 _GO_ON = 1.0  # seconds that the guest runs on here, at the least
 _PASSES = 2  # and passes that it finishes: the first may have begun elsewhere, so the second is whole
@@ -61,45 +61,46 @@ class Letters:
     @property
     def text(self) -> str:
         """All of it."""
-        return self._said.decode(errors="replace")
+        return self._written.decode(errors="replace")
 
     def restart(self) -> None:
         """Forget what was collected. Only while the guest is stopped."""
-        self._said = bytearray()
+        self._written = bytearray()
         self.enough = trio.Event()
 
     def add(self, data: bytes) -> None:
         """For a vCPU's thread."""
-        self._said.extend(data)
+        self._written.extend(data)
         if sum(letter.isalnum() for letter in self.text) >= self._wanted:
             self._token.run_sync_soon(self.enough.set)
 
 
 def main() -> int:
-    """Take one guest in; the exit status is 0 when it arrived and all is well with it."""
+    """Receive one guest; the exit status is 0 when it arrived and all is well with it."""
     if len(sys.argv) != 2:
         sys.exit("usage: python -m kvmmig.cli.demo_peer URI")
     try:
-        return run_to_end(_main)
+        with logging_to(to_stderr):
+            return run_to_end(_main)
     except KvmmigError as error:
-        _tell(Failure(str(error)))
+        _print(Failure(str(error)))
         return 1
 
 
 async def _main() -> int:
     with trio.move_on_after(_LIFE):
-        result = await _take_in(sys.argv[1])
-        _tell(result)
+        result = await _receive(sys.argv[1])
+        _print(result)
         return 1 if result.faults else 0
     raise KvmmigError(f"no guest came and was checked within {_LIFE:g} s")
 
 
-async def _take_in(uri: str) -> Result:
+async def _receive(uri: str) -> Result:
     letters = Letters(_PASSES)
-    async with await transport_for(uri).listen() as listener:
-        _tell(Listening(listener.uri))
-        channel = await listener.accept()
-    async with IncomingMigration(channel, output=letters.add).machine() as machine:
+    incoming = IncomingMigration(
+        uri, output=letters.add, on_listening=lambda where: _print(Listening(str(where)))
+    )
+    async with incoming.machine() as machine:
         await machine.pause()
         before = await _check(machine)
         letters.restart()
@@ -154,7 +155,7 @@ async def _check(machine: Machine) -> Check:
     return found
 
 
-def _tell(message: Message) -> None:
+def _print(message: Message) -> None:
     print(msgspec.json.encode(message).decode(), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""The demo's moves and what became of them, as a table."""
+"""The demo's migrations and what became of them, as a table."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.text import Text
 
 from kvmmig.cli.progress import STOLEN
 from kvmmig.migration.report import MigrationStatistics
+from kvmmig.transport import TransportURI
 from kvmmig.units import format_duration, format_rate, format_size
 
 _PLAIN_WIDTH = 132  # of the table where there is no terminal
@@ -19,12 +20,12 @@ VERIFIED = "verified"
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """One of the demo's moves."""
+class Case:
+    """One of the demo's migrations."""
 
     name: str
-    story: str
-    uri: str
+    description: str  # what its guest does, as a clause
+    uri: TransportURI
     saved: str = ""  # the file; empty when the guest moves straight to the other process
 
 
@@ -32,7 +33,7 @@ class Way:
 class Row:
     """What became of it."""
 
-    way: Way
+    case: Case
     figures: MigrationStatistics | None = None
     pages: int = 0
     passes: str = ""
@@ -49,7 +50,7 @@ def table(rows: list[Row]) -> str:
     """The rows drawn as text for standard output, and below them what failed."""
     bound = next((row.figures.step_bound for row in rows if row.figures), 0.0)
     drawn = Table(title="What became of the three guests", title_justify="left")
-    drawn.add_column("way", no_wrap=True)
+    drawn.add_column("transport", no_wrap=True)
     for column in ("rounds", "sent", "total", "stopped for", "rate"):
         drawn.add_column(column, justify="right")
     drawn.add_column(f"worst step (bound {format_duration(bound)})", justify="right")
@@ -57,7 +58,7 @@ def table(rows: list[Row]) -> str:
         drawn.add_column(column, justify="right")
     drawn.add_column("verdict")
     for row in rows:
-        drawn.add_row(row.way.name, *_figures(row), str(row.pages), row.passes, _verdict(row))
+        drawn.add_row(row.case.name, *_figures(row), str(row.pages), row.passes, _verdict(row))
     text = io.StringIO()
     on_terminal = os.isatty(1)
     console = Console(
@@ -69,10 +70,10 @@ def table(rows: list[Row]) -> str:
     console.print(drawn)
     for row in rows:
         if row.figures is not None and row.figures.stolen:
-            words = f"{row.way.name}: {format_duration(row.figures.stolen)} {STOLEN}"
+            words = f"{row.case.name}: {format_duration(row.figures.stolen)} {STOLEN}"
             console.print(Text(words), soft_wrap=True)
         if row.verdict != VERIFIED:
-            console.print(Text(f"{row.way.name}: {row.verdict}", "bold red"), soft_wrap=True)
+            console.print(Text(f"{row.case.name}: {row.verdict}", "bold red"), soft_wrap=True)
     return text.getvalue().rstrip("\n")
 
 

@@ -1,7 +1,7 @@
 """``--detach``: the machine lives in a process of its own; the command returns when it runs, or says why not.
 
-The process is forked before anything with threads is imported. It tells the command through a pipe how far it
-is, in lines of JSON: the log that its messages go to, then that it runs, or the sentence that says why not.
+The process is forked before anything with threads is imported. It reports to the command through a pipe, in
+lines of JSON: the log that its messages go to, then that it runs, or the sentence that says why not.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ class Background:
         os.dup2(log, 2)
         os.close(nothing)
         os.close(log)
-        self._tell({"log": str(path)})
+        self._report({"log": str(path)})
 
     def runs(self, name: str, what: str) -> None:
         """The machine runs, or waits for its guest, as ``what`` says: the command may return. Idempotent."""
-        self._tell({"runs": name, "what": what})
+        self._report({"runs": name, "what": what})
         self._close()
 
     def failed(self, why: str) -> bool:
         """It does not; False when it did and so the command is gone."""
         if self._fd < 0:
             return False
-        self._tell({"failed": why})
+        self._report({"failed": why})
         self._close()
         return True
 
-    def _tell(self, what: dict[str, str]) -> None:
+    def _report(self, what: dict[str, str]) -> None:
         if self._fd >= 0:
             with suppress(BrokenPipeError):
                 os.write(self._fd, json.dumps(what).encode() + b"\n")
@@ -84,8 +84,8 @@ def in_background(life: Callable[[Background], int], *, keep_input: bool = False
     pid = os.fork()
     if pid:
         os.close(write_end)
-        with os.fdopen(read_end, encoding="utf-8") as told:
-            return _wait(pid, told)
+        with os.fdopen(read_end, encoding="utf-8") as reports:
+            return _wait(pid, reports)
     os.close(read_end)
     os.setsid()
     background = Background(write_end, keep_input=keep_input)
@@ -97,16 +97,16 @@ def in_background(life: Callable[[Background], int], *, keep_input: bool = False
         raise
 
 
-def _wait(pid: int, told: Iterable[str]) -> int:
+def _wait(pid: int, reports: Iterable[str]) -> int:
     log: str | None = None
     try:
-        for line in told:
+        for line in reports:
             match json.loads(line):
                 case {"log": path}:
                     log = path
                 case {"runs": name, "what": what}:
                     click.echo(name)
-                    click.echo(_how_to_reach(name, what), err=True)
+                    click.echo(_how_to_use(name, what), err=True)
                     return 0
                 case {"failed": why}:
                     click.echo(f"kvmmig: {why}", err=True)
@@ -118,7 +118,7 @@ def _wait(pid: int, told: Iterable[str]) -> int:
     except KeyboardInterrupt:
         os.kill(pid, signal.SIGTERM)
         os.waitpid(pid, 0)
-        for line in told:  # what it has said meanwhile
+        for line in reports:  # what it has said meanwhile
             log = log or json.loads(line).get("log")
         _remove(log)
         return 130
@@ -133,5 +133,5 @@ def _remove(log: str | None) -> None:
             os.unlink(log)
 
 
-def _how_to_reach(name: str, what: str) -> str:
+def _how_to_use(name: str, what: str) -> str:
     return f"kvmmig: {what} (kvmmig console {name}, kvmmig quit {name})"

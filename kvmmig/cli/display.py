@@ -16,16 +16,15 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from kvmmig.cli.counters import counter_rows
 from kvmmig.cli.progress import PlainLines
+from kvmmig.migration.phases import PHASES
 from kvmmig.migration.report import MigrationStatistics, Phase
 from kvmmig.units import format_duration, format_rate, format_size
 
 _PAGE = 4096
 _WIDEST = 62  # columns: so a terminal may become narrower, and nothing that stands there is wrapped
 _CONVERGES = 1.05  # faster than the guest writes by so much: below that, how long it takes is anybody's guess
-
-#: The phases in which there is no more to come.
-ENDS = (Phase.DONE, Phase.FAILED, Phase.CANCELLED, Phase.UNKNOWN)
 
 _PHASES = {
     Phase.SETUP: "connecting",
@@ -34,6 +33,7 @@ _PHASES = {
     Phase.PRE_SWITCHOVER: "the guest is stopped, and waits",
     Phase.FINAL: "the guest is stopped, the rest is sent",
     Phase.COMMIT: "handing over",
+    Phase.HANDED_OVER: "handed over, not yet confirmed",
     Phase.DONE: "has moved",
     Phase.FAILED: "failed",
     Phase.CANCELLED: "cancelled",
@@ -75,7 +75,7 @@ class JsonLines(Display):
     """All figures, a line each time; the timeline and the histograms only in the last one."""
 
     def show(self, figures: MigrationStatistics, raw: Mapping[str, Any]) -> None:
-        click.echo(msgspec.json.encode(raw if figures.phase in ENDS else _brief(raw)))
+        click.echo(msgspec.json.encode(raw if PHASES[figures.phase].is_end else _brief(raw)))
 
 
 def _brief(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,6 +142,7 @@ def figures_block(figures: MigrationStatistics, uri: str, *, width: int) -> Cons
         _shortened(phase_words(figures), width),
         bar,
         _pairs(figures, width),
+        *_counters(figures),
     )
     return Constrain(block, width)
 
@@ -197,6 +198,17 @@ def _pairs(figures: MigrationStatistics, width: int) -> Table:
         else:
             table.add_row(name, f"{value:<17}", other, another)
     return table
+
+
+def _counters(figures: MigrationStatistics) -> list[Table]:
+    if not figures.counters:
+        return []
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for _ in range(2):
+        table.add_column(no_wrap=True, overflow="ellipsis")
+    for name, value in counter_rows(figures.counters):
+        table.add_row(Text(name), value)
+    return [table]
 
 
 def _shortened(text: str, width: int) -> Text:

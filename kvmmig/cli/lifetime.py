@@ -5,41 +5,38 @@ from __future__ import annotations
 import gc
 import signal
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 import trio
 
+from kvmmig.cli.forced_exit import ForcedExit
 from kvmmig.errors import KvmmigError
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def run_to_end(command: Callable[[], Awaitable[int]]) -> int:
+def run_to_end(command: Callable[[], Awaitable[int]], *, forced_exit: ForcedExit | None = None) -> int:
     """Run a command and return its exit status; a signal cancels it, and the status is then 128 + its number.
 
-    Raises what the command raised, alone: a `KvmmigError` out of the groups that nurseries make of it.
+    Raises what the command raised, alone: a `KvmmigError` out of the groups that nurseries make of it. A
+    command that does not end when a signal cancels it is left by ``forced_exit``, whatever holds it up.
     """
+    forced = forced_exit if forced_exit is not None else ForcedExit()
+    received: list[int] = []
 
     async def main() -> int:
-        received: list[int] = []
         status = 0
+        scope = trio.CancelScope()
+        token = trio.lowlevel.current_trio_token()
 
-        async def watch(*, task_status: trio.TaskStatus[None]) -> None:
-            # Who starts a program with a signal ignored (nohup, a shell's background) wants it ignored.
-            heeded = [number for number in _ENDING if signal.getsignal(number) is not signal.SIG_IGN]
-            if not heeded:
-                task_status.started()
-                return
-            with trio.open_signal_receiver(*heeded) as signals:
-                task_status.started()
-                async for number in signals:
-                    received.append(number)
-                    nursery.cancel_scope.cancel()
+        def heed(number: int, frame: object) -> None:
+            received.append(number)
+            forced.begin(128 + received[0])  # at once: the event loop may be what is held up
+            token.run_sync_soon(scope.cancel, idempotent=True)
 
         try:
-            async with trio.open_nursery() as nursery:
-                await nursery.start(watch)
+            with scope, _heeding(heed):
                 status = await command()
-                nursery.cancel_scope.cancel()
         except* KvmmigError:
             if not received:  # else it comes from what the signal cut short
                 raise
@@ -53,6 +50,20 @@ def run_to_end(command: Callable[[], Awaitable[int]]) -> int:
         return trio.run(main)
     except BaseExceptionGroup as group:
         raise the_error(group) from None
+    finally:
+        forced.stop()
+
+
+@contextmanager
+def _heeding(heed: Callable[[int, object], None]) -> Iterator[None]:
+    # Who starts a program with a signal ignored (nohup, a shell's background) wants it ignored.
+    heeded = [number for number in _ENDING if signal.getsignal(number) is not signal.SIG_IGN]
+    found = {number: signal.signal(number, heed) for number in heeded}
+    try:
+        yield
+    finally:
+        for number, handler in found.items():
+            signal.signal(number, handler)
 
 
 def the_error(problem: BaseException) -> BaseException:

@@ -14,9 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from kvmmig.cli import rundir
-from kvmmig.cli.display import ENDS, figures_block, phase_words
+from kvmmig.cli.counters import counter_rows
+from kvmmig.cli.display import figures_block, phase_words
 from kvmmig.cli.lifetime import run_to_end
-from kvmmig.cli.remote import machine, migration_figures
+from kvmmig.cli.remote import has_ended, machine, migration_figures
 from kvmmig.errors import ChannelBroken, KvmmigError
 from kvmmig.migration.report import MigrationStatistics, Phase
 from kvmmig.qmp.client import QMPClient
@@ -145,9 +146,11 @@ def _status(about: dict[str, Any], figures: MigrationStatistics | None, *, width
         table.add_row(name, value)
     if figures is None:
         return table
-    if figures.phase not in ENDS:
+    if not has_ended(figures):
         return Group(table, Text(), figures_block(figures, figures.peer, width=min(width, 62)))
     table.add_row("migration", Text(_ended(figures)))
+    for counter, count in counter_rows(figures.counters):
+        table.add_row(Text(counter), count)
     return table
 
 

@@ -44,7 +44,7 @@ class Output:
         self._messages = messages
         #: Messages go to a terminal, so a status line can be shown.
         self.live = os.isatty(messages)
-        self._same_place = _are_the_same(serial, messages)
+        self._same_file = _are_the_same(serial, messages)
         self._changed = threading.Condition()
         self._queue: deque[tuple[bool, bytearray]] = deque()  # is it a message?
         self._serial_waiting = 0
@@ -101,6 +101,11 @@ class Output:
         """Wait until all that was given so far has been written. A cancel leaves it on its way."""
         await trio.to_thread.run_sync(self._wait_idle, abandon_on_cancel=True)
 
+    def drain_briefly(self) -> None:
+        """Wait, but not long, until all that was given so far has been written. For a thread."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing or self._nothing_to_do(), _LAST_CHANCE)
+
     async def __aenter__(self) -> Self:
         self._token = trio.lowlevel.current_trio_token()
         # A daemon, for it may be held in a write for ever.
@@ -150,7 +155,7 @@ class Output:
             self._write_one(is_message, bytes(data), status)
 
     def _write_one(self, is_message: bool, data: bytes, status: str) -> None:
-        together = is_message or self._same_place
+        together = is_message or self._same_file
         if together and self._shown and (data or status != self._shown):
             self._write(self._messages, _ERASE.encode())
             self._shown = ""

@@ -7,6 +7,7 @@ from time import perf_counter
 
 import trio
 
+from kvmmig.cli.counters import counter_rows
 from kvmmig.cli.output import Output
 from kvmmig.errors import KvmmigError
 from kvmmig.migration.outgoing import OutgoingMigration
@@ -25,6 +26,7 @@ _PHASES = {
     Phase.PRE_SWITCHOVER: "the guest is stopped, and waits to be told to go on",
     Phase.FINAL: "sending what is left",
     Phase.COMMIT: "handing over",
+    Phase.HANDED_OVER: "handed over, not yet confirmed",
     Phase.DONE: "done",
 }
 
@@ -95,6 +97,7 @@ def live_line(figures: MigrationStatistics) -> str:
     if figures.expected_downtime is not None:
         parts.append(f"downtime {format_duration(figures.expected_downtime)}?")
     parts.append(f"stall {format_duration(figures.worst_stall)}")
+    parts += [f"{name} {value}" for name, value in counter_rows(figures.counters)]
     return " | ".join(parts)
 
 
@@ -156,6 +159,7 @@ def summary(figures: MigrationStatistics) -> str:
         ),
         ("worst stall", f"{format_duration(figures.worst_stall)} of the event loop"),
     ]
+    rows += counter_rows(figures.counters)
     if figures.stolen:
         rows.append(("no CPU for", f"{format_duration(figures.stolen)} {STOLEN}"))
     return "\n".join(

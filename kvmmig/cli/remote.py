@@ -1,7 +1,8 @@
-"""From a machine's name to its monitor: how every command but ``run`` reaches a machine."""
+"""From a machine's name to its monitor: how every command but ``run`` controls a machine."""
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import os
 from collections.abc import AsyncIterator, Mapping
@@ -14,6 +15,7 @@ import trio
 from kvmmig.cli import rundir
 from kvmmig.cli.lifetime import run_to_end
 from kvmmig.errors import ChannelBroken, KvmmigError
+from kvmmig.migration.phases import PHASES
 from kvmmig.migration.report import MigrationStatistics
 from kvmmig.qmp.client import QMPClient
 
@@ -49,7 +51,7 @@ async def machine(name: str, *, timeout: float = 5.0) -> AsyncIterator[QMPClient
         yield client
 
 
-def tell(name: str, command: str, arguments: Mapping[str, object] | None = None) -> int:
+def execute(name: str, command: str, arguments: Mapping[str, object] | None = None) -> int:
     """Have one QMP command carried out; returns 0. Raises `KvmmigError`."""
 
     async def ask() -> int:
@@ -60,7 +62,7 @@ def tell(name: str, command: str, arguments: Mapping[str, object] | None = None)
     return run_to_end(ask)
 
 
-def end(name: str) -> int:
+def quit_machine(name: str) -> int:
     """End a machine, and wait until it is gone; returns 0. Raises `KvmmigError`."""
 
     async def ask() -> int:
@@ -90,7 +92,17 @@ def _wait_for_lock(path: os.PathLike[str]) -> None:
 async def migration_figures(client: QMPClient) -> tuple[MigrationStatistics | None, dict[str, Any]]:
     """A machine's present or last migration, None before the first one; and the JSON that says so."""
     reply: dict[str, Any] = await client.execute("x-kvmmig-query-migration")
-    return (msgspec.convert(_snake_case(reply), MigrationStatistics) if reply else None), reply
+    if not reply:
+        return None, reply
+    fields = {name: value for name, value in reply.items() if name != "counters"}
+    figures = msgspec.convert(_snake_case(fields), MigrationStatistics)
+    # A counter's name is the channel's own.
+    return dataclasses.replace(figures, counters=reply.get("counters", {})), reply
+
+
+def has_ended(figures: MigrationStatistics) -> bool:
+    """There is nothing more to come."""
+    return PHASES[figures.phase].is_end
 
 
 def _snake_case(value: Any) -> Any:

@@ -1,34 +1,39 @@
-"""``kvmmig run``: a guest's life on this side, from its load or its arrival to its end or its leaving."""
+"""``kvmmig run``: a guest's life here, from its load or arrival to its end, or until it has been migrated."""
 
 from __future__ import annotations
 
 import os
 import signal
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import trio
 
+from kvmmig.cli.forced_exit import ForcedExit
 from kvmmig.cli.lifetime import run_to_end
+from kvmmig.cli.logs import logging_to, to_stderr
+from kvmmig.cli.machine_process import (
+    FAILED,
+    MachineProcess,
+    ProcessOptions,
+    open_process,
+    serve_machine,
+)
 from kvmmig.cli.output import Output
 from kvmmig.cli.programs import find_program
 from kvmmig.cli.progress import run_with_progress, summary
-from kvmmig.cli.reach import Place, Surroundings, place_for, reachable
-from kvmmig.errors import GuestEnded, KvmmigError, OutcomeUnknown
+from kvmmig.errors import GuestEnded, KvmmigError, WrongState
 from kvmmig.machine import MachineConfig, State
 from kvmmig.migration.outgoing import OutgoingMigration
-from kvmmig.transport.registry import transport_for
-from kvmmig.transport import Transport
 from kvmmig.monitor.control import MachineControl, Outcome
+from kvmmig.transport import Transport, TransportURI, transport_for
 from kvmmig.units import format_duration, format_size
 
 #: The exit status for a guest that crashed: EX_SOFTWARE of <sysexits.h>.
 CRASHED = 70
-FAILED = 1
 
-_Story = Callable[["Stage"], Awaitable[int]]
-#: Transports that have their source when they begin; the others wait for one.
-_ARRIVES_AT_ONCE = ("file", "pipe", "exec", "fd")
+_Life = Callable[["MachineRun"], Awaitable[int]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,29 +48,33 @@ class NewGuest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Leaving:
-    """Where to, and how many seconds after its start."""
+class PlannedMigration:
+    """Where to, and how many seconds after the guest's start."""
 
-    uri: str
+    uri: TransportURI
     after: float
 
 
 @dataclass
-class Stage:
-    """Where a guest's story takes place."""
+class MachineRun:
+    """One run of a machine by this command."""
 
     control: MachineControl
     output: Output
-    place: Place
-    #: The migration that the story itself has begun: others are a monitor's.
+    process: MachineProcess
+    #: The migration that this command itself has begun: others are a monitor's.
     own_migration: OutgoingMigration | None = None
 
+    def say(self, text: str) -> None:
+        """Tell the person who runs it."""
+        self.output.say(f"kvmmig: {text}")
+
     def runs(self, what: str = "runs in the background") -> None:
-        """Tell the command that is waiting for this what the machine does now, in the background."""
-        self.place.runs(f"{self.place.name!r} {what}")
+        """Let the command return that is waiting for this in the foreground."""
+        self.process.runs(f"{self.process.name!r} {what}")
 
 
-def run_guest(guest: NewGuest, around: Surroundings, *, leaving: Leaving | None) -> int:
+def run_guest(guest: NewGuest, options: ProcessOptions, *, planned: PlannedMigration | None) -> int:
     """Run a guest, and perhaps migrate it; returns the exit status. Raises `KvmmigError`."""
     # Everything that can be wrong with the command line is found before there is a machine.
     MachineConfig(memory=guest.memory, cpus=guest.cpus)
@@ -75,169 +84,182 @@ def run_guest(guest: NewGuest, around: Surroundings, *, leaving: Leaving | None)
     config = MachineConfig(
         memory=guest.memory, cpus=guest.cpus, name=program.name, parameters=program.parameters
     )
-    transport = transport_for(leaving.uri) if leaving else None
+    transport = _transport(planned.uri if planned else None)
 
-    async def story(stage: Stage) -> int:
-        await stage.control.load(config, program, start=True)
-        stage.runs()
-        if transport is None or leaving is None:
-            return await _until_end(stage)
-        return await _leave(stage, transport, leaving.after)
+    async def life(run: MachineRun) -> int:
+        await run.control.load(config, program, start=True)
+        run.runs()
+        if transport is None or planned is None:
+            return await _until_end(run)
+        return await _migrate(run, transport, planned.after)
 
-    # A guest that was to move, and did not, is a failure however it ends.
-    return _tell(story, around, program.name, status_of_quit=FAILED if leaving else 0)
-
-
-def run_incoming(uri: str, around: Surroundings, *, default_name: str = "incoming") -> int:
-    """Take a guest in and run it; returns the exit status. Raises `KvmmigError`."""
-    transport = transport_for(uri) if uri != "defer" else None
-
-    async def story(stage: Stage) -> int:
-        await (_take_in(stage, transport) if transport is not None else _take_in_later(stage))
-        return await _until_end(stage)
-
-    return _tell(story, around, default_name, needs_monitor=transport is None)
+    # A guest that was to be migrated, and was not, is a failure however it ends.
+    return _run(life, options, program.name, status_of_quit=FAILED if planned else 0)
 
 
-def _tell(
-    story: _Story,
-    around: Surroundings,
+def run_incoming(uri: TransportURI | None, options: ProcessOptions, *, default_name: str = "incoming") -> int:
+    """Run a guest that comes by migration; without ``uri`` a monitor's client says from where.
+
+    Returns the exit status. Raises `KvmmigError`.
+    """
+    transport = _transport(uri)
+
+    async def life(run: MachineRun) -> int:
+        await (_listen(run, transport) if transport is not None else _defer(run))
+        return await _until_end(run)
+
+    return _run(life, options, default_name, needs_monitor=transport is None)
+
+
+def _transport(uri: TransportURI | None) -> Transport | None:
+    with logging_to(to_stderr):
+        return transport_for(uri) if uri is not None else None
+
+
+def _run(
+    life: _Life,
+    options: ProcessOptions,
     default_name: str,
     *,
     status_of_quit: int = 0,
     needs_monitor: bool = False,
 ) -> int:
+    forced_exit = ForcedExit()
+
     async def command() -> int:
         status = status_of_quit
         # From here on signals are heeded: none of them may leave the name behind.
-        with place_for(around, default_name, needs_monitor=needs_monitor) as place:
-            async with reachable(place, around) as (control, output), trio.open_nursery() as nursery:
+        with open_process(
+            options, default_name, needs_monitor=needs_monitor, forced_exit=forced_exit
+        ) as process:
+            async with serve_machine(process) as (control, output):
+                async with trio.open_nursery() as nursery:
 
-                async def quit_when_told() -> None:
-                    if (await control.wait()).ending is None:
-                        nursery.cancel_scope.cancel()
+                    async def quit_when_told() -> None:
+                        if (await control.wait()).ending is None:
+                            nursery.cancel_scope.cancel()
 
-                nursery.start_soon(quit_when_told)
-                stage = Stage(control, output, place)
-                nursery.start_soon(_tell_of_leaving, stage)
-                status = await story(stage)
-                nursery.cancel_scope.cancel()
+                    nursery.start_soon(quit_when_told)
+                    run = MachineRun(control, output, process)
+                    nursery.start_soon(_report_outgoing, run)
+                    status = await life(run)
+                    nursery.cancel_scope.cancel()
+                forced_exit.begin(status)
         return status
 
-    return run_to_end(command)
+    return run_to_end(command, forced_exit=forced_exit)
 
 
-async def _take_in(stage: Stage, transport: Transport) -> None:
-    control, output = stage.control, stage.output
-    await control.incoming(transport)
-    assert control.arrival is not None
-    waiting = f"waiting for a guest from {control.arrival.uri}"
-    output.say(f"kvmmig: {waiting}")
-    if transport.uri.scheme not in _ARRIVES_AT_ONCE:
-        stage.runs(f"is {waiting}")
-    await _arrived(stage)
+async def _listen(run: MachineRun, transport: Transport) -> None:
+    control = run.control
+    await control.incoming.listen(transport)
+    waiting = f"waiting for a guest from {control.incoming.uri}"
+    run.say(waiting)
+    if not transport.arrives_at_once:
+        run.runs(f"is {waiting}")
+    await _receive(run)
     assert control.machine is not None
-    if control.machine.state is not State.RUNNING:  # it was paused when it left
-        await control.start()
-    stage.runs()
+    if control.machine.state is not State.RUNNING:  # it was paused at its source
+        await control.resume()
+    run.runs()
 
 
-async def _take_in_later(stage: Stage) -> None:
-    control = stage.control
-    control.defer()
+async def _defer(run: MachineRun) -> None:
+    run.control.incoming.defer()
     waiting = "waiting for a monitor's migrate-incoming"
-    stage.output.say(f"kvmmig: {waiting}")
-    stage.runs(f"is {waiting}")
-    await control.wait_guest()
-    await _arrived(stage)
+    run.say(waiting)
+    run.runs(f"is {waiting}")
+    await run.control.wait_guest()
+    await _receive(run)
 
 
-async def _arrived(stage: Stage) -> None:
-    arrival = await stage.control.wait_arrived()
-    figures = arrival.figures
-    machine = await stage.control.wait_guest()
-    assert figures is not None
-    for notice in arrival.notices:
-        stage.output.say(f"kvmmig: {notice}")
-    stage.output.say(
-        f"kvmmig: the guest {machine.config.name!r} has arrived: {format_size(figures.received_bytes)}, "
-        f"{figures.received_pages} pages and {figures.zero_pages} that are zero, in "
-        f"{format_duration(figures.total_time or 0.0)}"
+async def _receive(run: MachineRun) -> None:
+    incoming = run.control.incoming
+    await incoming.wait()
+    machine, migration = await run.control.wait_guest(), incoming.migration
+    assert migration is not None
+    for notice in migration.notices:
+        run.say(notice)
+    run.say(
+        f"the guest {machine.config.name!r} has arrived: {format_size(migration.received_bytes)}, "
+        f"{migration.received_pages} pages and {migration.zero_pages} that are zero, in "
+        f"{format_duration(migration.total_time or 0.0)}"
     )
 
 
-async def _until_end(stage: Stage) -> int:
-    return _exit_status(await stage.control.wait(), stage.output)
+async def _until_end(run: MachineRun) -> int:
+    return _exit_status(run, await run.control.wait())
 
 
-async def _leave(stage: Stage, transport: Transport, after: float) -> int:
-    control, output = stage.control, stage.output
+async def _migrate(run: MachineRun, transport: Transport, after: float) -> int:
+    control = run.control
     try:
         with trio.move_on_after(after):
             ending = (await control.wait()).ending
             if ending is None:
                 return FAILED
             raise GuestEnded(f"the guest ended before it was to move: {ending}")
-        migration = stage.own_migration = control.migrate(transport)
-        figures = await run_with_progress(migration, output, run=control.migration_ended)
-    except OutcomeUnknown as error:
-        output.say(f"kvmmig: {error}")
-        await _ask_operator(stage)
+        migration = run.own_migration = control.outgoing.begin(transport)
+        figures = await run_with_progress(migration, run.output, run=control.outgoing.wait)
     except KvmmigError as error:
-        output.say(f"kvmmig: {error}")
+        run.say(str(error))
+        await _ask_operator(run)
         if control.run_state() == "running":
-            output.say("kvmmig: the guest goes on running here")
+            run.say("the guest goes on running here")
     else:
-        output.say(summary(figures))
+        run.output.say(summary(figures))
         return 0
-    await _until_end(stage)
+    await _until_end(run)
     return FAILED
 
 
-async def _tell_of_leaving(stage: Stage) -> None:
-    """A guest that a monitor has moved leaves a machine behind, which somebody should know."""
-    control, output = stage.control, stage.output
+async def _report_outgoing(run: MachineRun) -> None:
+    """A guest that a monitor's client has migrated leaves a machine behind, which somebody should know."""
+    control = run.control
     machine = await control.wait_guest()
     while True:
         if (await machine.wait()).kind != "moved":
             return
-        if control.migration is stage.own_migration:
+        if control.outgoing.migration is run.own_migration:
             await control.wait_taken_back()
             continue
         try:
-            figures = await control.migration_ended()
-        except OutcomeUnknown as error:
-            output.say(f"kvmmig: {error}")
-            await _ask_operator(stage)
+            figures = await control.outgoing.wait()
+        except KvmmigError as error:
+            run.say(str(error))
+            await _ask_operator(run)
+            run.say("the guest goes on running here")
         else:
-            output.say(
-                f"kvmmig: the guest has moved to {figures.peer}; what is left of it here answers until "
+            run.say(
+                f"the guest has moved to {figures.peer}; what is left of it here answers until "
                 f'"kvmmig quit {control.name}", or Ctrl-C'
             )
             await control.wait_taken_back()
 
 
-async def _ask_operator(stage: Stage) -> None:
-    """Keep the guest, stopped, until somebody says that it does not run on the other side."""
-    control = stage.control
+async def _ask_operator(run: MachineRun) -> None:
+    """Keep a guest that was handed over until somebody says that it does not run on the other side."""
+    control = run.control
+    if control.machine is None or control.machine.state is not State.MOVED:
+        return
     with trio.open_signal_receiver(signal.SIGUSR1) as signals:
-        stage.output.say(
-            f"kvmmig: if it does not run there, kill -USR1 {os.getpid()} lets it go on here, as "
+        run.say(
+            f"if it does not run there, kill -USR1 {os.getpid()} lets it go on here, as "
             f'"kvmmig resume {control.name} --force" does; if it does, Ctrl-C ends what is left of it here'
         )
         async with trio.open_nursery() as nursery:
 
             async def obey() -> None:
                 async for _ in signals:
-                    await control.take_back()
+                    with suppress(WrongState):  # somebody else was faster
+                        await control.take_back()
 
             nursery.start_soon(obey)
             await control.wait_taken_back()
             nursery.cancel_scope.cancel()
-    stage.output.say("kvmmig: the guest goes on running here")
 
 
-def _exit_status(outcome: Outcome, output: Output) -> int:
+def _exit_status(run: MachineRun, outcome: Outcome) -> int:
     """What the command says, and exits with, when the machine's life has ended so."""
     ending = outcome.ending
     if ending is None:
@@ -246,10 +268,10 @@ def _exit_status(outcome: Outcome, output: Output) -> int:
         case "exit":
             return ending.status
         case "crash":
-            output.say(f"kvmmig: the guest crashed\n{ending.report}")
+            run.say(f"the guest crashed\n{ending.report}")
             return CRASHED
         case "moved":
             return 0
-        case "reset" | "stopped":
-            output.say(f"kvmmig: the guest ended: {ending}")
+        case "reset" | "ended":
+            run.say(f"the guest ended: {ending}")
             return 0

@@ -29,7 +29,7 @@ _SOCKET, _CONSOLE, _LOG, _LOCK = ".sock", ".console", ".log", ".lock"
 
 
 class RuntimeDirectoryUnusable(KvmmigError):
-    """There is no place for the sockets of machines."""
+    """There is no directory for the sockets of machines."""
 
 
 class NameTaken(KvmmigError):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 import trio
 
+from kvmmig.cli.forced_exit import ForcedExit
 from kvmmig.cli.output import Output
 from kvmmig.cli.terminal import Keyboard
 from kvmmig.errors import MachineError
@@ -24,18 +25,24 @@ class SerialPort:
 
 
 @asynccontextmanager
-async def open_serial(path: str, *, alone: bool = False) -> AsyncIterator[SerialPort]:
+async def open_serial(
+    path: str, *, forced_exit: ForcedExit, alone: bool = False
+) -> AsyncIterator[SerialPort]:
     """``-`` is standard output and input; of a process that is ``alone`` (detached) nobody types there.
 
     Raises `MachineError` for a path that can't be opened or written.
 
-    The terminal's modes are the guest's inside the block, and restored whatever happens.
+    The terminal's modes are the guest's inside the block, and restored whatever happens, before a forced exit
+    too.
     """
     output, keyboard = await _ends(path)
     if alone and path == "-":
         keyboard = None
     async with output:
-        with keyboard.modes() if keyboard else nullcontext():
+        with ExitStack() as stack:
+            if keyboard:
+                stack.enter_context(keyboard.modes())
+                stack.enter_context(forced_exit.before(keyboard.restore))
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(output.watch)
                 if keyboard:

@@ -99,13 +99,13 @@ def change(name: str, pairs: Sequence[tuple[str, str]]) -> int:
     if parameters:
         commands.insert(0, ("migrate-set-parameters", parameters))
 
-    async def tell() -> int:
+    async def execute() -> int:
         async with machine(name) as client:
             for command, arguments in commands:
                 await client.execute(command, arguments)
         return 0
 
-    return run_to_end(tell)
+    return run_to_end(execute)
 
 
 def show(name: str) -> int:

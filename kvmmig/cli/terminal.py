@@ -35,7 +35,7 @@ class Keyboard:
         try:
             yield
         finally:
-            self._restore()
+            self.restore()
 
     async def feed(self, feed: Callable[[bytes], Awaitable[None]]) -> None:
         """Hand on what is typed, until there is no more of it. A cancel may lose the last of it."""
@@ -64,7 +64,7 @@ class Keyboard:
         with trio.open_signal_receiver(signal.SIGTSTP, signal.SIGCONT) as signals:
             async for number in signals:
                 if number == signal.SIGTSTP:
-                    self._restore()
+                    self.restore()
                     os.kill(os.getpid(), signal.SIGSTOP)
                 else:
                     self._seize()
@@ -90,7 +90,8 @@ class Keyboard:
             modes[6][termios.VMIN], modes[6][termios.VTIME] = 1, 0
             termios.tcsetattr(self._fd, termios.TCSANOW, modes)
 
-    def _restore(self) -> None:
+    def restore(self) -> None:
+        """Give a terminal its own modes back. Idempotent; any thread may do it."""
         found, self._found = self._found, None
         # In the background the shell has its own modes there, and will see to ours.
         if found is not None and self._ours():

@@ -5,18 +5,22 @@ from __future__ import annotations
 from kvmmig.machine.boot import Entry, Program
 from kvmmig.machine.config import MachineConfig, MachineDescription
 from kvmmig.machine.cpu import Ending
+from kvmmig.machine.dirty import DirtyTracker
 from kvmmig.machine.machine import Machine, State
 from kvmmig.machine.memory import PAGE_SIZE, GuestMemory
+from kvmmig.machine.pageset import PageSet
 from kvmmig.machine.state import StateSection
 
 __all__ = [
     "PAGE_SIZE",
+    "DirtyTracker",
     "Ending",
     "Entry",
     "GuestMemory",
     "Machine",
     "MachineConfig",
     "MachineDescription",
+    "PageSet",
     "Program",
     "State",
     "StateSection",

@@ -38,10 +38,10 @@ class Ending:
     """How a guest ended.
 
     ``exit``: by itself, with ``status``. ``reset``: it asked for a reset, and there is none here. ``crash``:
-    ``report`` is a block of text for people. ``stopped``: by command. ``moved``: it lives elsewhere now.
+    ``report`` is a block of text for people. ``ended``: by command. ``moved``: it lives elsewhere now.
     """
 
-    kind: Literal["exit", "reset", "crash", "stopped", "moved"]
+    kind: Literal["exit", "reset", "crash", "ended", "moved"]
     status: int = 0
     report: str = ""
 
@@ -50,7 +50,7 @@ class Ending:
             "exit": f"it exited with status {self.status}",
             "reset": "it asked for a reset",
             "crash": "it crashed",
-            "stopped": "it was stopped",
+            "ended": "it was ended",
             "moved": "it has moved away",
         }
         return words[self.kind]

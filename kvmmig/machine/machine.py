@@ -39,12 +39,12 @@ class State(StrEnum):
 # What each command does in each state; where there is no entry it is refused. What a guest does by itself is
 # the one other way to change state: RUNNING -> ENDED.
 #
-#                 start, resume             stop
+#                 start, resume             end
 #     CREATED ---------------> RUNNING -----------> ENDED --> CLOSED    close works everywhere
 #                    pause |   ^   ^                  ^
 #                          v   | resume               |
 #                         PAUSED   | resume by force  |
-#               mark_moved |       |                  | stop, from everywhere
+#               mark_moved |       |                  | end, from everywhere
 #                          v       |                  |
 #                         MOVED ---+------------------+
 _COMMANDS: Mapping[str, Mapping[State, State]] = {
@@ -58,7 +58,7 @@ _COMMANDS: Mapping[str, Mapping[State, State]] = {
     "feed": {state: state for state in (State.CREATED, State.RUNNING, State.PAUSED)},
     "capture": {State.PAUSED: State.PAUSED},
     "mark moved": dict.fromkeys((State.PAUSED, State.MOVED), State.MOVED),
-    "stop": {
+    "end": {
         **dict.fromkeys((State.CREATED, State.RUNNING, State.PAUSED, State.MOVED, State.ENDED), State.ENDED),
         State.CLOSED: State.CLOSED,
     },
@@ -221,7 +221,7 @@ class Machine:
 
         A guest that runs goes on running, from its start; a paused one stays paused. Takes as long as zeroing
         the memory, which a cancel waits for. Raises `WrongState` for a guest that came with captured state:
-        its program is not here. After any other error the guest is paused, and fit only to be stopped. Not to
+        its program is not here. After any other error the guest is paused, and fit only to be ended. Not to
         be used while a migration runs, which would miss what is zeroed.
         """
         async with self._lock:
@@ -250,16 +250,16 @@ class Machine:
         if before is State.RUNNING:
             self._run("resume")
 
-    async def stop(self) -> None:
+    async def end(self) -> None:
         """End the guest, and its vCPUs' threads with it. Its memory and registers can still be looked at."""
         async with self._lock:
-            after = self._check("stop")
+            after = self._check("end")
             with trio.CancelScope(shield=True):
                 await self._park()
                 self._note_end()
                 await self._in_thread(self._board.end_threads)
             self._go_to(after)
-            self._set_ending(Ending("stopped"))
+            self._set_ending(Ending("ended"))
 
     def mark_moved(self) -> None:
         """The other side has the guest now: it never runs here by itself again. For a migration's "go"."""
@@ -320,7 +320,7 @@ class Machine:
             finally:
                 self._note_end()
                 self._go_to(after)
-                self._set_ending(Ending("stopped"))
+                self._set_ending(Ending("ended"))
 
     def _check(self, command: str) -> State:
         """The state that a command leads to. Raises `WrongState`."""

@@ -29,7 +29,8 @@ from kvmmig.migration.background import background
 from kvmmig.migration.policy import Limits
 from kvmmig.migration.stall_meter import Durations, StallMeter
 from kvmmig.transport import Transport, TransportURI, transport_for
-from kvmmig.transport.guard import GuardedChannel, listening, supervised
+from kvmmig.transport.guard import GuardedChannel
+from kvmmig.transport.supervision import listening, supervised
 
 T = TypeVar("T")
 
@@ -84,6 +85,7 @@ class IncomingMigration:
         self._encoder = stream.Encoder(stream.Direction.BACKWARDS)
         self._cursor = stream.Cursor()
         self._meter = StallMeter()
+        self._gone = trio.Event()  # all has been said to the source
         #: Who sends it; empty before it is connected.
         self.peer = ""
         #: What the user should know although it is no error.
@@ -113,8 +115,8 @@ class IncomingMigration:
         Raises `ConnectFailed` where nobody can connect, `StreamError` for bytes that are no whole stream,
         `StateMismatch` for a guest that can't live here, `MigrationError` where the source gave up,
         `ChannelBroken` where the channel broke. After any of them, and after a cancel, nothing is left here,
-        and a source that can listen has been told why. When the guest runs its channel is closed, and nothing
-        that the channel does can end the guest.
+        and a source that can listen has been told why. The source hears that the guest runs, and the channel is
+        closed, while it runs already: nothing that the channel does can end it.
         """
         async with AsyncExitStack() as stack:
             strays = self._strays
@@ -132,6 +134,7 @@ class IncomingMigration:
                     self._channel.abort()
                     raise
             yield machine
+            await self._gone.wait()
 
     async def _connect(self, stack: AsyncExitStack, strays: trio.Nursery) -> None:
         async with listening(self._transport, strays) as listener:
@@ -143,7 +146,7 @@ class IncomingMigration:
             self._on_connected()
 
     async def _receive(self, stack: AsyncExitStack, strays: trio.Nursery) -> Machine:
-        hello = await self._work(strays, self._hello)
+        hello = await self._hello(strays)
         started = perf_counter()
         description = MachineDescription.decode(bytes(hello.machine))
         if hello.n_pages * stream.PAGE_SIZE != description.memory:
@@ -167,10 +170,7 @@ class IncomingMigration:
         self.total_time = perf_counter() - started
         if self._on_here is not None:
             self._on_here(machine)
-        # The guest runs here now, whatever becomes of the channel.
-        with trio.move_on_after(_GOODBYE), contextlib.suppress(TransportError):
-            await self._work(strays, self._goodbye)
-        self._channel.abort()
+        strays.start_soon(self._say_goodbye, strays)
         return machine
 
     async def _work(self, strays: trio.Nursery, call: Callable[[], Awaitable[T]]) -> T:
@@ -185,14 +185,21 @@ class IncomingMigration:
         if not self._channel.two_way and await self._channel.receive_some(memoryview(bytearray(1))):
             raise StreamError(f"the stream goes on behind its end at byte {self.received_bytes}")
 
+    async def _say_goodbye(self, strays: trio.Nursery) -> None:
+        """The guest runs here now, whatever becomes of the channel."""
+        with trio.move_on_after(_GOODBYE), contextlib.suppress(TransportError):
+            await self._work(strays, self._goodbye)
+        self._channel.abort()
+        self._gone.set()
+
     async def _goodbye(self) -> None:
         if self._channel.two_way:
             await self._send(self._encoder.signal(stream.Kind.RUNNING))
         await self._channel.aclose()
 
-    async def _hello(self) -> stream.Hello:
+    async def _hello(self, strays: trio.Nursery) -> stream.Hello:
         with trio.move_on_after(self._limits.setup_timeout):
-            event = await self._event()
+            event = await self._work(strays, self._event)
             assert isinstance(event, stream.Hello)  # the decoder lets nothing else come first
             return event
         raise MigrationError(f"{self._channel.peer} sent no hello within {self._limits.setup_timeout:g} s")

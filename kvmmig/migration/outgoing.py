@@ -51,8 +51,9 @@ from kvmmig.migration.report import MigrationStatistics
 from kvmmig.migration.steps import because
 from kvmmig.migration.undo import Undo
 from kvmmig.transport import Knob, Transport, transport_for
-from kvmmig.transport.guard import GuardedChannel, connected, supervised
+from kvmmig.transport.guard import GuardedChannel
 from kvmmig.transport.phases import collecting
+from kvmmig.transport.supervision import connected, supervised
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -274,7 +275,7 @@ class OutgoingMigration:
             self._channel = channel
             stores = self._transport.stores
             await self._beside_the_peer(
-                channel, lambda: self._precopy.hand_over(channel, peer, undo, stores=stores)
+                strays, channel, lambda: self._precopy.hand_over(channel, peer, undo, stores=stores)
             )
 
     @asynccontextmanager
@@ -292,7 +293,9 @@ class OutgoingMigration:
             self._tell_listeners()
             yield channel
 
-    async def _beside_the_peer(self, channel: GuardedChannel, work: Callable[[], Awaitable[None]]) -> None:
+    async def _beside_the_peer(
+        self, strays: trio.Nursery, channel: GuardedChannel, work: Callable[[], Awaitable[None]]
+    ) -> None:
         """Do ``work`` while the other side is listened to, which may end it."""
         failures: list[KvmmigError] = []
 
@@ -318,7 +321,8 @@ class OutgoingMigration:
 
         async with trio.open_nursery() as nursery:
             if channel.two_way:
-                nursery.start_soon(attempt, lambda: self._peer.listen(channel))
+                listen = partial(self._peer.listen, channel)
+                nursery.start_soon(attempt, partial(supervised, listen, strays))
             nursery.start_soon(attempt, last_words_too)
 
         refusals = [failure for failure in failures if isinstance(failure, MigrationRefused)]

@@ -41,6 +41,7 @@ class Sender:
         self._limits = limits
         self._bucket = bucket
         self._most = channel.call_size
+        channel.send_bound = limits.step
 
     async def __call__(
         self, more: Callable[[], Awaitable[bool]] = _nothing, *, enough: Callable[[], bool] = lambda: False

@@ -1,4 +1,4 @@
-"""The monitor: a machine's QMP server, and a client for it.
+"""One machine under control, and QEMU's commands for it, which any QMP client may give.
 
 The public names, imported when they are first used.
 """
@@ -9,22 +9,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kvmmig.qmp.client import Event as Event
-    from kvmmig.qmp.client import QMPClient as QMPClient
-    from kvmmig.qmp.messages import QMPError as QMPError
-    from kvmmig.qmp.server import MonitorServer as MonitorServer
-    from kvmmig.qmp.session import Session as Session
-    from kvmmig.qmp.table import Arguments as Arguments
-    from kvmmig.qmp.table import CommandTable as CommandTable
+    from kvmmig.monitor.commands import commands_for as commands_for
+    from kvmmig.monitor.control import MachineControl as MachineControl
+    from kvmmig.monitor.control import Outcome as Outcome
+    from kvmmig.monitor.dirty_rate import DirtyRate as DirtyRate
+    from kvmmig.monitor.incoming import Incoming as Incoming
+    from kvmmig.monitor.monitor import Monitor as Monitor
+    from kvmmig.monitor.outgoing import Outgoing as Outgoing
+    from kvmmig.monitor.parameters import MigrationSettings as MigrationSettings
 
 _HOMES = {
-    "Arguments": "kvmmig.qmp.table",
-    "CommandTable": "kvmmig.qmp.table",
-    "Event": "kvmmig.qmp.client",
-    "MonitorServer": "kvmmig.qmp.server",
-    "QMPClient": "kvmmig.qmp.client",
-    "QMPError": "kvmmig.qmp.messages",
-    "Session": "kvmmig.qmp.session",
+    "DirtyRate": "kvmmig.monitor.dirty_rate",
+    "Incoming": "kvmmig.monitor.incoming",
+    "MachineControl": "kvmmig.monitor.control",
+    "MigrationSettings": "kvmmig.monitor.parameters",
+    "Monitor": "kvmmig.monitor.monitor",
+    "Outcome": "kvmmig.monitor.control",
+    "Outgoing": "kvmmig.monitor.outgoing",
+    "commands_for": "kvmmig.monitor.commands",
 }
 __all__ = list(_HOMES)
 

@@ -1,4 +1,4 @@
-"""All commands for one machine: what a `MonitorServer` serves."""
+"""All commands for one machine: what a `QMPServer` serves."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from kvmmig.monitor.commands_machine import add_machine_commands
 from kvmmig.monitor.commands_migration import add_migration_commands
 from kvmmig.monitor.commands_own import add_own_commands
 from kvmmig.monitor.control import MachineControl
-from kvmmig.qmp.table import CommandTable
+from kvmmig.qmp import CommandTable
 
 
 def commands_for(control: MachineControl) -> CommandTable:

@@ -8,9 +8,7 @@ import msgspec
 
 import kvmmig
 from kvmmig.monitor.control import MachineControl
-from kvmmig.qmp.messages import Arguments, NoArguments, QMPError, version_info
-from kvmmig.qmp.session import Session
-from kvmmig.qmp.table import CommandTable
+from kvmmig.qmp import Arguments, CommandTable, NoArguments, QMPError, Session, version_info
 
 _MIB = 1 << 20
 #: What QEMU allows for calc-time, in milliseconds: more than 0, and at most a minute.
@@ -32,7 +30,7 @@ def add_machine_commands(table: CommandTable, control: MachineControl) -> None:
 
     @table.command("query-version")
     async def query_version(session: Session, arguments: NoArguments) -> object:
-        return version_info(kvmmig.__version__)
+        return version_info(f"kvmmig {kvmmig.__version__}")
 
     @table.command("query-name")
     async def query_name(session: Session, arguments: NoArguments) -> object:
@@ -68,11 +66,11 @@ def add_machine_commands(table: CommandTable, control: MachineControl) -> None:
 
     @table.command("stop")
     async def stop(session: Session, arguments: NoArguments) -> None:
-        await control.stop()
+        await control.pause()
 
     @table.command("cont")
     async def cont(session: Session, arguments: NoArguments) -> None:
-        await control.cont()
+        await control.resume()
 
     @table.command("system_reset")
     async def system_reset(session: Session, arguments: NoArguments) -> None:
@@ -89,8 +87,8 @@ def add_machine_commands(table: CommandTable, control: MachineControl) -> None:
         milliseconds = arguments.calc_time * (1000 if arguments.calc_time_unit == "second" else 1)
         if milliseconds > _LONGEST_MEASUREMENT:
             raise QMPError("Parameter 'calc-time' expects at most a minute")
-        await control.loaded()
-        control.measure_dirty_rate(milliseconds / 1000)
+        await control.settled()
+        control.dirty_rate.begin(milliseconds / 1000)
 
     @table.command("query-dirty-rate", QueryDirtyRateArguments)
     async def query_dirty_rate(session: Session, arguments: QueryDirtyRateArguments) -> object:

@@ -7,12 +7,10 @@ from typing import Literal
 import msgspec
 
 from kvmmig.monitor.control import MachineControl
-from kvmmig.qmp.messages import Arguments, NoArguments, QMPError
 from kvmmig.monitor.parameters import ParameterChanges
 from kvmmig.monitor.replies import migration_info
-from kvmmig.qmp.session import Session
-from kvmmig.qmp.table import CommandTable
 from kvmmig.monitor.targets import Channels, find_target
+from kvmmig.qmp import Arguments, CommandTable, NoArguments, QMPError, Session
 
 
 class MigrateArguments(Arguments, frozen=True):
@@ -48,33 +46,33 @@ def add_migration_commands(table: CommandTable, control: MachineControl) -> None
     async def migrate(session: Session, arguments: MigrateArguments) -> None:
         if arguments.resume:
             raise QMPError("there is no paused post-copy migration to resume: post-copy does not exist here")
-        await control.loaded()
-        control.check_can_migrate()
+        await control.settled()
+        control.outgoing.check()
         target = await find_target(session, arguments.uri, arguments.channels)
-        control.migrate(target.transport, on_end=target.done)
+        control.outgoing.begin(target.transport, on_end=target.done)
         target.take(session)
 
     @table.command("migrate_cancel")
     async def migrate_cancel(session: Session, arguments: NoArguments) -> None:
-        control.cancel()
+        control.outgoing.cancel()
 
     @table.command("migrate-continue", ContinueArguments)
     async def migrate_continue(session: Session, arguments: ContinueArguments) -> None:
-        status = control.migration_status
+        status, migration = control.outgoing.status, control.outgoing.migration
         if arguments.state != status:
             raise QMPError(f"Migration not in expected state: {status or 'none'}")
-        if status != "pre-switchover" or control.migration is None:
+        if status != "pre-switchover" or migration is None:
             raise QMPError(f"a migration does not wait in the state '{status}'; only in 'pre-switchover'")
-        control.migration.proceed()
+        migration.proceed()
 
     @table.command("migrate-incoming", IncomingArguments)
     async def migrate_incoming(session: Session, arguments: IncomingArguments) -> None:
-        await control.loaded()
+        await control.settled()
         if control.run_state() != "inmigrate":
             raise QMPError("'--incoming' was not specified on the command line, so no guest can arrive here")
-        control.check_can_arrive()
+        control.incoming.check()
         target = await find_target(session, arguments.uri, arguments.channels)
-        await control.incoming(target.transport, exit_on_error=arguments.exit_on_error)
+        await control.incoming.listen(target.transport, exit_on_error=arguments.exit_on_error)
         target.take(session)
 
     @table.command("query-migrate")
@@ -91,7 +89,7 @@ def add_migration_commands(table: CommandTable, control: MachineControl) -> None
 
     @table.command("migrate-set-capabilities", CapabilitiesArguments)
     async def migrate_set_capabilities(session: Session, arguments: CapabilitiesArguments) -> None:
-        if control.migrating:
+        if control.outgoing.active:
             raise QMPError("There's a migration process in progress")
         control.settings.set_capabilities([(one.capability, one.state) for one in arguments.capabilities])
 

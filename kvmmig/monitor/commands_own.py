@@ -10,11 +10,9 @@ import msgspec
 
 import kvmmig
 from kvmmig.monitor.control import MachineControl
-from kvmmig.qmp.messages import Arguments, NoArguments, QMPError
 from kvmmig.monitor.policies import POLICIES, PolicyChoice
 from kvmmig.monitor.replies import migration_figures, page_map
-from kvmmig.qmp.session import Session
-from kvmmig.qmp.table import CommandTable
+from kvmmig.qmp import Arguments, CommandTable, NoArguments, QMPError, Session
 
 _MOST_BLOCKS = 65536
 
@@ -78,14 +76,16 @@ def add_own_commands(table: CommandTable, control: MachineControl) -> None:
 
     @table.command("x-kvmmig-query-knobs")
     async def query_knobs(session: Session, arguments: NoArguments) -> object:
-        knobs = control.migration.knobs() if control.migration is not None and control.migrating else {}
-        return [{"name": name, "value": value} for name, value in knobs.items()]
+        migration = control.outgoing.migration
+        knobs = migration.knobs if migration is not None and control.outgoing.active else {}
+        return [{"name": name, "value": knob.value()} for name, knob in knobs.items()]
 
     @table.command("x-kvmmig-set-knob", SetKnobArguments)
     async def set_knob(session: Session, arguments: SetKnobArguments) -> None:
-        if control.migration is None or not control.migrating:
+        migration = control.outgoing.migration
+        if migration is None or not control.outgoing.active:
             raise QMPError("no migration is running, so there is no knob to turn")
-        control.migration.turn(arguments.name, arguments.value)
+        migration.turn(arguments.name, arguments.value)
 
     @table.command("x-kvmmig-take-back")
     async def take_back(session: Session, arguments: NoArguments) -> None:
@@ -100,8 +100,8 @@ def describe(control: MachineControl) -> dict[str, object]:
         "version": kvmmig.__version__,
         "status": control.run_state(),
     }
-    if control.arrival is not None:
-        described["incoming"] = control.arrival.uri
+    if control.incoming.uri is not None:
+        described["incoming"] = str(control.incoming.uri)
     machine = control.machine
     if machine is not None:
         described |= {

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Literal, TypeAlias
 
 import trio
 
-from kvmmig.machine import Machine
+from kvmmig.errors import KvmmigError, WrongState
+from kvmmig.machine import PAGE_SIZE, Machine
 from kvmmig.machine.dirty import DirtyTracker
-from kvmmig.machine.memory import PAGE_SIZE
 from kvmmig.machine.pageset import PageSet
+from kvmmig.monitor.life import Life
 
 DirtyRateStatus: TypeAlias = Literal["unstarted", "measuring", "measured"]
+_log = logging.getLogger(__name__)
 
 
 class DirtyRate:
-    """One measurement at a time, and the last one's result.
+    """One measurement at a time, and the last one's result. See `MachineControl.dirty_rate`.
 
     Pages that were written, however often, divided by the time: a page that is written twice counts once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, life: Life, nursery: trio.Nursery) -> None:
+        """Use `MachineControl.dirty_rate`."""
         self.status: DirtyRateStatus = "unstarted"
         #: Seconds, as it was asked for.
         self.calc_time = 1.0
@@ -29,50 +33,60 @@ class DirtyRate:
         self.start_time = 0.0
         #: Bytes a second, once it is measured.
         self.rate: float | None = None
+        self._life = life
+        self._nursery = nursery
+        # Its own: a migration waits for `end`, and others may have lost their threads to a dead disk.
+        self._limiter = trio.CapacityLimiter(1)
         self._scope = trio.CancelScope()
         self._idle = trio.Event()
         self._idle.set()
 
-    def begin(self, calc_time: float) -> None:
-        """A measurement of so many seconds is to `run`; whoever asks sees it from now on."""
+    def begin(self, seconds: float) -> None:
+        """Begin to measure, in the background. A migration or a reset that begins meanwhile ends it.
+
+        Raises `WrongState` while another measurement, or a migration, is running.
+        """
+        machine = self._life.guest("measure")
+        if self.status == "measuring":
+            raise WrongState("the dirty rate is being measured already; wait until query-dirty-rate has it")
         self.status = "measuring"
-        self.calc_time = calc_time
+        self.calc_time = seconds
         self.start_time = time.clock_gettime(time.CLOCK_BOOTTIME)
         self.rate = None
         self._scope = trio.CancelScope()
         self._idle = trio.Event()
-
-    async def run(self, machine: Machine) -> None:
-        """Measure. After a cancel, and after `end`, the dirty log is off and there is no result.
-
-        Raises `KvmError`.
-        """
-        try:
-            with self._scope:
-                self.rate = await self._measure(machine)
-        finally:
-            self.status = "unstarted" if self.rate is None else "measured"
-            self._idle.set()
+        self._nursery.start_soon(self._run, machine)
 
     async def end(self) -> None:
         """Give a measurement up, and wait until the dirty log is off: it belongs to one at a time."""
         self._scope.cancel()
         await self._idle.wait()
 
+    async def _run(self, machine: Machine) -> None:
+        """After a cancel, and after `end`, the dirty log is off and there is no result."""
+        try:
+            with self._scope:
+                self.rate = await self._measure(machine)
+        except KvmmigError as error:
+            _log.warning("the dirty rate can't be measured: %s", error)
+        finally:
+            self.status = "unstarted" if self.rate is None else "measured"
+            self._idle.set()
+
     async def _measure(self, machine: Machine) -> float:
         tracker = machine.dirty_tracker()
         pages = PageSet(machine.memory.n_pages)
         try:
             # The first one finds all pages, and begins.
-            await trio.to_thread.run_sync(_start, tracker, pages)
+            await trio.to_thread.run_sync(_start, tracker, pages, limiter=self._limiter)
             begin = trio.current_time()
             await trio.sleep(self.calc_time)
             pages.clear()
-            written = await trio.to_thread.run_sync(tracker.collect, pages)
+            written = await trio.to_thread.run_sync(tracker.collect, pages, limiter=self._limiter)
             return written * PAGE_SIZE / (trio.current_time() - begin)
         finally:
             with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(tracker.stop)
+                await trio.to_thread.run_sync(tracker.stop, limiter=self._limiter)
 
 
 def _start(tracker: DirtyTracker, pages: PageSet) -> None:

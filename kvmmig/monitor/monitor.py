@@ -7,19 +7,23 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from types import TracebackType
 from typing import Self
-from weakref import WeakKeyDictionary
+
+import trio
 
 import kvmmig
-from kvmmig.errors import KvmmigError, MigrationError, WrongState
+from kvmmig.errors import KvmmigError, MigrationError
 from kvmmig.machine import Machine
-from kvmmig.qmp.address import parse_address
+from kvmmig.migration.background import background
+from kvmmig.migration.policy import Limits, Policy
+from kvmmig.migration.report import MigrationStatistics
 from kvmmig.monitor.commands import commands_for
 from kvmmig.monitor.control import MachineControl
-from kvmmig.monitor.nursery import background
-from kvmmig.qmp.server import MonitorServer
+from kvmmig.qmp import QMPServer
+from kvmmig.qmp.address import parse_address
+from kvmmig.transport import Transport, TransportURI, transport_for
+from kvmmig.units import parse_bandwidth
 
 _log = logging.getLogger("kvmmig.monitor")
-_controls: WeakKeyDictionary[Machine, MachineControl] = WeakKeyDictionary()
 
 
 class Monitor:
@@ -32,11 +36,10 @@ class Monitor:
     ...             print(await client.execute("query-status"))
     {'status': 'running', 'running': True}
 
-    Its clients may do all that `docs/monitor.md` lists; ``quit`` stops the guest, and leaves it to the
-    program to end. A migration by `kvmmig.migrate` is seen and may be cancelled by them. They are told of
-    pauses and starts that come from them, from migrations, and from `control`; a program that calls
-    `Machine.pause` itself tells nobody. A migration that they have begun is cancelled at the end of the
-    block.
+    Its clients may do all that `docs/monitor.md` lists; ``quit`` ends the guest, and leaves it to the program
+    to end. They see a migration by `migrate`, and may cancel it; of one by `kvmmig.migrate` they know
+    nothing. They are told whenever the guest pauses or runs, whoever had it do so. A migration that they have
+    begun is cancelled at the end of the block.
     """
 
     def __init__(self, machine: Machine | MachineControl, *addresses: str) -> None:
@@ -50,7 +53,7 @@ class Monitor:
         self.control: MachineControl
 
     async def __aenter__(self) -> Self:
-        """Listen. Raises `ConnectFailed`, and `WrongState` where the machine has a monitor already."""
+        """Listen. Raises `ConnectFailed`."""
         self._serving = self._serve()
         await self._serving.__aenter__()
         return self
@@ -63,20 +66,44 @@ class Monitor:
     ) -> None:
         await self._serving.__aexit__(kind, error, traceback)
 
+    async def migrate(
+        self,
+        to: str | TransportURI | Transport,
+        *,
+        policy: Policy | None = None,
+        limits: Limits | None = None,
+        bandwidth: float | str | None = None,
+    ) -> MigrationStatistics:
+        """Move the guest as `kvmmig.migrate` does, by a migration that its clients see and may cancel.
+
+        What is not said here is as they have set it. Raises as `kvmmig.migrate` does, and `WrongState` while
+        another migration runs that was begun here or by them. A cancel cancels the migration.
+        """
+        rate = parse_bandwidth(bandwidth)
+        transport = to if isinstance(to, Transport) else await trio.to_thread.run_sync(transport_for, to)
+        outgoing = self.control.outgoing
+        migration = outgoing.begin(transport, policy=policy, limits=limits)
+        if rate is not None:
+            migration.set_bandwidth(rate)
+        try:
+            return await outgoing.wait()
+        except trio.Cancelled:
+            with suppress(
+                MigrationError
+            ):  # the guest has been handed over: nothing to cancel, or to wait for
+                outgoing.cancel("it was cancelled by the program that began it")
+                with trio.CancelScope(shield=True), suppress(KvmmigError):
+                    await outgoing.wait()
+            raise
+
     @asynccontextmanager
     async def _serve(self) -> AsyncIterator[None]:
         async with _control_of(self._machine) as self.control, background() as nursery:
-            server = MonitorServer(
-                commands_for(self.control), version=kvmmig.__version__, notices=_log.warning
-            )
+            version = f"kvmmig {kvmmig.__version__}"
+            server = QMPServer(commands_for(self.control), version=version, notices=_log.warning)
             self.control.subscribe(server.emit)
             self.addresses = tuple([await nursery.start(server.serve, one) for one in self._wanted])
             yield
-
-
-def control_over(machine: Machine) -> MachineControl | None:
-    """What a `Monitor` controls this machine by; None where there is none."""
-    return _controls.get(machine)
 
 
 @asynccontextmanager
@@ -84,25 +111,17 @@ async def _control_of(machine: Machine | MachineControl) -> AsyncIterator[Machin
     if isinstance(machine, MachineControl):
         yield machine
         return
-    if machine in _controls:  # two that know nothing of each other could both migrate it
-        raise WrongState(
-            f"the machine {machine.config.name!r} has a monitor already; give that one all addresses"
-        )
     async with MachineControl.open(name=machine.config.name) as control, background() as nursery:
         control.adopt(machine)
-        _controls[machine] = control
-        try:
-            nursery.start_soon(_obey_quit, control, machine)
-            yield control
-        finally:
-            del _controls[machine]
+        nursery.start_soon(_obey_quit, control, machine)
+        yield control
 
 
 async def _obey_quit(control: MachineControl, machine: Machine) -> None:
     if (await control.wait()).ending is not None:
         return
     with suppress(MigrationError):  # the other side has the guest already
-        control.cancel("the machine was told to quit")
+        control.outgoing.cancel("the machine was told to quit")
     with suppress(KvmmigError):
-        await control.migration_ended()
-    await machine.stop()
+        await control.outgoing.wait()
+    await machine.end()

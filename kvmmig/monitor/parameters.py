@@ -14,8 +14,8 @@ from msgspec import UNSET, UnsetType
 
 from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.migration.policy import AutoConverge, DowntimeLimit, FirstOf, Limits, Policy
-from kvmmig.qmp.messages import Arguments, QMPError
 from kvmmig.monitor.policies import PolicyChoice
+from kvmmig.qmp import Arguments, QMPError
 
 #: The longest downtime limit that QEMU takes, in milliseconds: 2000 s.
 MAX_DOWNTIME_MS = 2_000_000

@@ -14,7 +14,7 @@ from kvmmig.migration.policy import (
     Policy,
     RateAdaptive,
 )
-from kvmmig.qmp.messages import QMPError
+from kvmmig.qmp import QMPError
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from kvmmig.machine.memory import PAGE_SIZE
-from kvmmig.migration.report import MigrationStatistics, Phase
-from kvmmig.monitor.arrival import Arrival
+from kvmmig.machine import PAGE_SIZE
+from kvmmig.migration.phases import Phase
+from kvmmig.migration.report import MigrationStatistics
 from kvmmig.monitor.control import MachineControl
+from kvmmig.monitor.incoming import Incoming
 from kvmmig.monitor.states import SWITCHING_OVER, MigrationStatus
 from kvmmig.monitor.targets import socket_address
+from kvmmig.transport import TransportURI
 
 #: Rounds, and events, that one reply has at most: making it holds the loop.
 _MOST = 200
@@ -20,11 +23,11 @@ _MOST = 200
 
 def migration_info(control: MachineControl) -> dict[str, Any]:
     """``query-migrate``'s reply, QEMU's ``MigrationInfo``: empty before there was any migration."""
-    status, migration = control.migration_status, control.migration
+    status, migration = control.outgoing.status, control.outgoing.migration
     if migration is not None and status is not None:
-        return _outgoing(status, migration.statistics(), control.migration_error)
-    if control.arrival is not None:
-        return _incoming(control.arrival)
+        return _outgoing(status, migration.statistics(), control.outgoing.error)
+    if control.incoming.uri is not None:
+        return _incoming(control.incoming, control.incoming.uri)
     return {}
 
 
@@ -51,7 +54,7 @@ def _ram(figures: MigrationStatistics) -> dict[str, Any]:
     rounds = figures.rounds
     last = rounds[-1] if rounds else None
     sends = figures.sent_pages + figures.zero_pages
-    begun = sends or figures.phase not in (Phase.SETUP, Phase.ROUNDS)  # all of it is owed until then
+    begun = sends or figures.phase not in (Phase.SETUP, Phase.ROUNDS)  # all of it is pending until then
     switching = figures.phase in SWITCHING_OVER or figures.phase in (Phase.DONE, Phase.UNKNOWN)
     before = sum(one.sent_bytes for one in rounds) if switching else figures.sent_bytes
     dirty_rate = figures.dirty_rate / PAGE_SIZE
@@ -80,13 +83,13 @@ def _ram(figures: MigrationStatistics) -> dict[str, Any]:
     }
 
 
-def _incoming(arrival: Arrival) -> dict[str, Any]:
-    info: dict[str, Any] = {"status": arrival.status}
-    address = socket_address(arrival.uri)
-    if arrival.status == "setup" and address is not None:
+def _incoming(incoming: Incoming, uri: TransportURI) -> dict[str, Any]:
+    info: dict[str, Any] = {"status": incoming.status}
+    address = socket_address(uri)
+    if incoming.status == "setup" and address is not None:
         info["socket-address"] = address
-    if arrival.error is not None:
-        info["error-desc"] = str(arrival.error)
+    if incoming.error:
+        info["error-desc"] = incoming.error
     return info
 
 
@@ -95,12 +98,13 @@ def migration_figures(control: MachineControl) -> dict[str, Any]:
 
     Empty before there was any migration.
     """
-    if control.migration is None:
+    migration = control.outgoing.migration
+    if migration is None:
         return {}
-    figures = control.migration.statistics()
+    figures = migration.statistics()
     newest = dataclasses.replace(figures, rounds=figures.rounds[-_MOST:], events=figures.events[-_MOST:])
     reply: dict[str, Any] = _kebab(newest)
-    return {"status": control.migration_status, **reply, "worst-stall": figures.worst_stall}
+    return {"status": control.outgoing.status, **reply, "worst-stall": figures.worst_stall}
 
 
 @cache
@@ -115,6 +119,8 @@ def _kebab(value: Any) -> Any:
         return value if math.isfinite(value) else None
     if isinstance(value, tuple | list):
         return [_kebab(item) for item in value]
+    if isinstance(value, Mapping):
+        return {name: _kebab(item) for name, item in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {name: _kebab(getattr(value, attribute)) for attribute, name in _names(type(value))}
     return value
@@ -122,9 +128,10 @@ def _kebab(value: Any) -> Any:
 
 def page_map(control: MachineControl, blocks: int) -> dict[str, Any] | None:
     """`PageMap` of the present or last migration; None before there was any."""
-    if control.migration is None:
+    migration = control.outgoing.migration
+    if migration is None:
         return None
-    reply: dict[str, Any] = _kebab(control.migration.page_map(blocks))
+    reply: dict[str, Any] = _kebab(migration.page_map(blocks))
     return reply
 
 

@@ -6,16 +6,14 @@ from typing import Literal, TypeAlias
 
 from kvmmig.machine import Machine, State
 from kvmmig.machine.cpu import Ending
-from kvmmig.migration.report import Phase
+from kvmmig.migration.phases import Phase
 
 MigrationStatus: TypeAlias = Literal[
     "setup", "active", "pre-switchover", "device", "completed", "failed", "cancelling", "cancelled"
 ]
 
 #: The migration holds the guest stopped: nobody else may start or stop it.
-SWITCHING_OVER = frozenset({Phase.PRE_SWITCHOVER, Phase.STOP, Phase.FINAL, Phase.COMMIT})
-#: The ways in which a migration ends.
-ENDS = frozenset({Phase.DONE, Phase.FAILED, Phase.CANCELLED, Phase.UNKNOWN})
+SWITCHING_OVER = frozenset({Phase.PRE_SWITCHOVER, Phase.STOP, Phase.FINAL, Phase.COMMIT, Phase.HANDED_OVER})
 
 _STATUS: dict[Phase, MigrationStatus] = {
     Phase.SETUP: "setup",
@@ -24,6 +22,7 @@ _STATUS: dict[Phase, MigrationStatus] = {
     Phase.STOP: "device",
     Phase.FINAL: "device",
     Phase.COMMIT: "device",
+    Phase.HANDED_OVER: "device",
     Phase.DONE: "completed",
     Phase.FAILED: "failed",
     Phase.CANCELLED: "cancelled",
@@ -37,7 +36,10 @@ def status_of(phase: Phase) -> MigrationStatus:
 
 
 def run_state(machine: Machine | None, *, incoming: bool, phase: Phase | None) -> str:
-    """What a machine does. ``incoming``: its guest comes by migration; ``phase``: of the migration away."""
+    """What a machine does.
+
+    ``incoming``: its guest comes, or came, by migration. ``phase``: of the migration away that runs.
+    """
     if machine is None:
         return "inmigrate" if incoming else "prelaunch"
     match machine.state:
@@ -49,7 +51,7 @@ def run_state(machine: Machine | None, *, incoming: bool, phase: Phase | None) -
             return "finish-migrate" if phase in SWITCHING_OVER else "paused"
         case State.MOVED:
             # "go" has been said. Whether that was heard is seen when the migration has ended.
-            return "postmigrate" if phase in ENDS else "finish-migrate"
+            return "postmigrate" if phase is None else "finish-migrate"
         case _:
             return "shutdown"
 

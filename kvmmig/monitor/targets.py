@@ -11,11 +11,10 @@ from typing import Annotated, Literal
 import msgspec
 import trio
 
-from kvmmig.errors import TransportError
-from kvmmig.transport.registry import transport_for
-from kvmmig.transport import Transport, TransportURI
-from kvmmig.qmp.messages import QMPError
-from kvmmig.qmp.session import Session
+from kvmmig.qmp import QMPError, Session
+from kvmmig.transport import Transport, TransportURI, transport_for
+
+_NO_OFFSET = "{where}: a saved guest begins at the beginning of its file here; leave the offset out"
 
 
 class _Address(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -31,19 +30,22 @@ class _Address(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     filename: str = ""
     offset: int = 0
 
-    def uri(self) -> str:
+    def uri(self) -> TransportURI:
+        """Raises `QMPError` for an address that there can't be."""
         match self.transport, self.type:
             case "socket", "inet":
                 host = f"[{self.host}]" if ":" in self.host else self.host
-                return f"tcp:{host}:{self.port}"
+                return TransportURI("tcp", f"{host}:{self.port}")
             case "socket", "unix":
-                return f"unix:{self.path}"
+                return TransportURI("unix", self.path)
             case "socket", "fd":
-                return f"fd:{self.str_}"
+                return TransportURI("fd", self.str_)
             case "exec", "":
-                return f"exec:{shlex.join(self.args)}"
+                return TransportURI("exec", shlex.join(self.args))
             case "file", "":
-                return f"file:{self.filename}" + (f",offset={self.offset}" if self.offset else "")
+                if self.offset:
+                    raise QMPError(_NO_OFFSET.format(where=self.filename))
+                return TransportURI("file", self.filename)
         raise QMPError(
             f"channels: an address of transport {self.transport!r} and type {self.type!r} is unknown"
         )
@@ -87,12 +89,13 @@ async def find_target(session: Session, uri: str | None, channels: list[Channel]
     """What ``uri``, or ``channels``, means for this client. Raises `QMPError`, `BadURI`, `TransportError`."""
     if (uri is None) == (channels is None):
         raise QMPError("give either 'uri' or 'channels', and not both")
-    text = uri if uri is not None else channels[0].addr.uri() if channels else ""
-    parsed = TransportURI.parse(text)
-    if parsed.scheme == "file" and ",offset=" in parsed.target:
-        raise QMPError(
-            f"{text!r}: a saved guest begins at the beginning of its file here; leave the offset out"
-        )
+    if uri is not None:
+        parsed = TransportURI.parse(uri)
+        if parsed.scheme == "file" and ",offset=" in parsed.target:
+            raise QMPError(_NO_OFFSET.format(where=uri))
+    else:
+        assert channels is not None
+        parsed = channels[0].addr.uri()
     fd, identity, name = None, (0, 0), parsed.target
     if parsed.scheme == "fd" and name and not name.isdecimal():
         fd = session.fds.get(name)
@@ -106,16 +109,12 @@ async def find_target(session: Session, uri: str | None, channels: list[Channel]
     return Target(transport, fd, name, identity)
 
 
-def socket_address(uri: str) -> list[dict[str, str]] | None:
+def socket_address(uri: TransportURI) -> list[dict[str, str]] | None:
     """Where somebody listens, as QEMU's ``socket-address``; None where that is no socket."""
-    try:
-        parsed = TransportURI.parse(uri)
-    except TransportError:
-        return None
-    match parsed.scheme:
+    match uri.scheme:
         case "tcp":
-            host, _, port = parsed.target.rpartition(":")
+            host, _, port = uri.target.rpartition(":")
             return [{"type": "inet", "host": host.strip("[]"), "port": port}]
         case "unix":
-            return [{"type": "unix", "path": parsed.target}]
+            return [{"type": "unix", "path": uri.target}]
     return None

@@ -1,4 +1,4 @@
-"""A small QMP client, for scripts and for the command line. It speaks to kvmmig's monitors, and to QEMU's."""
+"""A small QMP client, for scripts and for the command line. It speaks to QEMU's monitors too."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ class Connection:
         except KvmmigError as error:
             return encode_error(str(error), request_id=request_id)
         except Exception as error:
-            # A bug in one command must not end the machine: the guest is worth more than the command.
+            # A bug in one command must not end the process: what it looks after is worth more.
             _log.exception("a command of %s failed in a way that nobody has foreseen", self.session.peer)
             words = f"a bug in kvmmig: {type(error).__name__}: {error}"
             return encode_error(words, request_id=request_id)

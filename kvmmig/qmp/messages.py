@@ -59,9 +59,12 @@ class VersionInfo(msgspec.Struct, frozen=True):
 
 
 def version_info(version: str) -> VersionInfo:
-    """Of ``"0.4.1.dev2"``: 0, 4, 1 and all of it. The field is called "qemu" because clients look there."""
-    numbers = [int(number) for number in re.findall(r"[0-9]+", version)[:3]]
-    return VersionInfo(Version(*[*numbers, 0, 0, 0][:3]), f"kvmmig {version}")
+    """Of ``"kvmmig 0.4.1.dev2"``: 0, 4, 1 and all of it.
+
+    The field for the numbers is called "qemu" because clients look there.
+    """
+    numbers = [int(number) for number in re.findall(r"[0-9]+", version.rpartition(" ")[2])[:3]]
+    return VersionInfo(Version(*[*numbers, 0, 0, 0][:3]), version)
 
 
 class Request(msgspec.Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""The monitor's server: listens, greets, and tells every client what happens."""
+"""The server: listens, greets, and tells every client what happens."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _GONE = (errno.ECONNABORTED, errno.EPERM, errno.EPROTO)  # of one client only
 _PAUSE = 0.1  # seconds until there may be a descriptor again
 
 
-class MonitorServer:
+class QMPServer:
     """Serves one table of commands to any number of clients, each in a session of its own.
 
-    ``version`` is kvmmig's, for the greeting. ``notices`` is told in a sentence what whoever started the
-    monitor should know. A client that has taken nothing for ``stall_limit`` seconds while something waited
-    is dropped.
+    ``version`` is the program's name and version, for the greeting. ``notices`` is told in a sentence what
+    whoever started the server should know. A client that has taken nothing for ``stall_limit`` seconds while
+    something waited is dropped.
 
-    >>> server = MonitorServer(table, version="0.1.0")
+    >>> server = QMPServer(table, version="kvmmig 0.1.0")
     >>> address = await nursery.start(server.serve, "unix:/run/user/1000/kvmmig/a.sock")
     >>> server.emit("STOP")
     """

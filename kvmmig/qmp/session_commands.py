@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from kvmmig.qmp.messages import Arguments, NoArguments, QMPError
 from kvmmig.qmp.session import Session
-from kvmmig.qmp.table import Arguments, CommandTable, NoArguments, QMPError
+from kvmmig.qmp.table import CommandTable
 
 
 class CapabilitiesArguments(Arguments, frozen=True):

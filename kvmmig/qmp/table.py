@@ -1,4 +1,4 @@
-"""The commands of a monitor: a name, what its arguments must look like, and who carries it out.
+"""The commands of a server: a name, what its arguments must look like, and who carries it out.
 
 >>> table = CommandTable()
 >>> class MigrateArguments(Arguments, frozen=True):
@@ -16,10 +16,7 @@ from typing import Any, TypeVar, overload
 
 import msgspec
 
-from kvmmig.qmp.messages import Arguments as Arguments
-from kvmmig.qmp.messages import NoArguments as NoArguments
-from kvmmig.qmp.messages import QMPError as QMPError
-from kvmmig.qmp.messages import parse_error, shortened
+from kvmmig.qmp.messages import NoArguments, QMPError, parse_error, shortened
 from kvmmig.qmp.session import Session
 
 ArgsT = TypeVar("ArgsT", bound=msgspec.Struct)
@@ -38,7 +35,7 @@ class _Command:
 
 
 class CommandTable:
-    """Commands by name. It knows no sockets: `MonitorServer` serves it, and a test may call `execute`."""
+    """Commands by name. It knows no sockets: `QMPServer` serves it, and a test may call `execute`."""
 
     def __init__(self) -> None:
         self._commands: dict[str, _Command] = {}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 import trio
 
-from kvmmig.errors import BadURI, ChannelBroken, ChannelBusy, ChannelClosed, ConnectFailed
+from kvmmig.errors import BadURI, ChannelBroken, ChannelClosed, ConnectFailed
 from kvmmig.transport import Channel, Listener, Option, Transport, TransportURI
+from kvmmig.transport.toolkit.one_at_a_time import OneAtATime
 
 _MOST_BYTES = 1 << 19
 _CAPACITY = 1 << 16
@@ -24,27 +25,7 @@ class _Lane:
         self.ended = False  # the sender has closed it in order
         self.broken = False  # one of the two has gone without warning, or the receiver has closed
         self.changed = trio.lowlevel.ParkingLot()
-        self.sending = self.receiving = False
-
-    @contextmanager
-    def one_sends(self) -> Iterator[None]:
-        if self.sending:
-            raise ChannelBusy("another task is sending into this memory channel")
-        self.sending = True
-        try:
-            yield
-        finally:
-            self.sending = False
-
-    @contextmanager
-    def one_receives(self) -> Iterator[None]:
-        if self.receiving:
-            raise ChannelBusy("another task is receiving from this memory channel")
-        self.receiving = True
-        try:
-            yield
-        finally:
-            self.receiving = False
+        self.sending, self.receiving = OneAtATime("sending"), OneAtATime("receiving")
 
 
 class MemoryChannel(Channel):
@@ -60,7 +41,7 @@ class MemoryChannel(Channel):
 
     async def send_some(self, buffers: Sequence[memoryview]) -> int:
         lane = self._out
-        with lane.one_sends():
+        with lane.sending:
             await trio.lowlevel.checkpoint()
             self._check(lane)
             while len(lane.held) >= lane.capacity:
@@ -78,7 +59,7 @@ class MemoryChannel(Channel):
 
     async def receive_some(self, buffer: memoryview) -> int:
         lane = self._in
-        with lane.one_receives():
+        with lane.receiving:
             await trio.lowlevel.checkpoint()
             self._check(lane)
             while not lane.held and not lane.ended:

@@ -6,42 +6,39 @@ its migration. It can't break the machine, the monitor, or the rule that one sid
 - a count that is no count, and any exception that is no `TransportError`, become a `ChannelBroken` that names
   the transport, its package and the rule that it broke; the traceback goes to the log;
 - a call that returns without a checkpoint gets one; one that does so again and again breaks its channel;
-- contexts are entered and left by a task of their own, so what a channel's own tasks raise, or cancel, ends
-  the channel and nobody else;
-- a call that does not return when it is cancelled is left behind, see `stuck`.
+- a call that does not return when it is cancelled is noticed, and left behind.
+
+What contexts do, and calls that never return, is in `kvmmig.transport.supervision`.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from typing import Generic, NoReturn, TypeVar
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import NoReturn, TypeVar
 
 import trio
 
-from kvmmig.errors import ChannelBroken, ChannelClosed, ConnectFailed, KnobError, TransportError
+from kvmmig.errors import ChannelBroken, ChannelClosed, KnobError, TransportError
 from kvmmig.transport.contract import (
     AnyChannel,
     Channel,
     Knob,
-    Listener,
     ReceiveChannel,
     SendChannel,
     Transport,
     find_knob,
 )
-from kvmmig.transport.uri import TransportURI
 
 T = TypeVar("T")
 _log = logging.getLogger("kvmmig.transport")
 
 #: So many returns without a checkpoint, one after the other, are no accident.
-_MOST_IN_A_ROW = 100
+_MOST_WITHOUT = 100
 #: Seconds that a call, or a context, has for its end once it is cancelled. Then it is left behind.
 GRACE = 2.0
-_LOOK_EVERY = 0.25  # seconds
 
 
 def culprit(transport: Transport) -> str:
@@ -108,11 +105,19 @@ class GuardedChannel(Channel):
         self._send = channel if isinstance(channel, SendChannel) else None
         self._receive = channel if isinstance(channel, ReceiveChannel) else None
         self._turns = _turns()
+<<<<<<< HEAD
         self._seen = -1
         self._in_a_row = 0
         #: Calls that are under way, and when each must have been cancelled. Two tasks may make the same.
         self._due: list[tuple[str, float]] = []
         self._calls_end = math.inf
+=======
+        self._without = 0
+        #: Seconds after which the engine cancels a `send_some`.
+        self.send_bound = math.inf
+        self._sending_since = math.inf
+        self._due: dict[str, float] = {}  # other calls that are under way, and when they will be cancelled
+>>>>>>> main
         self._failure = ""
         self._closed = self._aborted = False
 
@@ -123,33 +128,38 @@ class GuardedChannel(Channel):
     async def send_some(self, buffers: Sequence[memoryview]) -> int:
         self._check()
         assert self._send is not None, "a channel that only receives"
-        due = self._begin("send_some")
+        turns, before = self._turns.count, self._sending_since
+        self._sending_since = trio.current_time()
         try:
             count = await self._send.send_some(buffers)
         except BaseException as problem:
             self._raise(problem, "send_some")
         finally:
-            self._due.remove(due)
+            self._sending_since = before
         if type(count) is not int or not 0 < count <= len(buffers[0]):
             offered = sum(len(buffer) for buffer in buffers)
             if type(count) is not int or not 0 < count <= offered:
                 raise self._broke(f"returned {count!r} from send_some where {offered} bytes were offered")
-        await self._checkpoint("send_some")
+        if self._failure or turns == self._turns.count:
+            await self._checkpoint("send_some")
+        else:
+            self._without = 0
         return count
 
     async def receive_some(self, buffer: memoryview) -> int:
         self._check()
         assert self._receive is not None, "a channel that only sends"
-        due = self._begin("receive_some")
+        turns = self._turns.count
         try:
             count = await self._receive.receive_some(buffer)
         except BaseException as problem:
             self._raise(problem, "receive_some")
-        finally:
-            self._due.remove(due)
         if type(count) is not int or not 0 <= count <= len(buffer):
             raise self._broke(f"returned {count!r} from receive_some into a buffer of {len(buffer)} bytes")
-        await self._checkpoint("receive_some")
+        if self._failure or turns == self._turns.count:
+            await self._checkpoint("receive_some")
+        else:
+            self._without = 0
         return count
 
     async def flush(self) -> None:
@@ -210,11 +220,18 @@ class GuardedChannel(Channel):
 
     def stuck(self) -> str:
         """A sentence about a call that was cancelled `GRACE` ago and has not ended; else empty."""
+<<<<<<< HEAD
         late = trio.current_time() - GRACE
         for call, due in self._due:
             if min(due, self._calls_end) < late:
                 return f"{self._who} did not return from {call} {GRACE:g} s after it was cancelled"
         return ""
+=======
+        late = [name for name, due in self._due.items() if due + GRACE < trio.current_time()]
+        if self._sending_since + self.send_bound + GRACE < trio.current_time():
+            late.append("send_some")
+        return f"{self._who} did not return from {late[0]} {GRACE:g} s after it was cancelled" if late else ""
+>>>>>>> main
 
     def expect_end(self) -> None:
         """Whoever is inside a call has just been cancelled, and not by a deadline: for `stuck`."""
@@ -231,12 +248,14 @@ class GuardedChannel(Channel):
             raise ChannelClosed(f"the channel to {self.peer} was closed by this side")
 
     async def _call(self, name: str, call: Callable[[], Awaitable[None]]) -> None:
-        due = self._begin(name)
+        turns = self._turns.count
+        self._due[name] = max(trio.current_effective_deadline(), trio.current_time())
         try:
             await call()
         except BaseException as problem:
             self._raise(problem, name)
         finally:
+<<<<<<< HEAD
             self._due.remove(due)
         await self._checkpoint(name)
 
@@ -245,19 +264,20 @@ class GuardedChannel(Channel):
         due = (call, max(trio.current_effective_deadline(), now))
         self._due.append(due)
         return due
+=======
+            self._due.pop(name, None)
+        if self._failure or turns == self._turns.count:
+            await self._checkpoint(name)
+>>>>>>> main
 
     async def _checkpoint(self, call: str) -> None:
-        """Have one, if the call had none. A cancel must not come now: what was moved would be forgotten."""
+        """The call had none, so have one. A cancel must not come now: what was moved would be forgotten."""
         if self._failure:
             raise ChannelBroken(self._failure)
-        if self._turns.count != self._seen:
-            self._seen, self._in_a_row = self._turns.count, 0
-            return
-        self._in_a_row += 1
-        if self._in_a_row > _MOST_IN_A_ROW:
-            raise self._broke(f"returned from {call} {_MOST_IN_A_ROW} times without a checkpoint")
+        self._without += 1
+        if self._without > _MOST_WITHOUT:
+            raise self._broke(f"returned from {call} {_MOST_WITHOUT} times without a checkpoint")
         await trio.lowlevel.cancel_shielded_checkpoint()
-        self._seen = self._turns.count
 
     def _raise(self, problem: BaseException, call: str) -> NoReturn:
         error = problem
@@ -313,199 +333,3 @@ def _turns() -> _Turns:
         _turns_of_this_run.set(turns)
         trio.lowlevel.add_instrument(turns)
         return turns
-
-
-class _Hosted(Generic[T]):
-    """A context that a task of its own enters and leaves."""
-
-    def __init__(self, make: Callable[[], AbstractAsyncContextManager[T]], who: str, call: str) -> None:
-        self._make = make
-        self._who = who
-        self._call = call
-        self._scope = trio.CancelScope()
-        self._entered, self._leave, self._left = trio.Event(), trio.Event(), trio.Event()
-        self._thing: list[T] = []
-        self._failure: BaseException | None = None
-        #: Called with a sentence when the context fails by itself while it is in use.
-        self.on_failure: Callable[[str], None] = lambda sentence: None
-
-    async def run(self) -> None:
-        try:
-            with self._scope:
-                with blaming(self._who, self._call, ConnectFailed):
-                    async with self._make() as thing:
-                        self._thing.append(thing)
-                        self._entered.set()
-                        await self._leave.wait()
-                if not self._leave.is_set():
-                    raise ConnectFailed(f"{self._who} left its context by itself")
-        except TransportError as error:
-            self._failure = error
-            if self._thing:
-                self.on_failure(str(error))
-        finally:
-            self._left.set()
-            self._entered.set()
-
-    async def enter(self, nursery: trio.Nursery) -> T:
-        """Raises what it fails with. A cancel is its cancel."""
-        nursery.start_soon(self.run)
-        try:
-            await self._entered.wait()
-        except trio.Cancelled:
-            self._scope.cancel()
-            await self._wait_left()
-            raise
-        if self._failure is not None:
-            raise self._failure
-        return self._thing[0]
-
-    async def leave(self) -> None:
-        """What it then fails with is an affair of the log: what counted has been said by `aclose`."""
-        self._leave.set()
-        await self._wait_left()
-        if not self._left.is_set():
-            self._scope.cancel()
-            await self._wait_left()
-        if not self._left.is_set():
-            _log.error("%s does not leave %s; it is left behind", self._who, self._call)
-
-    async def _wait_left(self) -> None:
-        with trio.move_on_after(GRACE, shield=True):
-            await self._left.wait()
-
-
-@asynccontextmanager
-async def _hosted(
-    make: Callable[[], AbstractAsyncContextManager[T]],
-    who: str,
-    call: str,
-    kind: type,
-    strays: trio.Nursery,
-) -> AsyncIterator[tuple[T, _Hosted[T]]]:
-    hosted = _Hosted(make, who, call)
-    thing = await hosted.enter(strays)
-    try:
-        if not isinstance(thing, kind):
-            raise ConnectFailed(
-                f"{who} gave a {type(thing).__name__} from {call} where a {kind.__name__} is due"
-            )
-        yield thing, hosted
-    finally:
-        await hosted.leave()
-
-
-@asynccontextmanager
-async def _channel(
-    make: Callable[[], AbstractAsyncContextManager[AnyChannel]],
-    who: str,
-    call: str,
-    kind: type[AnyChannel],
-    strays: trio.Nursery,
-) -> AsyncIterator[GuardedChannel]:
-    async with _hosted(make, who, call, kind, strays) as (channel, hosted):
-        guarded = GuardedChannel(channel, who)
-
-        def failed(sentence: str) -> None:
-            guarded.fail(sentence)
-            guarded.abort()  # wakes whoever is inside a call
-
-        hosted.on_failure = failed
-        try:
-            yield guarded
-        finally:
-            guarded.abort()  # nothing, where it was ended before
-
-
-@asynccontextmanager
-async def connected(transport: Transport, strays: trio.Nursery) -> AsyncIterator[GuardedChannel]:
-    """Connect; the block has the channel, guarded, and ends it: by `abort`, unless it was closed before.
-
-    Its tasks live in ``strays``: one that does not end when it is told to stays there. Raises `ConnectFailed`
-    and other `TransportError`.
-    """
-    async with _channel(transport.connect, culprit(transport), "connect", SendChannel, strays) as channel:
-        yield channel
-
-
-class GuardedListener:
-    """What the engine sees of a listener."""
-
-    def __init__(self, listener: Listener, who: str, strays: trio.Nursery) -> None:
-        with blaming(who, "its attributes", ConnectFailed):
-            uri = listener.uri
-            #: Where it listens in fact.
-            self.uri = uri if isinstance(uri, TransportURI) else TransportURI.parse(str(uri))
-        self._listener = listener
-        self._who = who
-        self._strays = strays
-
-    @asynccontextmanager
-    async def accept(self) -> AsyncIterator[GuardedChannel]:
-        """As `Listener.accept`; the channel may outlive the listener's own block."""
-        async with _channel(
-            self._listener.accept, self._who, "accept", ReceiveChannel, self._strays
-        ) as channel:
-            yield channel
-
-
-@asynccontextmanager
-async def listening(transport: Transport, strays: trio.Nursery) -> AsyncIterator[GuardedListener]:
-    """Listen; the block has the listener, guarded. ``strays`` as for `connected`."""
-    who = culprit(transport)
-    async with _hosted(transport.listen, who, "listen", Listener, strays) as (listener, _):
-        yield GuardedListener(listener, who, strays)
-
-
-class _Work(Generic[T]):
-    def __init__(self, call: Callable[[], Awaitable[T]]) -> None:
-        self._call = call
-        # Only who supervises it ends it, and so knows how it ended.
-        self.scope = trio.CancelScope(shield=True)
-        self.done = trio.Event()
-        self.result: list[T] = []
-        self.error: BaseException | None = None
-
-    async def run(self) -> None:
-        try:
-            with self.scope:
-                self.result.append(await self._call())
-        except BaseException as error:
-            self.error = error
-        finally:
-            self.done.set()
-
-
-async def supervised(
-    call: Callable[[], Awaitable[T]],
-    strays: trio.Nursery,
-    *,
-    stuck: Callable[[], str] = lambda: "",
-    patience: Callable[[], float] = lambda: 0.0,
-) -> T:
-    """Await ``call()``, which uses channels, in a task of its own: one that can't be ended is left behind.
-
-    ``stuck`` is asked now and then, see `GuardedChannel.stuck`; where it says something, that is raised as a
-    `ChannelBroken`. A cancel gives the call ``patience()`` seconds to come to its end by itself, and after
-    that `GRACE` seconds to be cancelled.
-    """
-    work = _Work(call)
-    strays.start_soon(work.run)
-    try:
-        while not work.done.is_set():
-            with trio.move_on_after(_LOOK_EVERY):
-                await work.done.wait()
-            if not work.done.is_set() and (sentence := stuck()):
-                raise ChannelBroken(sentence)
-    finally:
-        if not work.done.is_set():
-            with trio.move_on_after(patience(), shield=True):
-                await work.done.wait()
-            work.scope.cancel()
-            with trio.move_on_after(GRACE, shield=True):
-                await work.done.wait()
-            if not work.done.is_set():
-                _log.error("a call that was cancelled %g s ago is left behind", GRACE)
-    if work.error is not None:
-        raise work.error
-    return work.result[0]

@@ -34,9 +34,7 @@ class TransportURI:
     The target's own grammar belongs to the transport. A wrapper's options have its name before them:
     ``throttle+tcp:127.0.0.1:4444?throttle.rate=50MB/s``. Raises `BadURI` for names that can't be.
 
-    >>> TransportURI("file", "/srv/what?direct=off")
-    TransportURI(scheme='file', target='/srv/what?direct=off', options={}, wrappers=())
-    >>> print(_)
+    >>> print(kvmmig.TransportURI("file", "/srv/what?direct=off"))
     file:/srv/what%3Fdirect=off
     """
 

@@ -24,9 +24,9 @@ INTRO = """\
 # The Python API
 
 All that is public, from the docstrings; `make api` writes this page. Every name is `kvmmig.NAME`, and is
-imported when it is first used. What must be awaited, or opened by `async with`, is written so. Memory and
-streams are in bytes, times in seconds, rates in bytes a second. Everything runs on
-[trio](https://trio.readthedocs.io), in whatever thread trio runs. Whatever is refused, or fails, is a
+imported when it is first used; those in a group that is called by a package are that package's. What must be
+awaited, or opened by `async with`, is written so. Memory and streams are in bytes, times in seconds, rates in
+bytes a second. Everything runs on [trio](https://trio.readthedocs.io), in whatever thread trio runs. Whatever is refused, or fails, is a
 [`KvmmigError`](#kvmmigerror) whose text is a sentence for the person at the keyboard.
 
 The examples are as one types them into `python -m trio`, with `import kvmmig, trio`
@@ -40,7 +40,9 @@ class Group:
 
     title: str
     text: str
-    names: str
+    names: str = ""
+    #: Instead of names: a package, of which all is shown that it exports and that no other group has.
+    package: str = ""
 
 
 GROUPS = (
@@ -74,8 +76,34 @@ GROUPS = (
         "Transports",
         "[transports.md](transports.md) has those that there are, "
         "[transports/README.md](../transports/README.md) tells how to write one.",
-        "transport_for register register_wrapper Transport TransportURI Option Listener Channel "
-        "ChannelFeatures Wrapper PassingChannel",
+        "transport_for register register_wrapper Transport TransportURI Option Listener SendChannel "
+        "ReceiveChannel Channel Knob Wrapper Side PassingChannel",
+    ),
+    Group(
+        "`kvmmig.transport`",
+        "Beside those above. These are `kvmmig.transport.NAME`.",
+        package="kvmmig.transport",
+    ),
+    Group(
+        "`kvmmig.transport.toolkit`",
+        "What the built-in transports are made of. These are `kvmmig.transport.toolkit.NAME`.",
+        package="kvmmig.transport.toolkit",
+    ),
+    Group(
+        "`kvmmig.machine`",
+        "Beside those above. These are `kvmmig.machine.NAME`.",
+        package="kvmmig.machine",
+    ),
+    Group(
+        "`kvmmig.monitor`",
+        "What a `MachineControl` has, and the commands that a `QMPServer` serves for it. These are "
+        "`kvmmig.monitor.NAME`.",
+        package="kvmmig.monitor",
+    ),
+    Group(
+        "`kvmmig.qmp`",
+        "QEMU's protocol, for any table of commands. These are `kvmmig.qmp.NAME`.",
+        package="kvmmig.qmp",
     ),
     Group("Errors", "", "KvmmigError"),
 )
@@ -104,21 +132,38 @@ def reference() -> str:
     placed = [name for group in GROUPS for name in group.names.split()]
     if lost := set(public) - set(placed) - set(errors):
         raise LookupError(f"docs/api.md has no place for {sorted(lost)}; add it to a group")
-    parts = [INTRO, "\n".join(_contents())]
-    for group in GROUPS:
+    shown = {
+        group: _exported(package, group.package, set(public))
+        if group.package
+        else {name: public[name] for name in group.names.split()}
+        for group in GROUPS
+    }
+    parts = [INTRO, "\n".join(_contents(shown))]
+    for group, entries in shown.items():
         parts += [f"## {group.title}\n", *([group.text + "\n"] if group.text else [])]
         if group.title == "Errors":
             parts.append("\n".join(_error_tree("KvmmigError", [public[name] for name in errors])) + "\n")
         else:
-            for name in group.names.split():
-                parts += _entry(public[name])
+            for what in entries.values():
+                parts += _entry(what)
     parts.append(MORE)
     return "\n".join(parts)
 
 
-def _contents() -> Iterator[str]:
-    for group in GROUPS:
-        names = ", ".join(f"[`{name}`](#{name.lower()})" for name in group.names.split())
+def _exported(package: griffe.Object | griffe.Alias, name: str, others: set[str]) -> dict[str, griffe.Object]:
+    """What a package exports of its own modules, and ``others`` have not, by name."""
+    module = package[name.removeprefix("kvmmig.")]
+    found: dict[str, griffe.Object] = {}
+    for exported, path in module.imports.items():
+        if exported not in others and path.startswith("kvmmig."):
+            what = package[path.removeprefix("kvmmig.")]
+            found[exported] = what.final_target if what.is_alias else what
+    return dict(sorted(found.items()))
+
+
+def _contents(shown: dict[Group, dict[str, griffe.Object]]) -> Iterator[str]:
+    for group, entries in shown.items():
+        names = ", ".join(f"[`{name}`](#{name.lower()})" for name in entries)
         yield f"- **{group.title}**: {names}"
     yield ""
 
@@ -131,6 +176,12 @@ def _entry(what: griffe.Object) -> Iterator[str]:
         yield from _function(what, what.name)
     elif isinstance(what, griffe.Class):
         yield from _class(what)
+    else:  # a module
+        yield _markdown(what)
+        for member in what.members.values():
+            if isinstance(member, griffe.Function) and not member.name.startswith("_"):
+                yield f"#### `{what.name}.{member.name}`\n"
+                yield from _function(member, member.name)
 
 
 def _class(what: griffe.Class) -> Iterator[str]:

@@ -17,14 +17,14 @@ SLOW = f"throttle+{SINK}?throttle.rate=2MB/s"
 
 
 @asynccontextmanager
-async def served() -> AsyncIterator[tuple[kvmmig.Machine, kvmmig.QMPClient]]:
-    """A running guest that has a monitor, and a client of that."""
+async def served() -> AsyncIterator[tuple[kvmmig.Machine, kvmmig.Monitor, kvmmig.QMPClient]]:
+    """A running guest, its monitor, and a client of that."""
     async with (
         running_dirtier() as machine,
         kvmmig.Monitor(machine, "tcp:127.0.0.1:0") as monitor,
         kvmmig.QMPClient.connect(monitor.addresses[0]) as client,
     ):
-        yield machine, client
+        yield machine, monitor, client
 
 
 async def until_status(client: kvmmig.QMPClient, *wanted: str) -> dict[str, Any]:
@@ -52,7 +52,7 @@ async def test_clients_see_the_machine_at_every_address(tmp_path: Path) -> None:
                 assert (await client.execute("query-status"))["running"]
                 await client.execute("stop")
                 assert state_of(machine) is kvmmig.State.PAUSED
-                await monitor.control.cont()
+                await monitor.control.resume()
                 await machine.pause()
                 await machine.resume()
                 told = [(await client.next_event()).name for _ in range(4)]
@@ -64,29 +64,29 @@ async def test_clients_see_the_machine_at_every_address(tmp_path: Path) -> None:
                 pass
 
 
-async def test_quit_stops_the_guest_and_not_the_program() -> None:
-    async with served() as (machine, client):
+async def test_quit_ends_the_guest_and_not_the_program() -> None:
+    async with served() as (machine, _, client):
         await client.execute("quit")
-        assert (await machine.wait()).kind == "stopped"
+        assert (await machine.wait()).kind == "ended"
         assert (await client.execute("query-status"))["status"] == "shutdown"
 
 
 async def test_quit_cancels_a_migration_first() -> None:
-    async with served() as (machine, client):
+    async with served() as (machine, _, client):
         await client.execute("migrate", {"uri": SLOW})
         await until_status(client, "active")
         await client.execute("quit")
-        assert (await machine.wait()).kind == "stopped"
+        assert (await machine.wait()).kind == "ended"
         assert (await client.execute("query-migrate"))["status"] == "cancelled"
 
 
-async def test_a_migration_by_the_program_is_the_clients_too() -> None:
-    async with served() as (machine, client), trio.open_nursery() as nursery:
+async def test_a_migration_by_the_monitor_is_the_clients_too() -> None:
+    async with served() as (machine, monitor, client), trio.open_nursery() as nursery:
         ended: list[kvmmig.KvmmigError] = []
 
         async def leave() -> None:
             try:
-                await kvmmig.migrate(machine, SLOW, bandwidth="1GB/s")
+                await monitor.migrate(SLOW, bandwidth="1GB/s")
             except kvmmig.KvmmigError as error:
                 ended.append(error)
 
@@ -105,20 +105,52 @@ async def test_a_migration_by_the_program_is_the_clients_too() -> None:
 
 
 async def test_a_client_s_migration_keeps_the_program_from_another_one() -> None:
-    async with served() as (machine, client):
+    async with served() as (machine, monitor, client):
         await client.execute("migrate", {"uri": SLOW})
         with pytest.raises(kvmmig.WrongState, match="There's a migration process in progress"):
+            await monitor.migrate(SINK)
+        await until_status(client, "active")
+        with pytest.raises(kvmmig.WrongState, match="dirty log is in use already"):
             await kvmmig.migrate(machine, SINK)
+        assert (await client.execute("query-migrate"))["status"] == "active"
+        assert state_of(machine) is kvmmig.State.RUNNING
+
+
+async def test_of_a_migration_beside_the_monitor_its_clients_see_only_what_it_does_to_the_guest() -> None:
+    async with served() as (machine, _, client):
+        await kvmmig.migrate(machine, SINK)
+        assert await client.execute("query-migrate") == {}
+        assert (await client.execute("query-status"))["status"] == "postmigrate"
+        with pytest.raises(kvmmig.QMPError, match="has moved away"):
+            await client.execute("cont")
+
+
+@pytest.mark.parametrize(
+    ("to", "bandwidth", "error", "sentence"),
+    [
+        ("nowhere", None, kvmmig.BadURI, "is not a transport URI"),
+        ("tcp:127.0.0.1:1", None, kvmmig.ConnectFailed, "127.0.0.1:1"),
+        (SINK, 0, ValueError, "a bandwidth of 0 would never end it"),
+    ],
+)
+async def test_a_monitor_s_migration_fails_as_any_other_does(
+    to: str, bandwidth: float | None, error: type[Exception], sentence: str
+) -> None:
+    async with served() as (machine, monitor, _):
+        with pytest.raises(error, match=sentence):
+            await monitor.migrate(to, bandwidth=bandwidth)
+        assert state_of(machine) is kvmmig.State.RUNNING
 
 
 async def test_a_cancelled_call_is_a_cancelled_migration_for_the_clients() -> None:
-    async with served() as (machine, client):
-        with trio.move_on_after(0.2) as scope:
-            await kvmmig.migrate(machine, SLOW)
-        assert scope.cancelled_caught
+    async with served() as (machine, monitor, client):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(monitor.migrate, SLOW)
+            await until_status(client, "active")
+            nursery.cancel_scope.cancel()
         assert (await client.execute("query-migrate"))["status"] == "cancelled"
         assert state_of(machine) is kvmmig.State.RUNNING
-        figures = await kvmmig.migrate(machine, SINK, policy=kvmmig.MaxRounds(1))
+        figures = await monitor.migrate(SINK, policy=kvmmig.MaxRounds(1))
         assert len(figures.rounds) == 1
         assert (await client.execute("query-migrate"))["status"] == "completed"
 
@@ -130,24 +162,28 @@ async def test_a_monitor_that_goes_ends_its_migration_and_keeps_the_guest() -> N
 
             async def leave() -> None:
                 try:
-                    await kvmmig.migrate(machine, SLOW)
+                    await monitor.migrate(SLOW)
                 except kvmmig.KvmmigError as error:
                     ended.append(error)
 
             async with kvmmig.Monitor(machine, "tcp:127.0.0.1:0") as monitor:
                 nursery.start_soon(leave)
-                while not monitor.control.migrating:  # noqa: ASYNC110 -- it begins in another task
+                while not monitor.control.outgoing.active:  # noqa: ASYNC110 -- it begins in another task
                     await trio.sleep(0.001)
         assert isinstance(ended[0], kvmmig.MigrationCancelled)
         assert state_of(machine) is kvmmig.State.RUNNING
         await kvmmig.migrate(machine, SINK)
 
 
-async def test_a_machine_has_one_monitor_at_a_time() -> None:
-    async with served() as (machine, _):
-        with pytest.raises(kvmmig.WrongState, match="give that one all addresses"):
-            async with kvmmig.Monitor(machine, "tcp:127.0.0.1:0"):
-                pass
+async def test_two_monitors_of_one_machine_can_not_take_each_other_s_pages() -> None:
+    async with served() as (machine, first, client):
+        await client.execute("migrate", {"uri": SLOW})
+        await until_status(client, "active")
+        async with kvmmig.Monitor(machine, "tcp:127.0.0.1:0") as second:
+            with pytest.raises(kvmmig.WrongState, match="dirty log is in use already"):
+                await second.migrate(SINK)
+        assert first.control.outgoing.active
+        assert state_of(machine) is kvmmig.State.RUNNING
 
 
 async def test_an_address_that_cannot_be_is_refused_and_the_machine_is_free_again(tmp_path: Path) -> None:

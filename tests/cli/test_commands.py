@@ -13,8 +13,8 @@ from kvmmig.cli.app import cli
 from kvmmig.errors import KvmUnavailable, TransportError
 from kvmmig.guests import available, find
 from kvmmig.kvm import System
-from kvmmig.transport.registry import Registration
 from kvmmig.transport import Transport
+from kvmmig.transport.registry import Registration
 
 from .conftest import Kvmmig
 

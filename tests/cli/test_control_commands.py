@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import threading
@@ -119,7 +120,7 @@ def test_a_guest_is_saved_and_restored_as_often_as_one_likes(
     for text in ("round 0:", "done", "downtime", "worst stall"):
         assert text in out
     assert "\x1b" not in out
-    assert f"kvmmig restore {path}" in said
+    assert f"kvmmig restore {shlex.quote(path)}" in said
     assert rundir.names() == []
     assert background("restore", path) == "saved-guest"
     assert background("restore", path, "--transport", "pipe", "--name", "b") == "b"

@@ -9,8 +9,8 @@ import trio
 
 from kvmmig.cli import rundir
 from kvmmig.migration.outgoing import OutgoingMigration
-from kvmmig.monitor import Arguments, CommandTable, MonitorServer, Session
 from kvmmig.monitor.replies import migration_figures
+from kvmmig.qmp import Arguments, CommandTable, QMPServer, Session
 from kvmmig.testing.machine import FakeMachine
 
 from .conftest import Kvmmig
@@ -50,7 +50,7 @@ async def test_a_ctrl_c_while_the_migration_is_being_begun_cancels_it(
 
     monitor = rundir.files_of("a").monitor
     rundir.directory().mkdir()
-    server = MonitorServer(table, version="0.4.1")
+    server = QMPServer(table, version="kvmmig 0.4.1")
     with trio.fail_after(60):
         await nursery.start(server.serve, f"unix:{monitor}")
         command = kvmmig.start("migrate", "a", "tcp:127.0.0.1:1")

@@ -21,9 +21,8 @@ from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.migration.phases import Phase
 from kvmmig.migration.policy import Limits, MaxRounds
 from kvmmig.migration.stall_meter import StallMeter
-from kvmmig.transport import Side, Transport
+from kvmmig.transport import Side, Transport, TransportURI
 from kvmmig.transport.guard import GRACE
-
 from kvmmig_transports.throttle import ThrottleWrapper
 from tests.faults.matrix import Outcome, Verdict
 from tests.faults.misbehaving import CALLS, Misbehaviour, Plan, Point, RogueTransport, Way

@@ -59,7 +59,7 @@ async def test_a_guest_goes_on_in_another_machine_where_it_was_stopped(
                 seen = len(output)
                 await destination.start()
                 await wait_until(lambda: len(output) > seen + 300)
-                await destination.stop()
+                await destination.end()
     assert bytes(output) == bytes(index % 256 for index in range(len(output)))
 
 

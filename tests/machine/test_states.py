@@ -28,7 +28,7 @@ EXPECTED: dict[str, dict[State, State | None]] = {
     "reset": {C: None, R: R, P: P, M: None, E: None, X: None},
     "capture": {C: None, R: None, P: P, M: None, E: None, X: None},
     "mark_moved": {C: None, R: None, P: M, M: M, E: None, X: None},
-    "stop": {C: E, R: E, P: E, M: E, E: E, X: X},
+    "end": {C: E, R: E, P: E, M: E, E: E, X: X},
     "close": {C: X, R: X, P: X, M: X, E: X, X: X},
 }
 
@@ -48,7 +48,7 @@ async def bring(machine: Machine, program: Program, state: State) -> None:
     if state is M:
         machine.mark_moved()
     if state is E:
-        await machine.stop()
+        await machine.end()
     if state is X:
         await machine.aclose()
     assert machine.state is state
@@ -76,7 +76,7 @@ def command(machine: Machine, program: Program, name: str) -> Callable[[], Await
         "reset": machine.reset,  # of one that has been loaded; see test_reset.py
         "capture": machine.capture,
         "mark_moved": mark_moved,
-        "stop": machine.stop,
+        "end": machine.end,
         "close": machine.aclose,
     }[name]
 
@@ -130,8 +130,8 @@ async def test_after_mark_moved_wait_returns_moved_and_by_force_it_runs_again(
             with trio.move_on_after(0.01) as waiting:
                 await machine.wait()
             assert waiting.cancelled_caught
-            await machine.stop()
-            assert (await machine.wait()).kind == "stopped"
+            await machine.end()
+            assert (await machine.wait()).kind == "ended"
 
 
 async def test_wait_returns_when_another_task_stops_the_machine(spinner: Program) -> None:
@@ -146,8 +146,8 @@ async def test_wait_returns_when_another_task_stops_the_machine(spinner: Program
             nursery.start_soon(watch, machine)
             nursery.start_soon(watch, machine)
             await trio.testing.wait_all_tasks_blocked()
-            await machine.stop()
-    assert [ending.kind for ending in endings] == ["stopped", "stopped"]
+            await machine.end()
+    assert [ending.kind for ending in endings] == ["ended", "ended"]
 
 
 async def test_a_guest_that_ends_itself_takes_the_machine_to_ended(quitter: Program) -> None:
@@ -157,7 +157,7 @@ async def test_a_guest_that_ends_itself_takes_the_machine_to_ended(quitter: Prog
             await machine.start()
             ending = await machine.wait()
             assert (ending.kind, ending.status, machine.state) == ("exit", 42, E)
-            await machine.stop()  # what the guest did itself stays
+            await machine.end()  # what the guest did itself stays
             assert await machine.wait() == ending
 
 
@@ -173,7 +173,7 @@ async def test_a_guest_that_has_ended_is_not_set_running_by_a_resume_that_came_t
             machine._board.run()  # as `resume` does while the machine has not heard of the end
             for _ in range(50):
                 await trio.to_thread.run_sync(lambda: None)
-            await machine.stop()
+            await machine.end()
             assert machine.memory.read(0x200000, 8) == bytes(8)
 
 

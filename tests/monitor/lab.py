@@ -14,7 +14,7 @@ from kvmmig import guests
 from kvmmig.machine import MachineConfig
 from kvmmig.monitor.commands import commands_for
 from kvmmig.monitor.control import MachineControl
-from kvmmig.qmp.session import Session
+from kvmmig.qmp import Session
 
 MIB = 1 << 20
 PATIENCE = 60.0  # seconds for anything; a test that needs nearly so many has failed
@@ -71,7 +71,7 @@ async def running(
     async with MachineControl.open(name=f"the-{guest}") as control:
         lab = Lab(control)
         await control.load(config, program)
-        await control.start()
+        await control.resume()
         yield lab
 
 
@@ -79,15 +79,14 @@ async def running(
 async def awaiting() -> AsyncIterator[Lab]:
     """Where a guest may arrive."""
     async with MachineControl.open(name="there") as control:
-        control.defer()
+        control.incoming.defer()
         yield Lab(control)
 
 
 async def listening(lab: Lab, uri: str = "tcp:127.0.0.1:0") -> str:
     """Have a guest awaited there; the URI for its source."""
     await lab("migrate-incoming", uri=uri)
-    assert lab.control.arrival is not None
-    return lab.control.arrival.uri
+    return str(lab.control.incoming.uri)
 
 
 def pass_fd(lab: Lab, name: str, fd: int) -> None:

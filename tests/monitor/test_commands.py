@@ -12,7 +12,7 @@ import kvmmig
 from kvmmig.errors import WrongState
 from kvmmig.monitor.commands import commands_for
 from kvmmig.monitor.control import MachineControl
-from kvmmig.qmp.messages import QMPError
+from kvmmig.qmp import QMPError
 from tests.monitor.lab import MIB, PATIENCE, Lab, awaiting, check, running
 
 
@@ -140,13 +140,12 @@ async def test_a_migration_ends_a_measurement_and_loses_nothing(tmp_path: object
         async with awaiting() as there, running() as here:
             await here("calc-dirty-rate", calc_time=60)
             await there("migrate-incoming", uri="tcp:127.0.0.1:0")
-            assert there.control.arrival is not None
-            await here("migrate", uri=there.control.arrival.uri)
+            await here("migrate", uri=str(there.control.incoming.uri))
             with pytest.raises(WrongState, match="needs the dirty log for itself"):
                 await here("calc-dirty-rate", calc_time=1)
             await here.until_status("completed")
             assert (await here("query-dirty-rate"))["status"] == "unstarted"
-            await there.control.wait_arrived()
+            await there.control.incoming.wait()
             await check(there.control)
 
 

@@ -22,18 +22,18 @@ async def test_a_guest_is_loaded_runs_pauses_goes_on_and_is_told_of() -> None:
             lab = Lab(control)
             assert control.run_state() == "prelaunch"
             with pytest.raises(WrongState, match="'a' has no guest yet"):
-                await control.cont()
+                await control.resume()
             await control.load(
                 MachineConfig(memory=16 * MIB, name="dirtier", parameters=program.parameters), program
             )
             assert control.run_state() == "prelaunch"
-            await control.start()
+            await control.resume()
             assert control.run_state() == "running"
-            await control.cont()  # it runs already
-            await control.stop()
+            await control.resume()  # it runs already
+            await control.pause()
             assert control.run_state() == "paused"
-            await control.stop()
-            await control.cont()
+            await control.pause()
+            await control.resume()
             control.quit()
             assert (await control.wait()).ending is None
             with pytest.raises(WrongState, match="'a' has its guest already"):
@@ -54,7 +54,7 @@ async def test_what_a_program_does_to_its_own_machine_is_told_too() -> None:
             assert lab.named == ["RESUME"]
             await machine.pause()
             assert lab.named == ["RESUME", "STOP"]
-            await control.stop()
+            await control.pause()
             await machine.resume()
             await machine.reset()
             assert lab.named == ["RESUME", "STOP", "RESUME"]
@@ -72,7 +72,7 @@ async def test_what_is_asked_of_a_guest_that_is_being_loaded_waits_for_it() -> N
                 assert control.run_state() == "prelaunch"
                 await lab("migrate", uri=await listening(there))
             assert lab.named[0] == "RESUME"
-            await control.migration_ended()
+            await control.outgoing.wait()
 
 
 @pytest.mark.parametrize("comes", [False, True])
@@ -90,7 +90,7 @@ async def test_what_is_asked_before_the_guest_is_there_waits_for_it(comes: bool)
                     nursery.start_soon(lambda: lab("stop"))
                 await trio.testing.wait_all_tasks_blocked()
                 if comes:
-                    control.defer()
+                    control.incoming.defer()
                 else:
                     await control.load(config, program, start=True)
             assert control.run_state() == ("inmigrate" if comes else "paused")
@@ -113,7 +113,7 @@ async def test_a_guest_that_crashes_is_told_of_as_a_panic_with_the_report() -> N
         async with MachineControl.open(name="a") as control:
             lab = Lab(control)
             await control.load(MachineConfig(memory=4 * MIB), crashing)
-            await control.start()
+            await control.resume()
             await control.wait()
             assert control.run_state() == "guest-panicked"
             assert lab.named == ["RESUME", "GUEST_PANICKED", "SHUTDOWN"]
@@ -128,11 +128,11 @@ async def test_a_guest_moves_and_both_sides_say_so() -> None:
                 lab.control.settings.set_capabilities([("events", True)])
             assert there.control.run_state() == "inmigrate"
             with pytest.raises(WrongState, match="has not arrived yet"):
-                await there.control.cont()
+                await there.control.resume()
             uri = await listening(there)
-            here.control.migrate(uri)
-            figures = await here.control.migration_ended()
-            await there.control.wait_arrived()
+            here.control.outgoing.begin(uri)
+            figures = await here.control.outgoing.wait()
+            await there.control.incoming.wait()
             assert figures.sent_pages > 0
             assert here.control.run_state() == "postmigrate"
             assert there.control.run_state() == "running"
@@ -143,21 +143,21 @@ async def test_a_guest_moves_and_both_sides_say_so() -> None:
             assert passes == list(range(1, len(figures.rounds) + 3))
             assert there.named == ["setup", "active", "completed", "RESUME"]
             with pytest.raises(WrongState, match="has moved away"):
-                await here.control.cont()
+                await here.control.resume()
             with pytest.raises(WrongState, match="has moved away"):
-                here.control.migrate(uri)
+                here.control.outgoing.begin(uri)
             await check(there.control)
 
 
 async def test_a_paused_guest_arrives_paused() -> None:
     with trio.fail_after(PATIENCE):
         async with awaiting() as there, running() as here:
-            await here.control.stop()
-            here.control.migrate(await listening(there))
-            await here.control.migration_ended()
-            await there.control.wait_arrived()
+            await here.control.pause()
+            here.control.outgoing.begin(await listening(there))
+            await here.control.outgoing.wait()
+            await there.control.incoming.wait()
             assert there.control.run_state() == "paused"
-            await there.control.cont()
+            await there.control.resume()
             assert there.control.run_state() == "running"
 
 
@@ -167,27 +167,27 @@ async def test_a_cancelled_migration_leaves_the_guest_running_and_tells_so() -> 
             control = lab.control
             control.settings.set_capabilities([("events", True), ("pause-before-switchover", True)])
             async with awaiting() as there:
-                control.migrate(await listening(there))
-                await lab.until(lambda: control.migration_status == "pre-switchover")
+                control.outgoing.begin(await listening(there))
+                await lab.until(lambda: control.outgoing.status == "pre-switchover")
                 await lab.until(lambda: control.run_state() == "finish-migrate")
-                for refused in (control.stop, control.cont):
+                for refused in (control.pause, control.resume):
                     with pytest.raises(WrongState, match="not finalized"):
                         await refused()
                 with pytest.raises(WrongState, match="can't be reset while it migrates"):
                     await control.reset()
                 with pytest.raises(WrongState, match="There's a migration process in progress"):
-                    control.migrate("tcp:127.0.0.1:1")
-                control.cancel()
-                assert control.migration_status == "cancelling"
+                    control.outgoing.begin("tcp:127.0.0.1:1")
+                control.outgoing.cancel()
+                assert control.outgoing.status == "cancelling"
                 with pytest.raises(MigrationCancelled):
-                    await control.migration_ended()
+                    await control.outgoing.wait()
                 assert control.run_state() == "running"
                 with pytest.raises(KvmmigError):
                     await there.control.wait()
             assert [name for name in lab.named if name != "MIGRATION_PASS"] == [
                 *("RESUME", "setup", "active", "STOP", "pre-switchover", "cancelling", "RESUME", "cancelled")
             ]
-            control.cancel()  # none is running
+            control.outgoing.cancel()  # none is running
             await check(control)
 
 
@@ -195,16 +195,16 @@ async def test_a_failed_migration_leaves_the_guest_running_and_another_one_may_f
     with trio.fail_after(PATIENCE):
         async with running() as lab:
             with pytest.raises(BadURI):
-                lab.control.migrate("pigeon:coop")
-            assert lab.control.migration is None
-            lab.control.migrate("tcp:127.0.0.1:1")
+                lab.control.outgoing.begin("pigeon:coop")
+            assert lab.control.outgoing.migration is None
+            lab.control.outgoing.begin("tcp:127.0.0.1:1")
             with pytest.raises(KvmmigError, match="nobody listens"):
-                await lab.control.migration_ended()
-            assert lab.control.migration_status == "failed"
+                await lab.control.outgoing.wait()
+            assert lab.control.outgoing.status == "failed"
             assert lab.control.run_state() == "running"
             async with awaiting() as there:
-                lab.control.migrate(await listening(there))
-                await lab.control.migration_ended()
+                lab.control.outgoing.begin(await listening(there))
+                await lab.control.outgoing.wait()
 
 
 async def test_leaving_in_the_middle_of_a_migration_gives_the_other_side_no_guest() -> None:
@@ -212,8 +212,8 @@ async def test_leaving_in_the_middle_of_a_migration_gives_the_other_side_no_gues
         async with awaiting() as there:
             async with running() as here:
                 here.control.settings.set_capabilities([("pause-before-switchover", True)])
-                here.control.migrate(await listening(there))
-                await here.until(lambda: here.control.migration_status == "pre-switchover")
+                here.control.outgoing.begin(await listening(there))
+                await here.until(lambda: here.control.outgoing.status == "pre-switchover")
             with pytest.raises(KvmmigError):
                 await there.control.wait()
             assert there.control.machine is None
@@ -225,13 +225,13 @@ async def test_after_a_migration_whose_outcome_nobody_knows_only_an_operator_get
             async with awaiting() as there:
                 uri = await listening(there)
                 # It is cut in "running", behind 16 bytes of preamble and 32 each of "accept" and "ready".
-                lab.control.migrate(f"fault+{uri}?fault.what=cut&fault.side=receive&fault.at=90")
+                lab.control.outgoing.begin(f"fault+{uri}?fault.what=cut&fault.side=receive&fault.at=90")
                 with pytest.raises(OutcomeUnknown, match="Look there first"):
-                    await lab.control.migration_ended()
-            assert lab.control.migration_status == "failed"
+                    await lab.control.outgoing.wait()
+            assert lab.control.outgoing.status == "failed"
             assert lab.control.run_state() == "postmigrate"
             with pytest.raises(WrongState, match="moved away"):
-                await lab.control.cont()
+                await lab.control.resume()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(lab.control.wait_taken_back)
                 await trio.testing.wait_all_tasks_blocked()
@@ -246,12 +246,14 @@ async def test_what_does_not_arrive_ends_the_wait_or_may_be_tried_again() -> Non
     with trio.fail_after(PATIENCE):
         async with awaiting() as there:
             with pytest.raises(WrongState, match="on its way"):
-                await there.control.wait_arrived()
-            await there.control.incoming("exec:echo this is no guest, however long", exit_on_error=False)
+                await there.control.incoming.wait()
+            await there.control.incoming.listen(
+                "exec:echo this is no guest, however long", exit_on_error=False
+            )
             with pytest.raises(StreamError):
-                await there.control.wait_arrived()
+                await there.control.incoming.wait()
             assert there.control.run_state() == "inmigrate"
-            await there.control.incoming("exec:echo this is no guest, however long")
+            await there.control.incoming.listen("exec:echo this is no guest, however long")
             with pytest.raises(StreamError):
                 await there.control.wait_guest()
             with pytest.raises(StreamError):

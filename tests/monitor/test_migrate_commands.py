@@ -12,7 +12,7 @@ import trio
 
 from kvmmig.errors import BadURI, ConnectFailed, KvmmigError, WrongState
 from kvmmig.monitor.control import MachineControl
-from kvmmig.qmp.messages import QMPError
+from kvmmig.qmp import QMPError
 from tests.monitor.lab import MIB, PATIENCE, Lab, awaiting, check, listening, pass_fd, running
 
 # QEMU's MigrationRAMStats: a client may look for any of these.
@@ -187,7 +187,7 @@ async def test_there_and_the_figures_of_it() -> None:
             assert ram["dirty-sync-count"] >= 2
             assert {"total-time", "setup-time", "downtime", "expected-downtime"} <= set(info)
             assert "error-desc" not in info
-            await there.control.wait_arrived()
+            await there.control.incoming.wait()
             assert await there("query-migrate") == {"status": "completed"}
             assert await here("query-status") == {"status": "postmigrate", "running": False}
             with pytest.raises(QMPError, match="no guest can arrive"):
@@ -221,7 +221,7 @@ async def test_settings_reach_the_migration_that_runs() -> None:
             assert (await here("x-kvmmig-query-migration"))["bandwidth"] == 1_000_000
             await here("migrate-set-parameters", max_bandwidth=60_000_000, downtime_limit=0)
             assert (await here("x-kvmmig-query-migration"))["bandwidth"] == 60_000_000
-            await here.until(lambda: len(here.control.migration.statistics().rounds) > 3)  # type: ignore[union-attr]  # one runs
+            await here.until(lambda: len(here.control.outgoing.migration.statistics().rounds) > 3)  # type: ignore[union-attr]  # one runs
             assert (await here("query-migrate"))["status"] == "active", "no downtime is short enough"
             await here("migrate-set-parameters", downtime_limit=2000)
             await here.until_status("completed")
@@ -234,7 +234,7 @@ async def test_a_policy_that_is_chosen_in_the_middle_decides_from_then_on() -> N
             await here("migrate-set-parameters", downtime_limit=0, max_bandwidth=100_000_000)
             await here("x-kvmmig-set-policy", policy="max-rounds", parameters={"rounds": 1_000_000})
             await here("migrate", uri=await listening(there))
-            await here.until(lambda: len(here.control.migration.statistics().rounds) > 1)  # type: ignore[union-attr]  # one runs
+            await here.until(lambda: len(here.control.outgoing.migration.statistics().rounds) > 1)  # type: ignore[union-attr]  # one runs
             await here("x-kvmmig-set-policy", policy="max-rounds", parameters={"rounds": 1})
             await here.until_status("completed")
 
@@ -251,7 +251,7 @@ async def test_auto_converge_slows_the_guest_down_as_its_parameters_say() -> Non
             )
             await here("x-kvmmig-set-policy", policy="max-rounds", parameters={"rounds": 1000})
             await here("migrate", uri=await listening(there))
-            await here.until(lambda: here.control.migration.statistics().throttle)  # type: ignore[union-attr]  # one runs
+            await here.until(lambda: here.control.outgoing.migration.statistics().throttle)  # type: ignore[union-attr]  # one runs
             assert (await here("query-migrate"))["cpu-throttle-percentage"] == 60
             await here("migrate_cancel")
             await here.until_status("cancelled")
@@ -279,7 +279,7 @@ async def test_a_migration_waits_before_the_switchover_until_it_is_told_to_conti
             assert sum(page_map["sent"]) >= 4096
             await here("migrate-continue", state="pre-switchover")
             await here.until_status("completed")
-            await there.control.wait_arrived()
+            await there.control.incoming.wait()
             await check(there.control)
 
 
@@ -349,7 +349,7 @@ async def test_a_guest_saved_through_a_descriptor_to_any_program_is_restored(
             assert await trio.to_thread.run_sync(helper.wait) == 0, "its input has ended"
         async with awaiting() as there:
             await listening(there, back.format(saved))
-            await there.control.wait_arrived()
+            await there.control.incoming.wait()
             assert there.control.run_state() == "running"
             await check(there.control)
 
@@ -408,7 +408,7 @@ async def test_a_shell_command_with_a_question_mark_and_spaces_is_one(tmp_path: 
             await here.until_status("completed")
         async with awaiting() as there:
             await listening(there, f"exec:gzip -dc '{saved}'; test -e /etc/passw?")
-            await there.control.wait_arrived()
+            await there.control.incoming.wait()
             await check(there.control)
 
 
@@ -423,7 +423,7 @@ async def test_a_program_with_arguments_is_given_as_qemus_channel(tmp_path: Path
         async with awaiting() as there:
             addr = {"transport": "file", "filename": str(saved), "offset": 0}
             await there("migrate-incoming", channels=[{"channel-type": "main", "addr": addr}])
-            await there.control.wait_arrived()
+            await there.control.incoming.wait()
 
 
 @pytest.mark.kvm
@@ -440,4 +440,4 @@ async def test_a_place_that_can_not_be_listened_at_may_be_followed_by_another(tm
             async with running(size=4 * MIB, hot="64KiB") as here:
                 await here("migrate", uri=uri)
                 await here.until_status("completed")
-                await there.control.wait_arrived()
+                await there.control.incoming.wait()

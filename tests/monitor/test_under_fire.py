@@ -15,11 +15,10 @@ from typing import Any
 import pytest
 import trio
 
-from kvmmig.monitor import QMPClient
-
-from .conftest import RawClient
-from .processes import MachineProcess, awaiting, dirtier
-from .test_hostile import hostile_inputs
+from kvmmig.qmp import QMPClient
+from tests.monitor.processes import MachineProcess, awaiting, dirtier
+from tests.qmp.conftest import RawClient
+from tests.qmp.test_hostile import hostile_inputs
 
 pytestmark = pytest.mark.kvm
 

@@ -50,7 +50,7 @@ async def interrupt_when_halted(machine: Machine, cpu: int) -> Ending:
             return await machine.wait()
         now = machine.vcpus[cpu].get_mp_state().mp_state
         if now == abi.KVM_MP_STATE_UNINITIALIZED:  # it would wait for its startup interrupt for ever
-            await machine.stop()
+            await machine.end()
             return await machine.wait()
         await machine.start()
         if now == abi.KVM_MP_STATE_HALTED:

@@ -71,5 +71,5 @@ def _left() -> set[str]:
 
 
 def _threads() -> set[str]:
-    ours = ("write ", "read ", "end of ", "unlink ")
+    ours = ("write ", "read ", "pipe of ", "end of ", "unlink ")
     return {thread.name for thread in threading.enumerate() if thread.name.startswith(ours)}

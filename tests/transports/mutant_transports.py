@@ -19,6 +19,7 @@ from kvmmig.transport import (
     SendChannel,
     Transport,
     TransportURI,
+    transport_for,
 )
 
 left_open: list[int] = []
@@ -116,6 +117,35 @@ class TakingChannelsAlong(_Listening):
             yield Keeping(listener)
         for channel in accepted:
             channel.abort()
+
+
+class FailingOnJunk(Transport):
+    """Over TCP, with a greeting; whoever says another one ends the listening."""
+
+    def __init__(self, uri: TransportURI) -> None:
+        super().__init__(uri)
+        self.inner = transport_for(TransportURI("tcp", uri.target))
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[SendChannel]:
+        async with self.inner.connect() as channel:
+            await channel.send_some([memoryview(b"!")])
+            yield channel
+
+    @asynccontextmanager
+    async def listen(self) -> AsyncIterator[Listener]:
+        class Greeted(_Passing):
+            @asynccontextmanager
+            async def accept(self) -> AsyncIterator[ReceiveChannel]:
+                async with self.below.accept() as channel:
+                    greeting = bytearray(1)
+                    await channel.receive_some(memoryview(greeting))
+                    if greeting != b"!":
+                        raise ConnectFailed("that was no greeting")
+                    yield channel
+
+        async with self.inner.listen() as listener:
+            yield Greeted(listener)
 
 
 class ConnectingToNobody(MemoryTransport):

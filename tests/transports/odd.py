@@ -12,7 +12,8 @@ import trio
 from kvmmig.errors import ChannelBroken, TransportError
 from kvmmig.testing import MemoryTransport, memory_channel_pair
 from kvmmig.transport import AnyChannel, PassingChannel, Transport, TransportURI
-from kvmmig.transport.guard import GuardedChannel, connected, listening
+from kvmmig.transport.guard import GuardedChannel
+from kvmmig.transport.supervision import connected, listening
 
 WHO = r"the transport 'odd' \(from odd-things 0.1\)"
 HELLO = [memoryview(b"hello")]

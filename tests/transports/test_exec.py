@@ -10,28 +10,18 @@ import pytest
 import trio
 
 from kvmmig.errors import BadURI, ChannelBroken
-from kvmmig.transport import Transport
-from kvmmig.testing._moving import send_all
+from kvmmig.transport import Transport, TransportURI
+from tests.transports.moving import read_all, send_all
 
-Make = Callable[[str], Transport]
+Make = Callable[[str | TransportURI], Transport]
 
 _DATA = bytes(range(256)) * 40_000
 
 
 async def _save(transport: Transport, data: bytes) -> None:
     with trio.fail_after(20):
-        async with await transport.connect() as channel:
+        async with transport.connect() as channel:
             await send_all(channel, data)
-
-
-async def _read(transport: Transport) -> bytes:
-    got = bytearray()
-    buffer = memoryview(bytearray(1 << 20))
-    with trio.fail_after(20):
-        async with await transport.listen() as listener, await listener.accept() as channel:
-            while count := await channel.receive_some(buffer):
-                got += buffer[:count]
-    return bytes(got)
 
 
 def test_no_command_is_refused(transport: Make) -> None:
@@ -39,10 +29,18 @@ def test_no_command_is_refused(transport: Make) -> None:
         transport("exec: ")
 
 
+def test_only_a_command_that_is_said_to_store_stores(transport: Make) -> None:
+    assert [transport(f"exec:true{live}").stores for live in ("", "?live=on", "?live=off")] == [
+        False,
+        False,
+        True,
+    ]
+
+
 async def test_a_shell_does_what_is_asked(transport: Make, tmp_path: Path) -> None:
     await _save(transport(f"exec:gzip -1 > {tmp_path}/a.gz && mv {tmp_path}/a.gz {tmp_path}/b.gz"), _DATA)
     assert os.listdir(tmp_path) == ["b.gz"]
-    assert await _read(transport(f"exec:gzip -dc {tmp_path}/b.gz | cat")) == _DATA
+    assert await read_all(transport(f"exec:gzip -dc {tmp_path}/b.gz | cat")) == _DATA
 
 
 @pytest.mark.parametrize(
@@ -74,7 +72,7 @@ async def test_it_is_done_only_when_the_command_is(transport: Make, tmp_path: Pa
 
 async def test_a_reading_command_that_fails_is_no_end_of_the_stream(transport: Make) -> None:
     with pytest.raises(ChannelBroken, match="ended with status 5; it said: half of it"):
-        await _read(transport("exec:echo data; echo half of it >&2; exit 5"))
+        await read_all(transport("exec:echo data; echo half of it >&2; exit 5"))
 
 
 async def test_only_the_last_words_of_many_are_told(transport: Make) -> None:
@@ -86,13 +84,13 @@ async def test_only_the_last_words_of_many_are_told(transport: Make) -> None:
 async def test_an_abort_kills_all_that_the_command_has_started(transport: Make, tmp_path: Path) -> None:
     pid = tmp_path / "pid"
     command = f"(trap '' TERM; echo $$ > {pid}.new; mv {pid}.new {pid}; sleep 1000) | sleep 1000"
-    channel = await transport(f"exec:{command}").connect()
-    with trio.fail_after(20):
-        while not pid.exists():  # noqa: ASYNC110 - a shell tells nobody
-            await trio.sleep(0.01)
-        channel.abort()
-        while _of_group(int(pid.read_text())):  # noqa: ASYNC110 - nor does its end
-            await trio.sleep(0.01)
+    async with transport(f"exec:{command}").connect() as channel:
+        with trio.fail_after(20):
+            while not pid.exists():  # noqa: ASYNC110 - a shell tells nobody
+                await trio.sleep(0.01)
+            channel.abort()
+            while _of_group(int(pid.read_text())):  # noqa: ASYNC110 - nor does its end
+                await trio.sleep(0.01)
 
 
 def _of_group(group: int) -> list[str]:

@@ -14,29 +14,27 @@ import pytest
 import trio
 
 from kvmmig.errors import BadURI, ChannelBroken, ConnectFailed
-from kvmmig.transport import Channel, Transport
+from kvmmig.transport import Channel, Transport, TransportURI
 from kvmmig_transports import fd
+from tests.transports.moving import accept, connect
 
-Make = Callable[[str], Transport]
-
-
-async def _accept(transport: Transport) -> Channel:
-    async with await transport.listen() as listener:
-        return await listener.accept()
+Make = Callable[[str | TransportURI], Transport]
 
 
 async def test_a_socket_goes_both_ways(transport: Make) -> None:
     ours, theirs = (end.detach() for end in socket.socketpair())
-    sender = await transport(f"fd:{ours}").connect()
-    receiver = await _accept(transport(f"fd:{theirs}"))
-    assert sender.features.two_way
-    buffer = memoryview(bytearray(100))
-    await sender.send_some([memoryview(b"there")])
-    assert await receiver.receive_some(buffer) == 5
-    await receiver.send_some([memoryview(b"back")])
-    assert await sender.receive_some(buffer) == 4
-    sender.abort()
-    receiver.abort()
+    async with (
+        transport(f"fd:{ours}").connect() as sender,
+        transport(f"fd:{theirs}").listen() as listener,
+        listener.accept() as receiver,
+    ):
+        assert isinstance(sender, Channel)
+        assert isinstance(receiver, Channel)
+        buffer = memoryview(bytearray(100))
+        await sender.send_some([memoryview(b"there")])
+        assert await receiver.receive_some(buffer) == 5
+        await receiver.send_some([memoryview(b"back")])
+        assert await sender.receive_some(buffer) == 4
 
 
 async def test_a_tcp_socket_is_a_tcp_channel(transport: Make) -> None:
@@ -44,40 +42,41 @@ async def test_a_tcp_socket_is_a_tcp_channel(transport: Make) -> None:
         ours = socket.create_connection(server.getsockname())
         theirs, _ = server.accept()
     name = "{}:{}".format(*ours.getpeername())
-    sender = await transport(f"fd:{ours.detach()}").connect()
-    receiver = await _accept(transport(f"fd:{theirs.detach()}"))
-    assert sender.peer == name
-    sender.abort()
-    with pytest.raises(ChannelBroken, match="the other side cut the connection"):
-        await receiver.receive_some(memoryview(bytearray(1)))
-    receiver.abort()
+    async with (
+        transport(f"fd:{ours.detach()}").connect() as sender,
+        transport(f"fd:{theirs.detach()}").listen() as listener,
+        listener.accept() as receiver,
+    ):
+        assert sender.peer == name
+        sender.abort()
+        with pytest.raises(ChannelBroken, match="the other side cut the connection"):
+            await receiver.receive_some(memoryview(bytearray(1)))
+        receiver.abort()
 
 
 async def test_a_pipe_goes_one_way_and_the_wrong_end_is_named(transport: Make) -> None:
     reading, writing = os.pipe()
     with pytest.raises(ConnectFailed, match="is a pipe's end for reading; give the one for writing"):
-        await transport(f"fd:{reading}").connect()
+        await connect(transport(f"fd:{reading}"))
     with pytest.raises(ConnectFailed, match="is a pipe's end for writing; give the one for reading"):
-        await _accept(transport(f"fd:{writing}"))
-    sender = await transport(f"fd:{writing}").connect()
-    assert not sender.features.two_way
-    with pytest.raises(ChannelBroken, match="nothing can be received"):
-        await sender.receive_some(memoryview(bytearray(1)))
-    os.close(reading)
-    await sender.send_some([memoryview(b"x")])  # it is accepted, and then found to be undeliverable
-    with pytest.raises(ChannelBroken, match=r"the reader of fd:.* has closed it"):
-        await sender.flush()
-    sender.abort()
+        await accept(transport(f"fd:{writing}"))
+    async with transport(f"fd:{writing}").connect() as sender:
+        assert not sender.two_way
+        os.close(reading)
+        await sender.send_some([memoryview(b"x")])  # it is accepted, and then found to be undeliverable
+        with pytest.raises(ChannelBroken, match=r"the reader of fd:.* has closed it"):
+            await sender.flush()
+        sender.abort()
 
 
 async def test_a_flush_notices_that_the_reader_has_gone(transport: Make) -> None:
     reading, writing = os.pipe()
-    sender = await transport(f"fd:{writing}").connect()
-    await sender.send_some([memoryview(b"x")])
-    os.close(reading)
-    with pytest.raises(ChannelBroken, match=r"the reader of fd:\d+ has closed it"), trio.fail_after(20):
-        await sender.flush()
-    sender.abort()
+    async with transport(f"fd:{writing}").connect() as sender:
+        await sender.send_some([memoryview(b"x")])
+        os.close(reading)
+        with pytest.raises(ChannelBroken, match=r"the reader of fd:\d+ has closed it"), trio.fail_after(20):
+            await sender.flush()
+        sender.abort()
 
 
 async def test_its_mode_comes_back_for_those_who_share_it(transport: Make) -> None:
@@ -85,44 +84,46 @@ async def test_its_mode_comes_back_for_those_who_share_it(transport: Make) -> No
         reading, writing = os.pipe()
         shared = os.dup(writing)
         os.set_blocking(shared, blocking)
-        sender = await transport(f"fd:{writing}").connect()
-        assert not os.get_blocking(shared)
-        await sender.aclose()
-        assert os.get_blocking(shared) is blocking
-        for each in (reading, shared):
-            os.close(each)
+        async with transport(f"fd:{writing}").connect() as sender:
+            assert not os.get_blocking(shared)
+            await sender.aclose()
+            assert os.get_blocking(shared) is blocking
+            for each in (reading, shared):
+                os.close(each)
 
 
 async def test_it_is_taken_over(transport: Make) -> None:
     reading, writing = os.pipe()
-    channel = await transport(f"fd:{writing}").connect()
-    # Its number may be somebody else's by now.
-    with contextlib.suppress(FileNotFoundError):
-        assert os.readlink(f"/proc/self/fd/{writing}") != os.readlink(f"/proc/self/fd/{reading}")
-    with pytest.raises(ConnectFailed, match=f"descriptor {writing} is"):
-        await transport(f"fd:{writing}").connect()
-    channel.abort()
-    assert os.read(reading, 1) == b""
-    os.close(reading)
+    async with transport(f"fd:{writing}").connect() as channel:
+        # Its number may be somebody else's by now.
+        with contextlib.suppress(FileNotFoundError):
+            assert os.readlink(f"/proc/self/fd/{writing}") != os.readlink(f"/proc/self/fd/{reading}")
+        with pytest.raises(ConnectFailed, match=f"descriptor {writing} is"):
+            await connect(transport(f"fd:{writing}"))
+        channel.abort()
+        assert os.read(reading, 1) == b""
+        os.close(reading)
 
 
 async def test_it_is_one_connection(transport: Make) -> None:
     reading, writing = os.pipe()
-    async with await transport(f"fd:{reading}").listen() as listener:
-        (await listener.accept()).abort()
+    async with transport(f"fd:{reading}").listen() as listener:
+        async with listener.accept() as channel:
+            channel.abort()
         with pytest.raises(ConnectFailed, match="has been accepted already"):
-            await listener.accept()
+            async with listener.accept():
+                pass
     os.close(writing)
 
 
 async def test_a_name_stands_for_a_descriptor_once(transport: Make) -> None:
     reading, writing = os.pipe()
     fd.register("channel-1", writing)
-    (await transport("fd:channel-1").connect()).abort()
+    await connect(transport("fd:channel-1"))
     assert os.read(reading, 1) == b""
     os.close(reading)
     with pytest.raises(ConnectFailed, match="fd:channel-1: no descriptor has that name"):
-        await transport("fd:channel-1").connect()
+        await connect(transport("fd:channel-1"))
     for name in ("", "7"):
         with pytest.raises(ValueError, match="is no name for a descriptor"):
             fd.register(name, 7)
@@ -133,32 +134,31 @@ async def test_what_can_not_serve_is_one_sentence(transport: Make, tmp_path: Pat
         transport("fd:")
     for number in ("99", "99999999999999999999"):
         with pytest.raises(ConnectFailed, match=f"descriptor {number} is not open"):
-            await transport(f"fd:{number}").connect()
+            await connect(transport(f"fd:{number}"))
     with (tmp_path / "a.img").open("wb") as file:
         with pytest.raises(ConnectFailed, match=r"is a regular file; use file:PATH"):
-            await transport(f"fd:{file.fileno()}").connect()
+            await connect(transport(f"fd:{file.fileno()}"))
     device = os.open("/dev/null", os.O_WRONLY)
     with pytest.raises(ConnectFailed, match=r"is a character device; give a socket or a pipe"):
-        await transport(f"fd:{device}").connect()
+        await connect(transport(f"fd:{device}"))
     os.close(device)
     with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(ConnectFailed, match="that listens"):
-        await transport(f"fd:{server.fileno()}").connect()
+        await connect(transport(f"fd:{server.fileno()}"))
     with socket.socket() as lonely, pytest.raises(ConnectFailed, match="that is not connected"):
-        await transport(f"fd:{lonely.fileno()}").connect()
+        await connect(transport(f"fd:{lonely.fileno()}"))
     with socket.socket(type=socket.SOCK_DGRAM) as other, pytest.raises(ConnectFailed, match="another kind"):
-        await transport(f"fd:{other.fileno()}").connect()
+        await connect(transport(f"fd:{other.fileno()}"))
 
 
 def test_standard_input_stays_open_as_dev_null() -> None:
     program = (
         "import os, trio\n"
-        "from kvmmig.transport.registry import transport_for\n"
+        "from kvmmig.transport import transport_for\n"
         "async def main():\n"
-        "    channel = await (await transport_for('fd:0').listen()).accept()\n"
-        "    buffer = memoryview(bytearray(100))\n"
-        "    count = await channel.receive_some(buffer)\n"
-        "    print(bytes(buffer[:count]).decode(), os.readlink('/proc/self/fd/0'))\n"
-        "    await channel.aclose()\n"
+        "    async with transport_for('fd:0').listen() as listener, listener.accept() as channel:\n"
+        "        buffer = memoryview(bytearray(100))\n"
+        "        count = await channel.receive_some(buffer)\n"
+        "        print(bytes(buffer[:count]).decode(), os.readlink('/proc/self/fd/0'))\n"
         "trio.run(main)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], input=b"hello", capture_output=True, timeout=60)

@@ -58,7 +58,9 @@ async def test_a_count_that_is_none_of_send_some(count: object) -> None:
 @pytest.mark.parametrize("count", COUNTS[1:], ids=repr)
 async def test_a_count_that_is_none_of_receive_some(count: object) -> None:
     async with use(Odd(_returning("receive_some", count))) as channel:
-        with pytest.raises(ChannelBroken, match=rf"{WHO} returned .* from receive_some .* room for 5 bytes"):
+        with pytest.raises(
+            ChannelBroken, match=rf"{WHO} returned .* from receive_some into a buffer of 5 bytes"
+        ):
             await channel.receive_some(memoryview(bytearray(5)))
         await require_broken(channel)
 
@@ -175,7 +177,7 @@ async def test_a_cancel_from_outside_passes(call: str) -> None:
         assert not channel.stuck()
 
 
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("call", ["send_some", "flush", "aclose"])
 async def test_a_call_that_ignores_its_cancel_can_be_told(call: str, autojump_clock: object) -> None:
     release = trio.Event()
 
@@ -189,11 +191,12 @@ async def test_a_call_that_ignores_its_cancel_can_be_told(call: str, autojump_cl
             await CALLS[call](channel)
 
     async with use(Odd(type("Ignoring", (PassingChannel,), {call: ignores}))) as channel:
+        channel.send_bound = 1
         async with trio.open_nursery() as nursery:
             nursery.start_soon(call_it)
             await trio.sleep(1.05)
             soon = channel.stuck()
-            await trio.sleep(1)
+            await trio.sleep(2)
             late = channel.stuck()
             release.set()
         assert soon == ""
@@ -222,11 +225,12 @@ async def test_a_second_call_does_not_hide_one_that_is_stuck(autojump_clock: obj
             await channel.send_some(HELLO)
 
     async with use(Odd(Ignoring)) as channel, trio.open_nursery() as nursery:
+        channel.send_bound = 1
         nursery.start_soon(call_it)
         await trio.sleep(0.5)
         with pytest.raises(ChannelBroken, match="busy"):
             await channel.send_some(HELLO)
-        await trio.sleep(2)
+        await trio.sleep(3)
         stuck = channel.stuck()
         release.set()
         assert "did not return from send_some" in stuck

@@ -13,7 +13,7 @@ import trio.testing
 from kvmmig.errors import ChannelBroken, ConnectFailed, TransportError
 from kvmmig.testing import memory_channel_pair
 from kvmmig.transport import Listener, PassingChannel, TransportURI, guard
-from kvmmig.transport.guard import connected
+from kvmmig.transport.supervision import connected
 from tests.transports.odd import HELLO, WHO, Odd, connect, fail_with, listen, require_broken, use
 
 

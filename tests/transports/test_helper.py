@@ -15,18 +15,18 @@ import pytest
 import trio
 
 from kvmmig.errors import ChannelBroken, ConnectFailed
-from kvmmig.transport import Channel, Transport
-from kvmmig.testing._moving import send_all
+from kvmmig.transport import SendChannel, Transport, TransportURI
 from kvmmig_transports import iohelper
+from tests.transports.moving import connect, read_all, send_all
 
-Make = Callable[[str], Transport]
+Make = Callable[[str | TransportURI], Transport]
 Script = Callable[[str], str]
 
 _LIBVIRT = "/usr/lib/libvirt/libvirt_iohelper"
 _DATA = random.Random(6).randbytes((9 << 20) + 777)
 
 
-async def _send_for_ever(channel: Channel) -> None:
+async def _send_for_ever(channel: SendChannel) -> None:
     with trio.fail_after(20):
         while True:
             await channel.send_some([memoryview(_DATA)])
@@ -34,15 +34,6 @@ async def _send_for_ever(channel: Channel) -> None:
 
 def _names(directory: Path) -> list[str]:
     return sorted(os.listdir(directory))
-
-
-async def _read(transport: Transport) -> bytes:
-    got = bytearray()
-    buffer = memoryview(bytearray(1 << 20))
-    async with await transport.listen() as listener, await listener.accept() as channel:
-        while count := await channel.receive_some(buffer):
-            got += buffer[:count]
-    return bytes(got)
 
 
 def _helper_pid() -> int:
@@ -59,10 +50,10 @@ async def test_libvirts_helper_saves_and_restores(
     size: int, direct: str, transport: Make, tmp_path: Path
 ) -> None:
     saved = transport(f"pipe:{tmp_path}/a.img?direct={direct}&helper={_LIBVIRT}")
-    async with await saved.connect() as channel:
+    async with saved.connect() as channel:
         await send_all(channel, _DATA[:size])
     assert (tmp_path / "a.img").read_bytes() == _DATA[:size]
-    assert await _read(saved) == _DATA[:size]
+    assert await read_all(saved) == _DATA[:size]
 
 
 async def test_a_helper_is_searched_for_in_path(
@@ -70,7 +61,7 @@ async def test_a_helper_is_searched_for_in_path(
 ) -> None:
     name = os.path.basename(program("exec cat >/proc/self/fd/$2"))
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    async with await transport(f"pipe:{tmp_path}/a.img?direct=off&helper={name}").connect() as channel:
+    async with transport(f"pipe:{tmp_path}/a.img?direct=off&helper={name}").connect() as channel:
         await send_all(channel, _DATA)
     assert (tmp_path / "a.img").read_bytes() == _DATA
 
@@ -78,44 +69,44 @@ async def test_a_helper_is_searched_for_in_path(
 async def test_a_helper_that_is_not_there_is_one_sentence(transport: Make, tmp_path: Path) -> None:
     for helper, where in (("/no/such", "there is no such program"), ("no-such", "no directory of PATH has")):
         with pytest.raises(ConnectFailed, match=f"can't start the I/O helper {helper}: {where}"):
-            await transport(f"pipe:{tmp_path}/a.img?helper={helper}").connect()
+            await connect(transport(f"pipe:{tmp_path}/a.img?helper={helper}"))
     garbage = tmp_path / "garbage"
     garbage.write_bytes(b"\x7fELF garbage")
     garbage.chmod(0o755)
     with pytest.raises(ConnectFailed, match=r"can't start the I/O helper .*garbage: Exec format error"):
-        await transport(f"pipe:{tmp_path}/a.img?helper={garbage}").connect()
+        await connect(transport(f"pipe:{tmp_path}/a.img?helper={garbage}"))
 
 
-async def _flush_for_ever(channel: Channel) -> None:
+async def _flush_for_ever(channel: SendChannel) -> None:
     with trio.fail_after(20):
         while True:
             await channel.flush()
 
 
-async def _close(channel: Channel) -> None:
+async def _close(channel: SendChannel) -> None:
     with trio.fail_after(20):
         await channel.aclose()
 
 
 @pytest.mark.parametrize("act", [_send_for_ever, _flush_for_ever, _close])
 async def test_a_failing_helpers_words_and_status_are_the_error(
-    act: Callable[[Channel], Awaitable[None]], transport: Make, tmp_path: Path, program: Script
+    act: Callable[[SendChannel], Awaitable[None]], transport: Make, tmp_path: Path, program: Script
 ) -> None:
     helper = program("echo disk on >&2; echo fire >&2; exit 3")
-    channel = await transport(f"pipe:{tmp_path}/a.img?helper={helper}").connect()
-    with pytest.raises(ChannelBroken, match=r"of .*/a.img ended with status 3; it said: disk on fire"):
-        await act(channel)
-    channel.abort()
-    assert _names(tmp_path) == ["helper.sh"]
+    async with transport(f"pipe:{tmp_path}/a.img?helper={helper}").connect() as channel:
+        with pytest.raises(ChannelBroken, match=r"of .*/a.img ended with status 3; it said: disk on fire"):
+            await act(channel)
+        channel.abort()
+        assert _names(tmp_path) == ["helper.sh"]
 
 
 async def test_a_helper_that_ends_well_but_too_early_is_an_error(
     transport: Make, tmp_path: Path, program: Script
 ) -> None:
-    channel = await transport(f"pipe:{tmp_path}/a.img?helper={program('exit 0')}").connect()
-    with pytest.raises(ChannelBroken, match="ended before it had taken everything"), trio.fail_after(20):
-        await send_all(channel, _DATA)
-    channel.abort()
+    async with transport(f"pipe:{tmp_path}/a.img?helper={program('exit 0')}").connect() as channel:
+        with pytest.raises(ChannelBroken, match="ended before it had taken everything"), trio.fail_after(20):
+            await send_all(channel, _DATA)
+        channel.abort()
 
 
 async def test_a_killed_helper_is_noticed_and_the_older_file_survives(
@@ -123,14 +114,14 @@ async def test_a_killed_helper_is_noticed_and_the_older_file_survives(
 ) -> None:
     path = tmp_path / "a.img"
     path.write_text("older")
-    channel = await transport(f"pipe:{path}").connect()
-    await send_all(channel, _DATA)
-    os.kill(_helper_pid(), signal.SIGKILL)
-    with pytest.raises(ChannelBroken, match="was killed by SIGKILL"):
-        await _send_for_ever(channel)
-    with pytest.raises(ChannelBroken, match="was killed by SIGKILL"):
-        await channel.aclose()
-    assert path.read_text() == "older"
+    async with transport(f"pipe:{path}").connect() as channel:
+        await send_all(channel, _DATA)
+        os.kill(_helper_pid(), signal.SIGKILL)
+        with pytest.raises(ChannelBroken, match="was killed by SIGKILL"):
+            await _send_for_ever(channel)
+        with pytest.raises(ChannelBroken, match="was killed by SIGKILL"):
+            await channel.aclose()
+        assert path.read_text() == "older"
 
 
 async def test_a_dead_helper_is_noticed_though_its_child_holds_the_pipe(
@@ -139,12 +130,12 @@ async def test_a_dead_helper_is_noticed_though_its_child_holds_the_pipe(
     # A shell gives a background command /dev/null to read, unless it is told otherwise.
     child = tmp_path / "child"
     helper = program(f"exec 3<&0; sleep 1000 <&3 & echo $! >{child}; exit 4")
-    channel = await transport(f"pipe:{tmp_path}/a.img?helper={helper}").connect()
-    with pytest.raises(ChannelBroken, match="ended with status 4"), trio.fail_after(20):
-        await send_all(channel, _DATA)
-    channel.abort()
-    with trio.fail_after(20):
-        await _end_of(int(child.read_text()))
+    async with transport(f"pipe:{tmp_path}/a.img?helper={helper}").connect() as channel:
+        with pytest.raises(ChannelBroken, match="ended with status 4"), trio.fail_after(20):
+            await send_all(channel, _DATA)
+        channel.abort()
+        with trio.fail_after(20):
+            await _end_of(int(child.read_text()))
 
 
 async def _end_of(pid: int) -> None:
@@ -160,12 +151,12 @@ async def test_a_reading_helper_that_fails_is_not_the_end_of_the_stream(
     (tmp_path / "a.img").write_bytes(_DATA)
     helper = program("echo data; echo half of it >&2; exit 5")
     with pytest.raises(ChannelBroken, match="ended with status 5; it said: half of it"), trio.fail_after(20):
-        await _read(transport(f"pipe:{tmp_path}/a.img?helper={helper}"))
+        await read_all(transport(f"pipe:{tmp_path}/a.img?helper={helper}"))
 
 
 async def test_a_reader_that_has_seen_enough_ends_the_helper(transport: Make, tmp_path: Path) -> None:
     (tmp_path / "a.img").write_bytes(_DATA)
-    async with await (await transport(f"pipe:{tmp_path}/a.img").listen()).accept() as channel:
+    async with transport(f"pipe:{tmp_path}/a.img").listen() as listener, listener.accept() as channel:
         await channel.receive_some(memoryview(bytearray(1)))
 
 
@@ -203,7 +194,7 @@ def _start(name: str, number: str, data: bytes, *fds: int) -> subprocess.Complet
 
 
 async def test_a_helper_that_is_stopped_is_named(transport: Make, tmp_path: Path) -> None:
-    async with await transport(f"pipe:{tmp_path / 'a.img'}").connect() as channel:
+    async with transport(f"pipe:{tmp_path / 'a.img'}").connect() as channel:
         assert channel.waits_for() == ""
         pid = _helper_pid()
         os.kill(pid, signal.SIGSTOP)

@@ -15,28 +15,28 @@ import trio
 import trio.testing
 
 from kvmmig.errors import BadURI, ChannelBroken, ChannelClosed, ConnectFailed
-from kvmmig.transport import Channel, Transport
-from kvmmig.testing._moving import send_all
+from kvmmig.transport import ReceiveChannel, SendChannel, Transport, TransportURI
+from tests.transports.moving import connect, read_all, send_all
 
-Make = Callable[[str], Transport]
+Make = Callable[[str | TransportURI], Transport]
 
 both = pytest.mark.parametrize("scheme", ["file", "pipe"])
 _DATA = random.Random(5).randbytes((9 << 20) + 777)
 
 
-async def _send_for_ever(channel: Channel) -> None:
+async def _send_for_ever(channel: SendChannel) -> None:
     with trio.fail_after(20):
         while True:
             await channel.send_some([memoryview(_DATA)])
 
 
-async def _send_and_close(channel: Channel, data: bytes) -> None:
+async def _send_and_close(channel: SendChannel, data: bytes) -> None:
     await send_all(channel, data)
     await channel.aclose()
 
 
 async def _send_and_fail(transport: Transport) -> None:
-    async with await transport.connect() as channel:
+    async with transport.connect() as channel:
         await send_all(channel, _DATA)
         raise RuntimeError("not today")
 
@@ -45,18 +45,9 @@ def _names(directory: Path) -> list[str]:
     return sorted(os.listdir(directory))
 
 
-async def _read_on(channel: Channel, buffer: memoryview) -> None:
+async def _read_on(channel: ReceiveChannel, buffer: memoryview) -> None:
     while await channel.receive_some(buffer):
         pass
-
-
-async def _read(transport: Transport) -> bytes:
-    got = bytearray()
-    buffer = memoryview(bytearray(1 << 20))
-    async with await transport.listen() as listener, await listener.accept() as channel:
-        while count := await channel.receive_some(buffer):
-            got += buffer[:count]
-    return bytes(got)
 
 
 @both
@@ -66,10 +57,10 @@ async def test_every_length_comes_back(
     scheme: str, size: int, direct: str, transport: Make, tmp_path: Path
 ) -> None:
     saved = transport(f"{scheme}:{tmp_path}/a.img?direct={direct}")
-    async with await saved.connect() as channel:
+    async with saved.connect() as channel:
         await send_all(channel, _DATA[:size])
     assert (tmp_path / "a.img").read_bytes() == _DATA[:size]
-    assert await _read(saved) == _DATA[:size]
+    assert await read_all(saved) == _DATA[:size]
 
 
 @both
@@ -77,7 +68,7 @@ async def test_only_its_owner_may_read_it(scheme: str, transport: Make, tmp_path
     path = tmp_path / "a.img"
     path.write_text("older")
     path.chmod(0o644)
-    async with await transport(f"{scheme}:{path}").connect() as channel:
+    async with transport(f"{scheme}:{path}").connect() as channel:
         await send_all(channel, b"secret")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
@@ -88,42 +79,39 @@ async def test_an_older_file_survives_until_the_new_one_is_whole(
 ) -> None:
     path = tmp_path / "a.img"
     path.write_text("older")
-    channel = await transport(f"{scheme}:{path}").connect()
-    await send_all(channel, _DATA)
-    await channel.flush()
-    assert path.read_text() == "older"
-    channel.abort()
-    assert path.read_text() == "older"
-    with pytest.raises(RuntimeError, match="not today"):
-        await _send_and_fail(transport(f"{scheme}:{path}"))
-    assert path.read_text() == "older"
-    async with await transport(f"{scheme}:{path}").connect() as channel:
+    async with transport(f"{scheme}:{path}").connect() as channel:
         await send_all(channel, _DATA)
-    assert path.read_bytes() == _DATA
-    assert _names(tmp_path) == ["a.img"]
+        await channel.flush()
+        assert path.read_text() == "older"
+        channel.abort()
+        assert path.read_text() == "older"
+        with pytest.raises(RuntimeError, match="not today"):
+            await _send_and_fail(transport(f"{scheme}:{path}"))
+        assert path.read_text() == "older"
+        async with transport(f"{scheme}:{path}").connect() as channel:
+            await send_all(channel, _DATA)
+        assert path.read_bytes() == _DATA
+        assert _names(tmp_path) == ["a.img"]
 
 
 @both
 async def test_a_cancelled_aclose_publishes_nothing(scheme: str, transport: Make, tmp_path: Path) -> None:
-    channel = await transport(f"{scheme}:{tmp_path}/a.img").connect()
-    await send_all(channel, _DATA)
-    with trio.CancelScope() as scope:
-        scope.cancel()
-        await channel.aclose()
-    assert scope.cancelled_caught
-    with pytest.raises(ChannelClosed):
-        await channel.send_some([memoryview(b"x")])
-    assert not (tmp_path / "a.img").exists()
+    async with transport(f"{scheme}:{tmp_path}/a.img").connect() as channel:
+        await send_all(channel, _DATA)
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await channel.aclose()
+        assert scope.cancelled_caught
+        with pytest.raises(ChannelClosed):
+            await channel.send_some([memoryview(b"x")])
+        assert not (tmp_path / "a.img").exists()
 
 
 @both
 async def test_a_cancelled_connect_leaves_nothing(scheme: str, transport: Make, tmp_path: Path) -> None:
     for delay in (0.0, 0.001, 0.003, 0.01):
-        channel = None
         with trio.move_on_after(delay):
-            channel = await transport(f"{scheme}:{tmp_path}/a.img").connect()
-        if channel:
-            channel.abort()
+            await connect(transport(f"{scheme}:{tmp_path}/a.img"))
     assert not _names(tmp_path)
 
 
@@ -131,7 +119,7 @@ async def test_a_cancelled_connect_leaves_nothing(scheme: str, transport: Make, 
 async def test_a_symbolic_link_is_followed(scheme: str, transport: Make, tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real/a.img")
-    async with await transport(f"{scheme}:{tmp_path}/link").connect() as channel:
+    async with transport(f"{scheme}:{tmp_path}/link").connect() as channel:
         await send_all(channel, b"through it")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "real" / "a.img").read_bytes() == b"through it"
@@ -146,9 +134,9 @@ async def test_what_is_no_regular_file_is_refused(scheme: str, transport: Make, 
         (tmp_path / "fifo", "a named pipe"),
     ):
         with pytest.raises(ConnectFailed, match=f"can't write {path}: it is {kind}; name a regular file"):
-            await transport(f"{scheme}:{path}").connect()
+            await connect(transport(f"{scheme}:{path}"))
         with pytest.raises(ConnectFailed, match=f"can't read {path}: it is {kind}; name a regular file"):
-            await _read(transport(f"{scheme}:{path}"))
+            await read_all(transport(f"{scheme}:{path}"))
     with pytest.raises(BadURI, match=f"names no file: write {scheme}:PATH"):
         transport(f"{scheme}:")
 
@@ -156,9 +144,9 @@ async def test_what_is_no_regular_file_is_refused(scheme: str, transport: Make, 
 @both
 async def test_missing_places_are_one_sentence(scheme: str, transport: Make, tmp_path: Path) -> None:
     with pytest.raises(ConnectFailed, match=r"there is no directory .*/nowhere; make it first"):
-        await transport(f"{scheme}:{tmp_path}/nowhere/a.img").connect()
+        await connect(transport(f"{scheme}:{tmp_path}/nowhere/a.img"))
     with pytest.raises(ConnectFailed, match=r"can't read .*/a.img: there is no such file"):
-        await _read(transport(f"{scheme}:{tmp_path}/a.img"))
+        await read_all(transport(f"{scheme}:{tmp_path}/a.img"))
 
 
 @both
@@ -168,27 +156,27 @@ async def test_a_full_disk_is_one_sentence_and_the_older_file_survives(
 ) -> None:
     path = small_disk / "a.img"
     path.write_text("older")
-    channel = await transport(f"{scheme}:{path}?direct={direct}").connect()
-    with pytest.raises(ChannelBroken, match=r"can't write .*/a.img.*[Nn]o space"):
-        await _send_for_ever(channel)
-    with pytest.raises(ChannelBroken, match=r"[Nn]o space"):
-        await channel.send_some([memoryview(b"x")])
-    with pytest.raises(ChannelBroken, match=r"[Nn]o space"):
+    async with transport(f"{scheme}:{path}?direct={direct}").connect() as channel:
+        with pytest.raises(ChannelBroken, match=r"can't write .*/a.img.*[Nn]o space"):
+            await _send_for_ever(channel)
+        with pytest.raises(ChannelBroken, match=r"[Nn]o space"):
+            await channel.send_some([memoryview(b"x")])
+        with pytest.raises(ChannelBroken, match=r"[Nn]o space"):
+            await channel.aclose()
         await channel.aclose()
-    await channel.aclose()
-    assert path.read_text() == "older"
-    assert _names(small_disk) == ["a.img"]
+        assert path.read_text() == "older"
+        assert _names(small_disk) == ["a.img"]
 
 
 @both
 async def test_a_full_disk_is_noticed_by_aclose_at_the_latest(
     scheme: str, transport: Make, small_disk: Path
 ) -> None:
-    channel = await transport(f"{scheme}:{small_disk}/a.img").connect()
-    with pytest.raises(ChannelBroken, match=r"[Nn]o space"), trio.fail_after(30):
-        await _send_and_close(channel, _DATA)
-    channel.abort()
-    assert not _names(small_disk)
+    async with transport(f"{scheme}:{small_disk}/a.img").connect() as channel:
+        with pytest.raises(ChannelBroken, match=r"[Nn]o space"), trio.fail_after(30):
+            await _send_and_close(channel, _DATA)
+        channel.abort()
+        assert not _names(small_disk)
 
 
 @both
@@ -196,15 +184,15 @@ async def test_without_unnamed_files_a_partial_one_is_used_and_removed(
     scheme: str, transport: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _refuse(monkeypatch, os.O_TMPFILE, errno.EOPNOTSUPP)
-    channel = await transport(f"{scheme}:{tmp_path}/a.img").connect()
-    await send_all(channel, _DATA)
-    (partial,) = _names(tmp_path)
-    assert partial.startswith(".a.img.")
-    assert partial.endswith(".partial")
-    channel.abort()
-    async with await transport(f"{scheme}:{tmp_path}/a.img").connect() as channel:
+    async with transport(f"{scheme}:{tmp_path}/a.img").connect() as channel:
         await send_all(channel, _DATA)
-    assert (tmp_path / "a.img").read_bytes() == _DATA
+        (partial,) = _names(tmp_path)
+        assert partial.startswith(".a.img.")
+        assert partial.endswith(".partial")
+        channel.abort()
+        async with transport(f"{scheme}:{tmp_path}/a.img").connect() as channel:
+            await send_all(channel, _DATA)
+        assert (tmp_path / "a.img").read_bytes() == _DATA
 
 
 @both
@@ -213,28 +201,28 @@ async def test_without_direct_io_there_is_a_notice(
 ) -> None:
     _refuse(monkeypatch, os.O_DIRECT, errno.EINVAL)
     saved = transport(f"{scheme}:{tmp_path}/a.img")
-    async with await saved.connect() as channel:
+    async with saved.connect() as channel:
         assert "refuses O_DIRECT" in channel.notices[0]
         await send_all(channel, _DATA)
-    async with await (await saved.listen()).accept() as channel:
+    async with saved.listen() as listener, listener.accept() as channel:
         assert "refuses O_DIRECT" in channel.notices[0]
-    assert await _read(saved) == _DATA
+    assert await read_all(saved) == _DATA
 
 
 async def test_flushed_bytes_are_in_the_file_and_more_may_follow(
     transport: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _refuse(monkeypatch, os.O_TMPFILE, errno.EOPNOTSUPP)  # so that the file can be looked at
-    channel = await transport(f"file:{tmp_path}/a.img").connect()
-    sent = 0
-    for size in (10, 4090, 1, 5 << 20, 0, 4096, 100):
-        await send_all(channel, _DATA[sent : sent + size])
-        sent += size
-        await channel.flush()
-        (partial,) = _names(tmp_path)
-        assert (tmp_path / partial).read_bytes() == _DATA[:sent]
-    await channel.aclose()
-    assert (tmp_path / "a.img").read_bytes() == _DATA[:sent]
+    async with transport(f"file:{tmp_path}/a.img").connect() as channel:
+        sent = 0
+        for size in (10, 4090, 1, 5 << 20, 0, 4096, 100):
+            await send_all(channel, _DATA[sent : sent + size])
+            sent += size
+            await channel.flush()
+            (partial,) = _names(tmp_path)
+            assert (tmp_path / partial).read_bytes() == _DATA[:sent]
+        await channel.aclose()
+        assert (tmp_path / "a.img").read_bytes() == _DATA[:sent]
 
 
 async def test_nothing_is_added_to_a_block_that_is_being_written(
@@ -242,24 +230,24 @@ async def test_nothing_is_added_to_a_block_that_is_being_written(
 ) -> None:
     alive = threading.Event()
     monkeypatch.setattr(os, "fdatasync", lambda _: alive.wait())
-    channel = await transport(f"file:{tmp_path}/a.img").connect()
-    await send_all(channel, b"before ")
-    with trio.move_on_after(0.05) as scope:
-        await channel.flush()
-    assert scope.cancelled_caught
-    with trio.move_on_after(0.05) as scope:
-        await channel.send_some([memoryview(b"never")])
-    assert scope.cancelled_caught
-    alive.set()
-    await _send_and_close(channel, b"after")
-    assert (tmp_path / "a.img").read_bytes() == b"before after"
+    async with transport(f"file:{tmp_path}/a.img").connect() as channel:
+        await send_all(channel, b"before ")
+        with trio.move_on_after(0.05) as scope:
+            await channel.flush()
+        assert scope.cancelled_caught
+        with trio.move_on_after(0.05) as scope:
+            await channel.send_some([memoryview(b"never")])
+        assert scope.cancelled_caught
+        alive.set()
+        await _send_and_close(channel, b"after")
+        assert (tmp_path / "a.img").read_bytes() == b"before after"
 
 
 async def test_a_file_that_shrinks_while_it_is_read_is_an_error(transport: Make, tmp_path: Path) -> None:
     path = tmp_path / "a.img"
     path.write_bytes(bytes(64 << 20))
     buffer = memoryview(bytearray(1 << 20))
-    async with await (await transport(f"file:{path}").listen()).accept() as channel:
+    async with transport(f"file:{path}").listen() as listener, listener.accept() as channel:
         await channel.receive_some(buffer)
         os.truncate(path, 5000)
         with pytest.raises(ChannelBroken, match=r"can't read .*: it became shorter"):
@@ -277,15 +265,15 @@ async def test_an_abort_does_not_wait_for_a_disk_that_hangs(
         return write(fd, data, offset)
 
     monkeypatch.setattr(os, "pwrite", hang)
-    channel = await transport(f"file:{tmp_path}/a.img").connect()
-    await send_all(channel, _DATA)
-    with trio.move_on_after(0.05) as scope:
-        await channel.flush()
-    assert scope.cancelled_caught
-    channel.abort()
-    with pytest.raises(ChannelClosed):
-        await channel.flush()
-    alive.set()  # and when the disk comes back, the thread closes the file: nothing_left looks
+    async with transport(f"file:{tmp_path}/a.img").connect() as channel:
+        await send_all(channel, _DATA)
+        with trio.move_on_after(0.05) as scope:
+            await channel.flush()
+        assert scope.cancelled_caught
+        channel.abort()
+        with pytest.raises(ChannelClosed):
+            await channel.flush()
+        alive.set()  # and when the disk comes back, the thread closes the file: nothing_left looks
 
 
 async def test_an_abort_while_aclose_publishes_wakes_it(
@@ -294,17 +282,17 @@ async def test_an_abort_while_aclose_publishes_wakes_it(
     alive = threading.Event()
     monkeypatch.setattr(os, "fsync", lambda _: alive.wait())
     for scheme in ("file", "pipe"):
-        channel = await transport(f"{scheme}:{tmp_path}/{scheme}.img").connect()
-        await send_all(channel, b"never to be seen")
-        async with trio.open_nursery() as nursery:
+        async with transport(f"{scheme}:{tmp_path}/{scheme}.img").connect() as channel:
+            await send_all(channel, b"never to be seen")
+            async with trio.open_nursery() as nursery:
 
-            async def close(channel: Channel) -> None:
-                with pytest.raises(ChannelClosed):
-                    await channel.aclose()
+                async def close(channel: SendChannel) -> None:
+                    with pytest.raises(ChannelClosed):
+                        await channel.aclose()
 
-            nursery.start_soon(close, channel)
-            await trio.testing.wait_all_tasks_blocked(0.2)
-            channel.abort()
+                nursery.start_soon(close, channel)
+                await trio.testing.wait_all_tasks_blocked(0.2)
+                channel.abort()
     alive.set()
     for thread in threading.enumerate():
         if thread.name.startswith(("write", "end of")):

@@ -157,6 +157,14 @@ async def test_a_good_store_passes(check: Check) -> None:
     await check(lambda: transports.MemoryStore(TransportURI("store", "a")))
 
 
+@pytest.mark.usefixtures("no_patience")
+async def test_a_listener_that_junk_ends_fails() -> None:
+    with pytest.raises(Nonconformance, match=r"that was no greeting.* talk nonsense, hinder nobody"):
+        await _check("junk_clients_are_survived")(
+            lambda: transports.FailingOnJunk(TransportURI("odd", "127.0.0.1:0"))
+        )
+
+
 async def test_a_good_store_that_is_stalled_passes() -> None:
     await _check("stalled_commit_can_be_cancelled")(lambda: transports.Stalled(TransportURI("store", "a")))
 

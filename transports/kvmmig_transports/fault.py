@@ -11,24 +11,25 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 import trio
 
 from kvmmig.errors import BadURI, ChannelBroken, ChannelClosed, KnobError
-from kvmmig.migration.steps import TokenBucket
 from kvmmig.transport import (
-    Channel,
-    OneAtATime,
+    AnyChannel,
+    Knob,
     Option,
     PassingChannel,
+    Side,
     Transport,
     TransportURI,
     Wrapper,
+    on_phase,
 )
-from kvmmig.transport.toolkit.interrupts import Interrupts
-from kvmmig.transport.toolkit.prefix import prefix
+from kvmmig.transport.toolkit import Interrupts, OneAtATime, TokenBucket, prefix
 from kvmmig.units import format_size, parse_duration, parse_size
 
 _ALL = 1 << 62
@@ -89,13 +90,16 @@ class FaultWrapper(Wrapper):
         self._channels: list[FaultChannel] = []
         self._armed = not self._plan.phase and (self._plan.at is not None or self._plan.seed is not None)
 
-    async def wrap(self, channel: Channel) -> Channel:
+    @asynccontextmanager
+    async def wrap(self, channel: AnyChannel, *, side: Side) -> AsyncIterator[AnyChannel]:
         await trio.lowlevel.checkpoint()
-        faulty = FaultChannel(channel, self._plan)
-        self._channels.append(faulty)
-        if self._armed:
-            faulty.arm()
-        return faulty
+        async with FaultChannel(channel, self._plan) as faulty:
+            self._channels.append(faulty)
+            if self._plan.phase:
+                on_phase(faulty.enter_phase)
+            if self._armed:
+                faulty.arm()
+            yield faulty
 
     def arm(self) -> None:
         """Count from now on: on all channels that it has made or will make. Strikes at once without `at`."""
@@ -107,8 +111,9 @@ class FaultWrapper(Wrapper):
 class FaultChannel(PassingChannel):
     """Does what the channel below does, until it strikes."""
 
-    def __init__(self, below: Channel, plan: _Plan) -> None:
+    def __init__(self, below: AnyChannel, plan: _Plan) -> None:
         super().__init__(below)
+        self.knobs = {**below.knobs, "fault.strike": Knob(self._now, self._turn)}
         self._plan = plan
         self._chance = random.Random(plan.seed or 0)
         self._sending, self._receiving = OneAtATime("sending"), OneAtATime("receiving")
@@ -177,19 +182,16 @@ class FaultChannel(PassingChannel):
         finally:
             self.abort()
 
-    def phase_changed(self, phase: str) -> None:
+    def enter_phase(self, phase: str) -> None:
+        """The migration enters this phase."""
         if phase == self._plan.phase:
             self.arm()
-        super().phase_changed(phase)
 
-    def own_knobs(self) -> Mapping[str, str]:
-        if self._cut or self._spoils:
-            now = self._plan.what
-        else:
-            now = self._plan.what if trio.current_time() < self._ends else "none"
-        return {"fault.strike": now}
+    def _now(self) -> str:
+        lasting = trio.current_time() < self._ends
+        return self._plan.what if self._cut or self._spoils or lasting else "none"
 
-    def turn_own(self, knob: str, value: str) -> None:
+    def _turn(self, value: str) -> None:
         """Strike now, in one of the ways that ``fault.what`` knows; ``none`` ends what lasts."""
         if value == "none":
             self._ends = -math.inf
@@ -199,7 +201,7 @@ class FaultChannel(PassingChannel):
             self._left = 0
             self._strike()
         else:
-            raise KnobError(f"{knob}: {value!r} is no fault; there are {', '.join(_WHATS)}, and none")
+            raise KnobError(f"fault.strike: {value!r} is no fault; there are {', '.join(_WHATS)}, and none")
 
     def _strike(self) -> None:
         match self._plan.what:

@@ -18,7 +18,15 @@ from contextlib import asynccontextmanager
 import trio
 
 from kvmmig.errors import BadURI, ConnectFailed
-from kvmmig.transport import Channel, Listener, ReceiveChannel, SendChannel, Transport, TransportURI
+from kvmmig.transport import (
+    Channel,
+    Listener,
+    PassingChannel,
+    ReceiveChannel,
+    SendChannel,
+    Transport,
+    TransportURI,
+)
 from kvmmig.transport.toolkit import PipeReceiver, PipeSender, SocketChannel, TcpChannel, kind, why
 
 _STANDARD = 3  # below it are those that every process expects to be open
@@ -52,45 +60,21 @@ class FdTransport(Transport):
     async def connect(self) -> AsyncIterator[SendChannel]:
         await trio.lowlevel.checkpoint()
         fd, mode, give_back = self._take(writing=True)
-        if stat.S_ISFIFO(mode):
-            async with PipeSender(fd, str(self.uri), give_back) as pipe:
-                yield pipe
-        else:
-            async with self._socket(fd, give_back) as connection:
-                yield connection
+        make = PipeSender if stat.S_ISFIFO(mode) else _socket_channel
+        async with make(fd, str(self.uri), give_back) as channel:
+            yield channel
 
     @asynccontextmanager
     async def listen(self) -> AsyncIterator[Listener]:
         await trio.lowlevel.checkpoint()
         yield _FdListener(self)
 
-    @asynccontextmanager
-    async def receive(self) -> AsyncIterator[ReceiveChannel]:
-        """Read from it, or talk with who is at the other end. Raises `ConnectFailed`."""
+    async def receiver(self) -> ReceiveChannel:
+        """Take the descriptor over and read from it. Raises `ConnectFailed`."""
         await trio.lowlevel.checkpoint()
         fd, mode, give_back = self._take(writing=False)
-        if stat.S_ISFIFO(mode):
-            async with PipeReceiver(fd, str(self.uri), give_back) as pipe:
-                yield pipe
-        else:
-            async with self._socket(fd, give_back) as connection:
-                yield connection
-
-    @asynccontextmanager
-    async def _socket(self, fd: int, give_back: Callable[[], None]) -> AsyncIterator[Channel]:
-        try:
-            async with self._socket_channel(fd) as channel:
-                yield channel
-        finally:
-            give_back()
-
-    def _socket_channel(self, fd: int) -> Channel:
-        sock = trio.socket.from_stdlib_socket(socket.socket(fileno=fd))
-        try:
-            return SocketChannel(sock, str(self.uri)) if sock.family == socket.AF_UNIX else TcpChannel(sock)
-        except OSError as error:  # it has ended meanwhile
-            sock.close()
-            raise ConnectFailed(f"{self.uri} can't be taken over: {why(error)}") from error
+        make = PipeReceiver if stat.S_ISFIFO(mode) else _socket_channel
+        return make(fd, str(self.uri), give_back)
 
     def _take(self, *, writing: bool) -> tuple[int, int, Callable[[], None]]:
         """Take the descriptor over: a non-blocking one, its mode, and what gives back how it was.
@@ -152,9 +136,42 @@ class _FdListener(Listener):
     async def accept(self) -> AsyncIterator[ReceiveChannel]:
         if self._taken:
             raise ConnectFailed(f"{self.uri} has been accepted already; it is one connection")
-        async with self._transport.receive() as channel:
+        async with await self._transport.receiver() as channel:
             self._taken = True
             yield channel
+
+
+class _TakenSocket(PassingChannel):
+    """Calls ``give_back`` at the end."""
+
+    def __init__(self, below: Channel, give_back: Callable[[], None]) -> None:
+        super().__init__(below)
+        self._at_end: list[Callable[[], None]] = [give_back]
+
+    def abort(self) -> None:
+        super().abort()
+        self._give_back()
+
+    async def aclose(self) -> None:
+        try:
+            await super().aclose()
+        finally:
+            self._give_back()
+
+    def _give_back(self) -> None:
+        while self._at_end:
+            self._at_end.pop()()
+
+
+def _socket_channel(fd: int, name: str, give_back: Callable[[], None]) -> Channel:
+    sock = trio.socket.from_stdlib_socket(socket.socket(fileno=fd))
+    try:
+        channel = SocketChannel(sock, name) if sock.family == socket.AF_UNIX else TcpChannel(sock)
+    except OSError as error:  # it has ended meanwhile
+        sock.close()
+        give_back()
+        raise ConnectFailed(f"{name} can't be taken over: {why(error)}") from error
+    return _TakenSocket(channel, give_back)
 
 
 def _check_socket(number: int, name: str) -> None:

@@ -7,25 +7,27 @@ window of a real link is. Each direction has its own.
 
 from __future__ import annotations
 
+import math
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 import trio
 
 from kvmmig.errors import BadURI, ChannelBroken, ChannelClosed, KnobError, TransportError
-from kvmmig.migration.steps import TokenBucket
 from kvmmig.transport import (
-    Channel,
-    OneAtATime,
+    AnyChannel,
+    Knob,
     Option,
     PassingChannel,
+    Side,
     Transport,
     TransportURI,
     Wrapper,
 )
-from kvmmig.transport.toolkit.interrupts import Interrupts
-from kvmmig.transport.toolkit.prefix import prefix
+from kvmmig.transport.toolkit import Interrupts, OneAtATime, TokenBucket, own_tasks, prefix
 from kvmmig.units import format_duration, format_rate, parse_duration, parse_size
 
 _MOST_BYTES = 1 << 20  # copied in one call
@@ -54,21 +56,24 @@ class ThrottleWrapper(Wrapper):
         except ValueError as error:
             raise BadURI(f"{str(uri)!r}: {error}") from error
 
-    async def wrap(self, channel: Channel) -> Channel:
-        await trio.lowlevel.checkpoint()
-        if self._latency or self._jitter:
-            most = _LINE_WITHOUT_RATE
-            if self._rate is not None:
-                most = max(_SMALLEST_LINE, int(self._rate * (self._latency + self._jitter)))
-            channel = DelayedChannel(channel, self._latency, self._jitter, most)
-        return LimitedChannel(channel, self._rate)
+    @asynccontextmanager
+    async def wrap(self, channel: AnyChannel, *, side: Side) -> AsyncIterator[AnyChannel]:
+        async with AsyncExitStack() as stack:
+            if self._latency or self._jitter:
+                most = _LINE_WITHOUT_RATE
+                if self._rate is not None:
+                    most = max(_SMALLEST_LINE, int(self._rate * (self._latency + self._jitter)))
+                tasks = await stack.enter_async_context(own_tasks())
+                channel = DelayedChannel(channel, self._latency, self._jitter, most, tasks)
+            yield await stack.enter_async_context(LimitedChannel(channel, self._rate))
 
 
 class LimitedChannel(PassingChannel):
     """Lets ``rate`` bytes a second through, in each direction; all where it is None. A knob turns it."""
 
-    def __init__(self, below: Channel, rate: float | None) -> None:
+    def __init__(self, below: AnyChannel, rate: float | None) -> None:
         super().__init__(below)
+        self.knobs = {**below.knobs, "throttle.rate": Knob(self._rate, self._turn_rate)}
         self._out, self._in = TokenBucket(rate), TokenBucket(rate)
         self._sending, self._receiving = OneAtATime("sending"), OneAtATime("receiving")
         self._interrupts = Interrupts()
@@ -87,15 +92,14 @@ class LimitedChannel(PassingChannel):
         self._interrupts.now()
         super().abort()
 
-    def own_knobs(self) -> Mapping[str, str]:
-        rate = self._out.rate
-        return {"throttle.rate": "none" if rate is None else format_rate(rate)}
+    def _rate(self) -> str:
+        return "none" if self._out.rate is None else format_rate(self._out.rate)
 
-    def turn_own(self, knob: str, value: str) -> None:
+    def _turn_rate(self, value: str) -> None:
         try:
             rate = None if value == "none" else _parse_rate(value)
         except ValueError as error:
-            raise KnobError(f"{knob}: {error}; none is no limit") from error
+            raise KnobError(f"throttle.rate: {error}; none is no limit") from error
         self._out.rate = self._in.rate = rate
         self._interrupts.now()  # who waits looks again
 
@@ -112,7 +116,7 @@ class _Line:
     """What is on its way in one direction: bytes, then perhaps an end (no bytes) or an error."""
 
     def __init__(self, latency: float, jitter: float, most: int, seed: int) -> None:
-        self.items: deque[tuple[float, memoryview | TransportError]] = deque()
+        self.items: deque[tuple[float, memoryview | BaseException]] = deque()
         self.size = 0
         self.changed = trio.lowlevel.ParkingLot()
         self.latency = latency
@@ -124,7 +128,7 @@ class _Line:
     def room(self) -> int:
         return self._most - self.size
 
-    def put(self, item: memoryview | TransportError) -> None:
+    def put(self, item: memoryview | BaseException) -> None:
         due = trio.current_time() + self.latency + self._chance.uniform(0, self.jitter)
         self.items.append((due, item))  # one that is due earlier waits for those before it
         if isinstance(item, memoryview):
@@ -142,19 +146,32 @@ class _Line:
 
 
 class DelayedChannel(PassingChannel):
-    """Delivers everything later. Two system tasks carry the bytes; they end with the channel.
+    """Delivers everything later. Two tasks carry the bytes; they end with the channel.
 
-    An error on the way is raised by the next call of the sender, and for the receiver when its time has come.
+    An error on the way, of whatever class, is raised by the next call of the sender, and for the receiver
+    when its time has come.
     """
 
-    def __init__(self, below: Channel, latency: float, jitter: float, most: int) -> None:
-        """At most ``most`` bytes are on their way in each direction."""
+    def __init__(
+        self, below: AnyChannel, latency: float, jitter: float, most: int, tasks: trio.Nursery
+    ) -> None:
+        """At most ``most`` bytes are on their way in each direction; the carriers live in ``tasks``."""
         super().__init__(below)
+        self.copies = True
+        self.call_size = _MOST_BYTES
+        self.knobs = {
+            **below.knobs,
+            "throttle.latency": Knob(
+                lambda: format_duration(self._out.latency), partial(self._turn, "latency")
+            ),
+            "throttle.jitter": Knob(lambda: format_duration(self._out.jitter), partial(self._turn, "jitter")),
+        }
+        self._tasks = tasks
         self._out, self._in = _Line(latency, jitter, most, 1), _Line(latency, jitter, most, 2)
         self._sending, self._receiving = OneAtATime("sending"), OneAtATime("receiving")
         self._interrupts = Interrupts()
         self._closed = False
-        self._error: TransportError | None = None
+        self._error: BaseException | None = None
         self._carriers: dict[Callable[[], Awaitable[None]], trio.CancelScope] = {}
 
     async def send_some(self, buffers: Sequence[memoryview]) -> int:
@@ -183,8 +200,8 @@ class DelayedChannel(PassingChannel):
             with self._interrupts.allowed():
                 await trio.sleep_until(due)
             self._check_open()
-            if isinstance(item, TransportError):
-                raise ChannelBroken(str(item)) from item
+            if isinstance(item, BaseException):
+                raise _broken(item) from item
             if not item:
                 return 0
             count = min(len(buffer), len(item))
@@ -194,11 +211,7 @@ class DelayedChannel(PassingChannel):
 
     async def flush(self) -> None:
         """Waits until the line is empty, and then as below."""
-        await trio.lowlevel.checkpoint()
-        self._check()
-        while self._out.items:
-            await self._out.changed.park()
-            self._check()
+        await self._emptied()
         await self.below.flush()
 
     def abort(self) -> None:
@@ -216,28 +229,26 @@ class DelayedChannel(PassingChannel):
             await trio.lowlevel.checkpoint()
             return
         try:
-            await self.flush()
+            await self._emptied()
             await self.below.aclose()
         finally:
             self.abort()
 
-    def own_knobs(self) -> Mapping[str, str]:
-        return {
-            "throttle.latency": format_duration(self._out.latency),
-            "throttle.jitter": format_duration(self._out.jitter),
-        }
+    async def _emptied(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self._check()
+        while self._out.items:
+            await self._out.changed.park()
+            self._check()
 
-    def turn_own(self, knob: str, value: str) -> None:
+    def _turn(self, name: str, value: str) -> None:
         """Holds for what is put on the line from now on."""
         try:
             seconds = parse_duration(value)
         except ValueError as error:
-            raise KnobError(f"{knob}: {error}") from error
+            raise KnobError(f"throttle.{name}: {error}") from error
         for line in (self._out, self._in):
-            if knob == "throttle.latency":
-                line.latency = seconds
-            else:
-                line.jitter = seconds
+            setattr(line, name, seconds)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -246,13 +257,13 @@ class DelayedChannel(PassingChannel):
     def _check(self) -> None:
         self._check_open()
         if self._error:
-            raise ChannelBroken(str(self._error)) from self._error
+            raise _broken(self._error) from self._error
 
     def _have(self, carry: Callable[[], Awaitable[None]]) -> None:
         """Start a carrier, once, when it is first needed: a file that is written must not be read."""
         if carry not in self._carriers:
             self._carriers[carry] = trio.CancelScope()
-            trio.lowlevel.spawn_system_task(self._run, carry)
+            self._tasks.start_soon(self._run, carry)
 
     async def _run(self, carry: Callable[[], Awaitable[None]]) -> None:
         with self._carriers[carry]:
@@ -268,7 +279,8 @@ class DelayedChannel(PassingChannel):
                 assert isinstance(item, memoryview)
                 await trio.sleep_until(due)
                 line.take(await self.below.send_some([item]))
-        except TransportError as error:
+        except BaseException as error:
+            _pass_cancels(error)
             self._error = error
             line.changed.unpark_all()
 
@@ -283,8 +295,21 @@ class DelayedChannel(PassingChannel):
                 line.put(memoryview(bytes(buffer[:count])))
                 if count == 0:
                     return
-        except TransportError as error:
+        except BaseException as error:
+            _pass_cancels(error)
             line.put(error)
+
+
+def _pass_cancels(error: BaseException) -> None:
+    """The end of a carrier, and a person's Ctrl-C, are no errors of the channel below."""
+    if isinstance(error, KeyboardInterrupt) or trio.current_effective_deadline() == -math.inf:
+        raise error
+
+
+def _broken(error: BaseException) -> ChannelBroken:
+    return ChannelBroken(
+        str(error) if isinstance(error, TransportError) else f"{type(error).__name__}: {error}"
+    )
 
 
 def _parse_rate(text: str) -> int:

@@ -88,7 +88,9 @@ class _Upload:
         """Raise `ConnectFailed` where nothing can be put."""
         directory = os.path.dirname(self._path) or "."
         if not os.access(directory, os.W_OK | os.X_OK):
-            raise ConnectFailed(f"can't write {self._path}: {directory} is no directory that you may write to")
+            raise ConnectFailed(
+                f"can't write {self._path}: {directory} is no directory that you may write to"
+            )
 
     def put(self, number: int, data: memoryview) -> None:
         part = f"{self._path}.{self._name}.{number}"

@@ -1,4 +1,13 @@
-"""What the built-in transports are made of, for the authors of other ones."""
+"""What the built-in transports are made of, for the authors of other ones.
+
+Channels that are ready: `SocketChannel`, `TcpChannel`, `PipeSender` and `PipeReceiver`, `ProcessSender` and
+`ProcessReceiver`, `BlockFileSender` and `BlockFileReceiver`; `pumped_channel` for libraries that only have a
+``send_all``, `stored_sender` and `stored_receiver` for stores, `reframed` for wrappers that re-frame. Listeners: `SocketListener`, `AtOnceListener`.
+
+Parts of channels: `OneAtATime`, `prefix`, `Interrupts`, `own_tasks`, `TokenBucket`; `Workers`,
+`open_in_thread` and `attempt` for calls that may hang; `PipeWriter` and `PipeReader`, `Process` and
+`ProcessWatch`; `SaveFile` and `SavedFile`; `why` and `kind` for sentences.
+"""
 
 from kvmmig.transport.toolkit import tcpsockets as tcpsockets
 from kvmmig.transport.toolkit import unixsockets as unixsockets
@@ -30,6 +39,7 @@ from kvmmig.transport.toolkit.sockets import SocketListener as SocketListener
 from kvmmig.transport.toolkit.stored import in_thread as in_thread
 from kvmmig.transport.toolkit.stored import stored_receiver as stored_receiver
 from kvmmig.transport.toolkit.stored import stored_sender as stored_sender
+from kvmmig.transport.toolkit.tasks import own_tasks as own_tasks
 from kvmmig.transport.toolkit.tcpchannel import TCP_WORDS as TCP_WORDS
 from kvmmig.transport.toolkit.tcpchannel import TcpChannel as TcpChannel
 from kvmmig.transport.toolkit.tcpchannel import address as address

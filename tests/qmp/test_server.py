@@ -11,7 +11,7 @@ import msgspec
 import pytest
 import trio
 
-from kvmmig.monitor import Arguments, CommandTable, MonitorServer
+from kvmmig.qmp import Arguments, CommandTable, QMPServer
 from kvmmig.qmp.outbox import Outbox
 
 from .conftest import PATIENCE, Commands, Served, error
@@ -268,7 +268,7 @@ async def taken(outbox: Outbox) -> AsyncIterator[bytes]:
 async def test_a_client_that_never_reads_is_dropped_in_the_end(
     commands: Commands, nursery: trio.Nursery, kind: str
 ) -> None:
-    server = MonitorServer(commands.table, version="1", stall_limit=0.2)
+    server = QMPServer(commands.table, version="1", stall_limit=0.2)
     with trio.fail_after(PATIENCE):
         address = await nursery.start(server.serve, "tcp::0")
         served = Served(server, address)
@@ -310,7 +310,7 @@ async def test_only_so_many_clients_may_come(served: Served) -> None:
 async def test_what_was_answered_last_is_sent_when_the_server_is_cancelled(
     commands: Commands, nursery: trio.Nursery
 ) -> None:
-    server = MonitorServer(commands.table, version="1")
+    server = QMPServer(commands.table, version="1")
     scope = trio.CancelScope()
 
     async def quit_now(*_: object) -> None:
@@ -335,7 +335,7 @@ async def test_what_was_answered_last_is_sent_when_the_server_is_cancelled(
 
 async def test_other_hosts_are_let_in_only_with_a_warning(nursery: trio.Nursery) -> None:
     said: list[str] = []
-    server = MonitorServer(CommandTable(), version="1", notices=said.append)
+    server = QMPServer(CommandTable(), version="1", notices=said.append)
     await nursery.start(server.serve, "tcp::0")
     assert said == []
     address = await nursery.start(server.serve, "tcp:0.0.0.0:0")

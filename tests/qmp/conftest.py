@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from kvmmig.errors import WrongState
-from kvmmig.monitor import Arguments, CommandTable, MonitorServer, QMPError, Session
+from kvmmig.qmp import Arguments, CommandTable, QMPError, QMPServer, Session
 
 PATIENCE = 60.0  # seconds for anything; a test that needs nearly so many has failed
 
@@ -110,7 +110,7 @@ class RawClient:
 class Served:
     """A monitor that listens on a Unix socket."""
 
-    def __init__(self, server: MonitorServer, address: str) -> None:
+    def __init__(self, server: QMPServer, address: str) -> None:
         self.server = server
         self.address = address
         self.clients: list[RawClient] = []
@@ -134,7 +134,7 @@ class Served:
 async def served(
     request: pytest.FixtureRequest, commands: Commands, tmp_path: Path, nursery: trio.Nursery
 ) -> AsyncIterator[Served]:
-    server = MonitorServer(commands.table, version="0.4.1")
+    server = QMPServer(commands.table, version="kvmmig 0.4.1")
     with trio.fail_after(PATIENCE if request.node.get_closest_marker("slow") is None else 100 * PATIENCE):
         made = Served(server, await nursery.start(server.serve, f"unix:{tmp_path}/a.sock"))
         yield made

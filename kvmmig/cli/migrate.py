@@ -1,4 +1,4 @@
-"""``kvmmig migrate`` and ``kvmmig save``: move another process's guest, and show how far it is."""
+"""``kvmmig migrate``, ``save`` and ``cancel``: another process's migration, begun, watched and ended."""
 
 from __future__ import annotations
 
@@ -10,42 +10,47 @@ from collections.abc import AsyncIterator
 import click
 import trio
 
-from kvmmig.cli.display import ENDS, Display, JsonLines, Lines, LiveBlock
+from kvmmig.cli.display import Display, JsonLines, Lines, LiveBlock
 from kvmmig.cli.lifetime import run_to_end
 from kvmmig.cli.progress import summary
-from kvmmig.cli.remote import end_machine, machine, migration_figures
-from kvmmig.errors import ChannelBroken, MigrationError
+from kvmmig.cli.remote import end_machine, has_ended, machine, migration_figures
+from kvmmig.errors import BadURI, ChannelBroken, MigrationError
 from kvmmig.migration.report import MigrationStatistics, Phase
 from kvmmig.qmp.client import QMPClient
 from kvmmig.qmp.messages import QMPError
+from kvmmig.transport import TransportURI
 
 _EVERY = 0.1  # seconds between two looks
 _FAILED, _LEFT_RUNNING, _INTERRUPTED = 1, 3, 130
 _QUESTION = "Cancel the migration? (y: cancel, n: leave it running, Return: watch on) "
 
 
-def move(name: str, uri: str, *, keep: bool, detach: bool, as_json: bool, then: str = "") -> int:
+def migrate_machine(
+    name: str, uri: TransportURI, *, keep: bool, detach: bool, as_json: bool, then: str = ""
+) -> int:
     """Migrate a machine's guest, and show it; ``then`` is what can be done when it has moved.
 
     Returns the exit status. Raises `KvmmigError`.
     """
 
+    text = _sayable(uri)
+
     async def command() -> int:
         async with machine(name) as client:
             if detach:
-                await client.execute("migrate", {"uri": uri})
-                _say(f"the guest of {name!r} is moving; watch it with: kvmmig status {name} --watch")
+                await client.execute("migrate", {"uri": text})
+                _say(f"the guest of {name!r} is being migrated; watch it with: kvmmig status {name} --watch")
                 return 0
-            watch = _Watch(client, name, JsonLines() if as_json else LiveBlock(uri) if _live() else Lines())
+            watch = _Watch(client, name, JsonLines() if as_json else LiveBlock(text) if _live() else Lines())
             try:
                 # From here on a Ctrl-C is about the migration, which may have begun before the reply is here.
                 with trio.open_signal_receiver(signal.SIGINT) as signals:
-                    await client.execute("migrate", {"uri": uri})
+                    await client.execute("migrate", {"uri": text})
                     figures = await watch.until_end(signals)
                 if figures is None:
                     _say(f"it goes on without you; watch it with: kvmmig status {name} --watch")
                     return _LEFT_RUNNING
-                status = await _tell_end(client, name, figures, watch.interrupted, keep=keep, quiet=as_json)
+                status = await _report_end(client, name, figures, watch.interrupted, keep=keep, quiet=as_json)
             except* ChannelBroken as errors:
                 raise MigrationError(f"the machine {name!r} has ended before its guest had moved") from errors
             if not status and then:
@@ -61,10 +66,10 @@ def cancel_migration(name: str) -> int:
     async def command() -> int:
         async with machine(name) as client:
             figures, _ = await migration_figures(client)
-            if figures is None or figures.phase in ENDS:
+            if figures is None or has_ended(figures):
                 raise MigrationError(f"no migration of {name!r} is running, so there is nothing to cancel")
             await client.execute("migrate_cancel")
-            while figures is not None and figures.phase not in ENDS:
+            while figures is not None and not has_ended(figures):
                 await trio.sleep(_EVERY / 5)
                 figures, _ = await migration_figures(client)
             if figures is not None and figures.phase is Phase.DONE:
@@ -96,7 +101,7 @@ class _Watch:
                         seen, raw = await migration_figures(self._client)
                         assert seen is not None
                         self._display.show(seen, raw)
-                        if seen.phase in ENDS:
+                        if has_ended(seen):
                             figures = seen
                             nursery.cancel_scope.cancel()
                             return
@@ -137,7 +142,7 @@ class _Watch:
         answer = "cancel"
         async with trio.open_nursery() as nursery:
 
-            async def hear() -> None:
+            async def read() -> None:
                 nonlocal answer
                 sys.stderr.write("\r\n" + _QUESTION)
                 sys.stderr.flush()
@@ -147,7 +152,7 @@ class _Watch:
                 answer = _meaning(typed)
                 nursery.cancel_scope.cancel()
 
-            nursery.start_soon(hear)
+            nursery.start_soon(read)
             async for _ in signals:
                 break
             nursery.cancel_scope.cancel()
@@ -161,7 +166,7 @@ def _meaning(typed: str) -> str:
     return "leave" if word.startswith(("n", "l")) else "go on"
 
 
-async def _tell_end(
+async def _report_end(
     client: QMPClient, name: str, figures: MigrationStatistics, interrupted: bool, *, keep: bool, quiet: bool
 ) -> int:
     match figures.phase:
@@ -183,6 +188,17 @@ async def _tell_end(
             status = await client.execute("query-status")
             _say(f"the guest of {name!r} is here as before: {status['status']}")
             return _INTERRUPTED if interrupted and figures.phase is Phase.CANCELLED else _FAILED
+
+
+def _sayable(uri: TransportURI) -> str:
+    text = str(uri)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadURI(
+            f"{text!r}: that is no UTF-8, and a monitor takes no other text; have a name that is"
+        ) from error
+    return text
 
 
 def _live() -> bool:

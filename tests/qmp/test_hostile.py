@@ -14,7 +14,7 @@ from itertools import pairwise
 import pytest
 import trio
 
-from kvmmig.monitor import QMPClient
+from kvmmig.qmp import QMPClient
 
 from .conftest import Commands, RawClient, Served, descriptors
 

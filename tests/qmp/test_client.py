@@ -15,7 +15,7 @@ import trio
 import trio.testing
 
 from kvmmig.errors import ChannelBroken, ChannelClosed, ConnectFailed
-from kvmmig.monitor import QMPClient, QMPError
+from kvmmig.qmp import QMPClient, QMPError
 
 from .conftest import PATIENCE, Commands, RawClient, Served, descriptors, same
 

@@ -1,0 +1,156 @@
+"""A guest that comes to a machine by migration: from "listen there" to "it is here"."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Literal, TypeAlias
+
+import trio
+
+from kvmmig.errors import KvmmigError, MigrationError, WrongState
+from kvmmig.machine import Machine
+from kvmmig.migration.incoming import IncomingMigration
+from kvmmig.monitor.events import Events
+from kvmmig.monitor.life import Life
+from kvmmig.transport import Transport, TransportURI, transport_for
+
+IncomingStatus: TypeAlias = Literal["setup", "active", "completed", "failed"]
+_log = logging.getLogger(__name__)
+
+
+class Incoming:
+    """The guest that is to come, or has come, by migration. See `MachineControl.incoming`."""
+
+    def __init__(
+        self,
+        life: Life,
+        events: Events,
+        *,
+        output: Callable[[bytes], None] | None,
+        on_populate: Callable[[int, int], None] | None,
+        on_here: Callable[[Machine], None],
+        on_failure: Callable[[KvmmigError], None],
+        machines: trio.Nursery,
+        strays: trio.Nursery,
+    ) -> None:
+        """Use `MachineControl.incoming`.
+
+        ``on_here`` gets the guest before its source is told so: who hears it from there finds it here.
+
+        ``on_failure`` gets what ends the machine's life. The guest lives in ``machines``, what a channel does
+        that can't be ended in ``strays``.
+        """
+        #: The receiving side's figures, and what the user should know; None before it listens.
+        self.migration: IncomingMigration | None = None
+        #: Where it listens in fact: with the port that the kernel chose. None before it listens.
+        self.uri: TransportURI | None = None
+        #: None before it listens.
+        self.status: IncomingStatus | None = None
+        self._life = life
+        self._events = events
+        self._output = output
+        self._on_populate = on_populate
+        self._on_here = on_here
+        self._on_failure = on_failure
+        self._machines = machines
+        self._strays = strays
+        self._error: KvmmigError | None = None
+        self._ended = trio.Event()
+
+    @property
+    def error(self) -> str:
+        """Why it failed, one sentence; empty where it has not."""
+        return "" if self._error is None else str(self._error)
+
+    def check(self) -> None:
+        """Raise `WrongState` where `listen` could not begin now."""
+        self._life.check("listen")
+
+    def defer(self) -> None:
+        """The guest comes by migration, from where `listen` will say later."""
+        self._life.enter("defer")
+
+    async def listen(self, at: str | TransportURI | Transport, *, exit_on_error: bool = True) -> None:
+        """Listen for a guest; it arrives in the background, and runs if it ran. Returns when it listens.
+
+        Raises `BadURI`, `ConnectFailed`, and `WrongState` where there is a guest, or one on its way. After a
+        cancel, and after these, nobody listens, and this can be called again. When it fails later,
+        `MachineControl.wait` raises why; without ``exit_on_error`` this can be called again instead.
+        """
+        self.check()
+        transport = at if isinstance(at, Transport) else await trio.to_thread.run_sync(transport_for, at)
+        self._life.enter("listen")  # somebody else may have been faster
+        self._life.source = str(transport.uri)
+        listens = await self._machines.start(self._receive, transport, exit_on_error)
+        if not listens:
+            assert self._error is not None
+            error, self._error = self._error, None
+            raise error
+
+    async def wait(self) -> None:
+        """Wait until the guest is here. Raises what it failed with; `WrongState` where none is on its way."""
+        if self.status is None:
+            raise WrongState("no guest is on its way here")
+        await self._ended.wait()
+        if self._error is not None:
+            raise self._error
+
+    async def _receive(
+        self, transport: Transport, exit_on_error: bool, *, task_status: trio.TaskStatus[bool]
+    ) -> None:
+        """The guest's life here, until this is cancelled."""
+        listens = False
+
+        def note_listening(uri: TransportURI) -> None:
+            nonlocal listens
+            listens = True
+            self.uri, self._life.source = uri, str(uri)
+            self.migration, self._error, self._ended = migration, None, trio.Event()
+            self._life.happened("listens")
+            self._enter("setup")
+            task_status.started(True)
+
+        migration = IncomingMigration(
+            transport,
+            output=self._output,
+            on_listening=note_listening,
+            on_connected=lambda: self._enter("active"),
+            on_populate=self._on_populate,
+            on_here=self._note_here,
+            strays=self._strays,
+        )
+        try:
+            async with migration.machine():
+                await trio.sleep_forever()
+        except BaseException as error:
+            if self._life.machine is not None:
+                raise
+            self._life.happened("not arrived")
+            if not isinstance(error, Exception):
+                raise
+            self._error = _as_kvmmig_error(error)
+            if not listens:
+                task_status.started(False)
+                return
+            self._ended.set()
+            self._enter("failed")
+            if exit_on_error:
+                self._on_failure(self._error)
+
+    def _note_here(self, machine: Machine) -> None:
+        self._ended.set()
+        self._enter("completed")
+        self._life.happened("arrived")
+        self._on_here(machine)
+
+    def _enter(self, status: IncomingStatus) -> None:
+        self.status = status
+        self._events.emit_of_migration("MIGRATION", {"status": status})
+
+
+def _as_kvmmig_error(error: Exception) -> KvmmigError:
+    if isinstance(error, KvmmigError):
+        return error
+    _log.error("the incoming migration failed by a bug of kvmmig", exc_info=error)
+    return MigrationError(f"the incoming migration failed by a bug of kvmmig: {error!r}")
