@@ -105,19 +105,11 @@ class GuardedChannel(Channel):
         self._send = channel if isinstance(channel, SendChannel) else None
         self._receive = channel if isinstance(channel, ReceiveChannel) else None
         self._turns = _turns()
-<<<<<<< HEAD
-        self._seen = -1
-        self._in_a_row = 0
-        #: Calls that are under way, and when each must have been cancelled. Two tasks may make the same.
-        self._due: list[tuple[str, float]] = []
-        self._calls_end = math.inf
-=======
         self._without = 0
         #: Seconds after which the engine cancels a `send_some`.
         self.send_bound = math.inf
         self._sending_since = math.inf
         self._due: dict[str, float] = {}  # other calls that are under way, and when they will be cancelled
->>>>>>> main
         self._failure = ""
         self._closed = self._aborted = False
 
@@ -220,22 +212,10 @@ class GuardedChannel(Channel):
 
     def stuck(self) -> str:
         """A sentence about a call that was cancelled `GRACE` ago and has not ended; else empty."""
-<<<<<<< HEAD
-        late = trio.current_time() - GRACE
-        for call, due in self._due:
-            if min(due, self._calls_end) < late:
-                return f"{self._who} did not return from {call} {GRACE:g} s after it was cancelled"
-        return ""
-=======
         late = [name for name, due in self._due.items() if due + GRACE < trio.current_time()]
         if self._sending_since + self.send_bound + GRACE < trio.current_time():
             late.append("send_some")
         return f"{self._who} did not return from {late[0]} {GRACE:g} s after it was cancelled" if late else ""
->>>>>>> main
-
-    def expect_end(self) -> None:
-        """Whoever is inside a call has just been cancelled, and not by a deadline: for `stuck`."""
-        self._calls_end = min(self._calls_end, trio.current_time())
 
     def fail(self, sentence: str) -> None:
         """Nothing more is expected of it: every call from now on, and when it comes back, raises this."""
@@ -255,20 +235,9 @@ class GuardedChannel(Channel):
         except BaseException as problem:
             self._raise(problem, name)
         finally:
-<<<<<<< HEAD
-            self._due.remove(due)
-        await self._checkpoint(name)
-
-    def _begin(self, call: str) -> tuple[str, float]:
-        now = trio.current_time()  # a deadline that is over already is noticed only now
-        due = (call, max(trio.current_effective_deadline(), now))
-        self._due.append(due)
-        return due
-=======
             self._due.pop(name, None)
         if self._failure or turns == self._turns.count:
             await self._checkpoint(name)
->>>>>>> main
 
     async def _checkpoint(self, call: str) -> None:
         """The call had none, so have one. A cancel must not come now: what was moved would be forgotten."""
