@@ -304,7 +304,7 @@ class OutgoingMigration:
                 await call()
             except KvmmigError as error:
                 failures.append(error)
-                end()
+                nursery.cancel_scope.cancel()
 
         async def last_words_too() -> None:
             try:
@@ -313,11 +313,7 @@ class OutgoingMigration:
                 if channel.two_way:  # its last words explain more than a broken pipe does
                     await self._peer.last_words(0.5)
                 raise
-            end()
-
-        def end() -> None:
             nursery.cancel_scope.cancel()
-            channel.expect_end()
 
         async with trio.open_nursery() as nursery:
             if channel.two_way:
