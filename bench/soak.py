@@ -150,25 +150,11 @@ class Soak:
         choose = self._random
         scheme = choose.choice(["tcp", "unix", "pipe", "file", "exec"])
         path = self._directory / f"guest-{number}"
-<<<<<<< HEAD
-        match scheme:
-            case "tcp":
-                source = destination = TransportURI(scheme, "127.0.0.1:0")
-            case "unix":
-                source = destination = TransportURI(scheme, f"{path}.sock")
-            case "exec":
-                source = TransportURI(scheme, f"cat > {path}.img", {"live": "off"})
-                destination = TransportURI(scheme, f"cat {path}.img")
-            case _:
-                direct = {"direct": choose.choice(["on", "off"])}
-                source = destination = TransportURI(scheme, f"{path}.img", direct)
-=======
         where = {
             "tcp": TransportURI("tcp", "127.0.0.1:0"),
             "unix": TransportURI("unix", f"{path}.sock"),
             "exec": TransportURI("exec", f"cat > {path}.img", {"live": "off"}),
         }.get(scheme, TransportURI(scheme, f"{path}.img", {"direct": choose.choice(["on", "off"])}))
->>>>>>> main
         what = choose.choice(["move", "move", "move", "cancel", "peer dies", "cut"])
         limits = Limits(
             step=choose.choice([0.001, 0.010]),
@@ -180,17 +166,13 @@ class Soak:
         begin = perf_counter()
         error = ""
         try:
-<<<<<<< HEAD
-            guest = await self._move(guest, source, destination, what, limits)
-=======
             guest = await self._move(guest, where, path, what, limits)
->>>>>>> main
             self.moved += 1
         except KvmmigError as problem:
             error = f"{type(problem).__name__}: {problem}"
             self.failed += 1
             if what == "move":
-                raise Lost(f"move {number} ({source}) failed: {error}") from problem
+                raise Lost(f"move {number} ({where}) failed: {error}") from problem
         await guest.check()
         for left in self._directory.iterdir():
             left.unlink()
@@ -209,18 +191,6 @@ class Soak:
             MaxRounds(choose.randint(1, 12)),
         )
 
-<<<<<<< HEAD
-    async def _move(
-        self, guest: Guest, source: TransportURI, destination: TransportURI, what: str, limits: Limits
-    ) -> Guest:
-        """The guest where it lives afterwards; a `KvmmigError` when it stayed."""
-        after = self._random.uniform(0.0, 0.3)
-        if what == "cut":
-            cut = {"fault.what": "cut", "fault.at": str(self._random.randrange(SIZE))}
-            source = replace(source, wrappers=("fault",), options={**source.options, **cut})
-        if source.scheme in ("tcp", "unix"):
-            return await self._live(guest, source, destination, what, after, limits)
-=======
     async def _move(self, guest: Guest, where: TransportURI, path: Path, what: str, limits: Limits) -> Guest:
         """The guest where it lives afterwards; a `KvmmigError` when it stayed."""
         after = self._random.uniform(0.0, 0.3)
@@ -230,7 +200,6 @@ class Soak:
             source = replace(where, options={**where.options, **fault}, wrappers=("fault",))
         if where.scheme in ("tcp", "unix"):
             return await self._live(guest, source, where, what, after, limits)
->>>>>>> main
         migration = OutgoingMigration(
             guest.machine, transport_for(source), policy=self._policy(), limits=limits
         )
@@ -245,16 +214,10 @@ class Soak:
             nursery.cancel_scope.cancel()
         if problem is not None:
             raise problem
-<<<<<<< HEAD
-        arrived = await self._arrival(destination)
-        await guest.stack.aclose()
-        return arrived
-=======
         saved = TransportURI("exec", f"cat {path}.img") if where.scheme == "exec" else where
         restored = await self._incoming(saved)
         await guest.stack.aclose()
         return restored
->>>>>>> main
 
     async def _live(
         self,
@@ -272,27 +235,6 @@ class Soak:
 
         async def receive(task_status: trio.TaskStatus[TransportURI]) -> None:
             with other_side, contextlib.suppress(KvmmigError):
-<<<<<<< HEAD
-                arrived.append(await self._arrival(destination, task_status.started))
-
-        async def send(migration: OutgoingMigration) -> None:
-            nonlocal problem
-            try:
-                await migration.run()
-            except KvmmigError as error:
-                problem = error
-                other_side.cancel()
-
-        async with trio.open_nursery() as nursery:
-            listening_at: TransportURI = await nursery.start(receive)
-            migration = OutgoingMigration(
-                guest.machine,
-                transport_for(replace(source, target=listening_at.target)),
-                policy=self._policy(),
-                limits=limits,
-            )
-            nursery.start_soon(send, migration)
-=======
                 received.append(await self._incoming(destination, task_status.started))
 
         async with trio.open_nursery() as nursery:
@@ -313,20 +255,13 @@ class Soak:
                     problem = error
                     other_side.cancel()
 
->>>>>>> main
             if what == "cancel":
                 nursery.start_soon(_cancel_after, after, migration)
             elif what == "peer dies":
                 await trio.sleep(after)
-<<<<<<< HEAD
-                if not arrived:
-                    other_side.cancel()
-        if arrived:
-=======
                 if not received:
                     other_side.cancel()
         if received:
->>>>>>> main
             await guest.stack.aclose()
             return received[0]
         if guest.machine.state is State.MOVED:
@@ -334,22 +269,13 @@ class Soak:
             await guest.machine.resume(force=True)
         raise problem or MigrationError("the other side died as soon as it had the guest")
 
-<<<<<<< HEAD
-    async def _arrival(
-        self, destination: TransportURI, on_listening: Callable[[TransportURI], None] | None = None
-=======
     async def _incoming(
         self, uri: TransportURI, on_listening: Callable[[TransportURI], None] | None = None
->>>>>>> main
     ) -> Guest:
         letters = bytearray()
         stack = AsyncExitStack()
         incoming = IncomingMigration(
-<<<<<<< HEAD
-            transport_for(destination), output=letters.extend, on_listening=on_listening
-=======
             transport_for(uri), output=letters.extend, on_listening=on_listening, strays=self._strays
->>>>>>> main
         )
         machine = await stack.enter_async_context(incoming.machine())
         return Guest(machine, stack, letters)
