@@ -12,7 +12,7 @@ from kvmmig import guests
 from kvmmig.units import format_duration
 
 
-async def receive(arrived: trio.Event, task_status: trio.TaskStatus[str]) -> None:
+async def receive(arrived: trio.Event, task_status: trio.TaskStatus[kvmmig.TransportURI]) -> None:
     """The destination: builds the machine that the source describes, and lets the guest go on."""
     letters = bytearray()
     here = kvmmig.receive("tcp:127.0.0.1:0", output=letters.extend, on_listening=task_status.started)

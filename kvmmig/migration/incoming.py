@@ -55,7 +55,7 @@ class IncomingMigration:
 
     def __init__(
         self,
-        transport: Transport | str,
+        transport: Transport | TransportURI | str,
         *,
         output: Callable[[bytes], None] | None = None,
         limits: Limits | None = None,
@@ -72,7 +72,7 @@ class IncomingMigration:
         source is told so. All must be quick and not raise. What a channel does that can't be ended is left
         behind in ``strays``, a nursery that outlives this; without one, the end of `machine` waits for it.
         """
-        self._transport = transport_for(transport) if isinstance(transport, str) else transport
+        self._transport = transport if isinstance(transport, Transport) else transport_for(transport)
         self._output = output
         self._limits = limits if limits is not None else Limits()
         self._on_listening = on_listening
@@ -109,14 +109,14 @@ class IncomingMigration:
 
     @asynccontextmanager
     async def machine(self) -> AsyncIterator[Machine]:
-        """Listen, take one guest in, and give its machine; it runs if it ran at the source, else it is paused
-        as it were: yet to be started. Call it once.
+        """Listen, receive one guest, and give its machine; it runs if it ran at the source, else it is yet to
+        be started. Call it once.
 
         Raises `ConnectFailed` where nobody can connect, `StreamError` for bytes that are no whole stream,
         `StateMismatch` for a guest that can't live here, `MigrationError` where the source gave up,
         `ChannelBroken` where the channel broke. After any of them, and after a cancel, nothing is left here,
-        and a source that can listen has been told why. The source hears that the guest runs, and the channel is
-        closed, while it runs already: nothing that the channel does can end it.
+        and a source that can listen has been told why. The source hears that the guest runs, and the channel
+        is closed, while it runs already: nothing that the channel does can end it.
         """
         async with AsyncExitStack() as stack:
             strays = self._strays

@@ -50,7 +50,7 @@ from kvmmig.migration.precopy import MigratableMachine, PreCopy
 from kvmmig.migration.report import MigrationStatistics
 from kvmmig.migration.steps import because
 from kvmmig.migration.undo import Undo
-from kvmmig.transport import Knob, Transport, transport_for
+from kvmmig.transport import Knob, Transport, TransportURI, transport_for
 from kvmmig.transport.guard import GuardedChannel
 from kvmmig.transport.phases import collecting
 from kvmmig.transport.supervision import connected, supervised
@@ -67,7 +67,7 @@ class OutgoingMigration:
     def __init__(
         self,
         machine: MigratableMachine,
-        transport: Transport | str,
+        transport: Transport | TransportURI | str,
         *,
         policy: Policy | None = None,
         limits: Limits | None = None,
@@ -82,7 +82,7 @@ class OutgoingMigration:
         ends; both are called on the event loop, and must be quick and not raise.
         """
         self._machine = machine
-        self._transport = transport_for(transport) if isinstance(transport, str) else transport
+        self._transport = transport if isinstance(transport, Transport) else transport_for(transport)
         self._peer_name = str(self._transport.uri)
         self._peer = Peer(self._peer_name, lambda: self.phase)
         self._precopy = PreCopy(

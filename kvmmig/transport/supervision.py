@@ -109,7 +109,7 @@ async def _channel(
     make: Callable[[], AbstractAsyncContextManager[AnyChannel]],
     who: str,
     call: str,
-    kind: type[AnyChannel],
+    kind: type,
     strays: trio.Nursery,
 ) -> AsyncIterator[GuardedChannel]:
     async with _hosted(make, who, call, kind, strays) as (channel, hosted):

@@ -31,9 +31,9 @@ once more, for the host may be busy. ✓*: "go" had been offered to somebody who
 stood still here until the operator took it back (and a cancel was refused).
 
 A rogue is a transport that breaks the contract. There the first figure is how long the migration took in all
-(at most {ENDED * 1e3:.0f}), and ✓ means: at no time both sides ran; a
-guest that was not handed over ran on at the source, one that had arrived ran on at the destination, with all
-of its memory right; the event loop turned; the error named the transport and the rule that it broke.
+(at most {ENDED * 1e3:.0f}), and ✓ means: at no time both sides ran; a guest that was not handed over ran on at
+the source, one that had arrived ran on at the destination, with all of its memory right; the event loop
+turned; the error named the transport and the rule that it broke.
 """
 
 

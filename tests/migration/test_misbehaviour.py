@@ -77,7 +77,6 @@ async def group(offered: int) -> object:
 
 async def never(offered: int) -> object:
     await trio.sleep_forever()
-    return 1
 
 
 async def not_even_when_cancelled(offered: int) -> object:

@@ -10,7 +10,7 @@ from kvmmig.errors import WrongState
 from kvmmig.monitor.life import COMMANDS, EVENTS, Life, LifeState
 
 E, X, L, A = LifeState.EMPTY, LifeState.EXPECTING, LifeState.LOADING, LifeState.AWAITING
-O, N, H, R = LifeState.OPENING, LifeState.LISTENING, LifeState.HERE, LifeState.RESETTING
+P, N, H, R = LifeState.OPENING, LifeState.LISTENING, LifeState.HERE, LifeState.RESETTING
 M, S = LifeState.MIGRATING, LifeState.SWITCHING_OVER
 
 # Where a command is allowed, and where it leads; it is refused everywhere else.
@@ -18,7 +18,7 @@ ALLOWED: dict[str, dict[LifeState, LifeState]] = {
     "load": {E: L, X: L, A: L},
     "adopt": {E: H, X: H, A: H},
     "defer": {E: A, X: A, A: A},
-    "listen": {E: O, X: O, A: O},
+    "listen": {E: P, X: P, A: P},
     "pause": {H: H, R: R, M: M},
     "resume": {H: H, R: R, M: M},
     "reset": {H: R},
@@ -30,7 +30,7 @@ WAYS: dict[LifeState, list[str]] = {
     E: [],
     L: ["load"],
     A: ["defer"],
-    O: ["listen"],
+    P: ["listen"],
     N: ["listen", "listens"],
     H: ["load", "loaded"],
     R: ["load", "loaded", "reset"],
@@ -74,7 +74,7 @@ async def test_a_command_leads_where_it_should_or_is_refused_in_a_sentence(
     ("state", "event", "after"),
     [
         (L, "not loaded", E),
-        (O, "not arrived", A),
+        (P, "not arrived", A),
         (N, "not arrived", A),
         (R, "reset is over", H),
         (M, "migration is over", H),
@@ -96,7 +96,7 @@ async def test_each_state_can_be_left_but_where_all_begins_and_ends() -> None:
         assert any(after is not state for after in leads), state
 
 
-@pytest.mark.parametrize("state", [X, L, O])
+@pytest.mark.parametrize("state", [X, L, P])
 async def test_what_needs_the_guest_waits_while_it_is_about_to_be_there(state: LifeState) -> None:
     life = life_in(state)
     async with trio.open_nursery() as nursery:
@@ -107,6 +107,6 @@ async def test_what_needs_the_guest_waits_while_it_is_about_to_be_there(state: L
             life.enter("load")
             await trio.testing.wait_all_tasks_blocked()
             assert nursery.child_tasks, "it is being loaded"
-        life.happened({X: "loaded", L: "not loaded", O: "listens"}[state])
+        life.happened({X: "loaded", L: "not loaded", P: "listens"}[state])
     with trio.fail_after(1):
         await life.settled()

@@ -27,7 +27,7 @@ from kvmmig.transport import (
     Wrapper,
     transport_for,
 )
-from kvmmig.transport.guard import connected, listening
+from kvmmig.transport.supervision import connected, listening
 
 # The source goes where the listener says that it is, in the same wrappers.
 STREAMS = (

@@ -1,8 +1,9 @@
 """What the built-in transports are made of, for the authors of other ones.
 
 Channels that are ready: `SocketChannel`, `TcpChannel`, `PipeSender` and `PipeReceiver`, `ProcessSender` and
-`ProcessReceiver`, `BlockFileSender` and `BlockFileReceiver`; `pumped_channel` for libraries that only have a
-``send_all``, `stored_sender` and `stored_receiver` for stores, `reframed` for wrappers that re-frame. Listeners: `SocketListener`, `AtOnceListener`.
+`ProcessReceiver`, `BlockFileSender` and `BlockFileReceiver`; `pumped_channel` for libraries that only have
+a ``send_all``, `stored_sender` and `stored_receiver` for stores, `reframed` for wrappers that re-frame.
+Listeners: `SocketListener`, `AtOnceListener`.
 
 Parts of channels: `OneAtATime`, `prefix`, `Interrupts`, `own_tasks`, `TokenBucket`; `Workers`,
 `open_in_thread` and `attempt` for calls that may hang; `PipeWriter` and `PipeReader`, `Process` and
