@@ -1,8 +1,8 @@
 """What the guard costs: the same bytes through a bare TCP channel and through a guarded one, turn by turn.
 
-Both use one connection, in pieces that alternate, so that a busy host slows both down alike: the median of
-the pairs' ratios is printed. What is held to the goal is the cost of one call, measured on a channel that does
-nothing: what disturbs that can only add to it, so the best of some rounds is taken.
+Both use one connection, in pieces that alternate, so that a busy host slows both down alike: the median
+of the pairs' ratios is printed. What is held to the goal is the cost of one call, measured on a channel that
+does nothing: what disturbs that can only add to it, so the best of some rounds is taken.
 """
 
 from __future__ import annotations

@@ -49,6 +49,10 @@ DONE = frozenset(
 )
 
 
+#: These happen in each call from then on, as long as the migration is at that point.
+_AGAIN = frozenset({Misbehaviour.HANGS, Misbehaviour.NO_CHECKPOINT})
+
+
 class Point(enum.StrEnum):
     """Where in a migration it happens."""
 
@@ -144,7 +148,7 @@ class Plan:
         self._received += call == "receive_some"
         if self.at is None or CALLS[self.way, self.side].get(self.at) != call:
             return False
-        if self.began and self.misbehaviour is not Misbehaviour.NO_CHECKPOINT:
+        if self.began and self.misbehaviour not in _AGAIN:
             return False
         if self.at in (Point.LISTEN, Point.CONNECT, Point.CLOSE):
             return True
