@@ -217,7 +217,7 @@ class RogueTransport(Transport):
     async def connect(self) -> AsyncIterator[SendChannel]:
         await self._enter("connect")
         if self.stores:
-            yield RogueChannel(_Nowhere(), self._plan)
+            yield self._or_nothing(RogueChannel(_Nowhere(), self._plan), "connect")
             return
         async with self._memory.connect() as channel:
             yield self._or_nothing(RogueChannel(channel, self._plan), "connect")

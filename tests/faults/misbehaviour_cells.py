@@ -19,7 +19,7 @@ from kvmmig.machine import Machine, State
 from kvmmig.migration.incoming import IncomingMigration
 from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.migration.phases import Phase
-from kvmmig.migration.policy import Limits, MaxRounds
+from kvmmig.migration.policy import Continue, Decision, Limits, Policy, RoundFigures, Stop
 from kvmmig.migration.stall_meter import StallMeter
 from kvmmig.transport import Side, Transport, TransportURI
 from kvmmig.transport.guard import GRACE
@@ -45,7 +45,7 @@ _LIMITS = Limits(
     handover_timeout=_LIMIT,
     bandwidth=_RATE,
 )
-_ROUNDS = 3
+_ROUNDS, _MOST_ROUNDS = 3, 50
 _LATENCY, _THROTTLE = "2ms", "500MB/s"  # a window of a megabyte
 
 _CULPRIT = "the transport 'rogue' (from this program)"
@@ -154,6 +154,19 @@ def why_impossible(cell: MisbehaviourCell) -> str:
     return ""
 
 
+class _Rounds(Policy):
+    """A few rounds; more while there is nothing to send, or the later one has not been struck."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+
+    def decide(self, figures: RoundFigures) -> Decision:
+        early = self._plan.at is Point.LATER and self._plan.began is None
+        if figures.round < _ROUNDS or early or not figures.dirty_pages:
+            return Continue() if figures.round < _MOST_ROUNDS else Stop()
+        return Stop()
+
+
 @dataclass
 class _Run:
     cell: MisbehaviourCell
@@ -212,7 +225,7 @@ async def _attempt(run: _Run, source: Source) -> None:
     migration = OutgoingMigration(
         source.machine,
         _transport(target, plans[Side.SOURCE], cell.throttled and cell.side is Side.SOURCE),
-        policy=MaxRounds(_ROUNDS),
+        policy=_Rounds(plan),
         limits=_LIMITS,
     )
     plan.point = lambda: _point(migration)
