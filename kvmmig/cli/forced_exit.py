@@ -81,8 +81,8 @@ class ForcedExit:
         if self._why:
             self._say(f"kvmmig: {self._why}")
         self._say(
-            f"kvmmig: something that a transport has left running does not end; after {BOUND:g} s this "
-            "process ends without it"
+            "kvmmig: something does not end, such as what a transport has left running; after "
+            f"{BOUND:g} s this process ends without it"
         )
         for call in reversed(self._calls):
             with suppress(Exception):

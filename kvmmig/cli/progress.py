@@ -162,9 +162,9 @@ def summary(figures: MigrationStatistics) -> str:
     rows += counter_rows(figures.counters)
     if figures.stolen:
         rows.append(("no CPU for", f"{format_duration(figures.stolen)} {STOLEN}"))
-    return "\n".join(
-        [f"kvmmig: the guest has moved to {figures.peer}", *(f"  {name:<12} {text}" for name, text in rows)]
-    )
+    width = max(len(name) for name, _ in rows)
+    lines = (f"  {name:<{width}}  {text}" for name, text in rows)
+    return "\n".join([f"kvmmig: the guest has moved to {figures.peer}", *lines])
 
 
 def _duration(seconds: float | None) -> str:

@@ -135,11 +135,11 @@ def _run(
             async with serve_machine(process) as (control, output):
                 async with trio.open_nursery() as nursery:
 
-                    async def quit_when_told() -> None:
+                    async def obey_quit() -> None:
                         if (await control.wait()).ending is None:
                             nursery.cancel_scope.cancel()
 
-                    nursery.start_soon(quit_when_told)
+                    nursery.start_soon(obey_quit)
                     run = MachineRun(control, output, process)
                     nursery.start_soon(_report_outgoing, run)
                     status = await life(run)

@@ -19,30 +19,24 @@ from dataclasses import dataclass
 import trio
 
 from kvmmig.errors import BadURI, ConnectFailed
-from kvmmig.transport.toolkit import tcpsockets
-from kvmmig.transport.toolkit.unixsockets import PathTaken, SocketFile, knock, listen
+from kvmmig.transport.toolkit import TCP_WORDS, tcpsockets, unixsockets, why
 
 _LONGEST_PATH = 107  # bytes: sun_path of <sys/un.h> without its final zero
 _LOOPBACK = "127.0.0.1"
 _TCP = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+(?:%[^\]]+)?)\]|(?P<host>[^:\[\]]*)):(?P<port>[0-9]{1,5})")
 _HOW = "write unix:PATH, such as unix:/tmp/a.sock, or tcp:HOST:PORT, such as tcp:127.0.0.1:4444"
-_AGAIN = 0.01  # seconds between two knocks at a door where others wait already
+_AGAIN = 0.01  # seconds between two attempts to connect where others wait already
 _BACKLOG = 64
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
 
 _WORDS: Mapping[int, str] = {
+    **TCP_WORDS,
     errno.ECONNREFUSED: "nobody listens there",
-    errno.ENOENT: "there is no such file or directory",
     errno.ENOTDIR: "a part of that path is no directory",
     errno.ENOTSOCK: "it is no socket",
     errno.EPROTOTYPE: "it is no stream socket",
     errno.EACCES: "you have no permission",
-    errno.EROFS: "its file system is mounted read-only",
     errno.EADDRINUSE: "another process listens there already",
-    errno.EADDRNOTAVAIL: "that address is not one of this host's",
-    errno.ETIMEDOUT: "the other side does not answer",
-    errno.EHOSTUNREACH: "there is no route to that host",
-    errno.ENETUNREACH: "there is no route to that network",
 }
 
 
@@ -125,7 +119,7 @@ async def connect(address: Address) -> trio.socket.SocketType:
     try:
         sock = await tcpsockets.connect(addresses)
     except OSError as error:
-        raise ConnectFailed(f"can't connect to {address}: {_why(error)}") from error
+        raise ConnectFailed(f"can't connect to {address}: {why(error, _WORDS)}") from error
     tune(sock)
     return sock
 
@@ -142,29 +136,29 @@ def tune(sock: trio.socket.SocketType) -> None:
 async def _connect_unix(address: UnixAddress) -> trio.socket.SocketType:
     while True:
         await trio.lowlevel.checkpoint()
-        sock = _knock(address)
+        sock = _try_to_connect(address)
         if sock is not None:
             return sock
         await trio.sleep(_AGAIN)
 
 
-def _knock(address: UnixAddress) -> trio.socket.SocketType | None:
+def _try_to_connect(address: UnixAddress) -> trio.socket.SocketType | None:
     try:
-        sock = knock(address.path)
+        sock = unixsockets.knock(address.path)
     except OSError as error:
-        words = "there is no such socket" if error.errno == errno.ENOENT else _why(error)
+        words = "there is no such socket" if error.errno == errno.ENOENT else why(error, _WORDS)
         raise ConnectFailed(f"can't connect to {address}: {words}") from error
     return trio.socket.from_stdlib_socket(sock) if sock is not None else None
 
 
-def _bind_unix(address: UnixAddress) -> tuple[socket.socket, SocketFile]:
+def _bind_unix(address: UnixAddress) -> tuple[socket.socket, unixsockets.SocketFile]:
     try:
-        sock, file = listen(address.path, _BACKLOG)
-    except PathTaken as taken:
+        sock, file = unixsockets.listen(address.path, _BACKLOG)
+    except unixsockets.PathTaken as taken:
         what = "something that is no socket has that name" if taken.mode else "another process listens there"
         raise ConnectFailed(f"can't listen on {address}: {what} already; choose another path") from taken
     except OSError as error:
-        raise ConnectFailed(f"can't listen on {address}: {_why(error)}") from error
+        raise ConnectFailed(f"can't listen on {address}: {why(error, _WORDS)}") from error
     sock.setblocking(False)
     return sock, file
 
@@ -175,7 +169,7 @@ async def _listen_tcp(address: TcpAddress) -> Listening:
     try:
         sock = await tcpsockets.listen(addresses, _BACKLOG)
     except OSError as error:
-        raise ConnectFailed(f"can't listen on {address}: {_why(error)}") from error
+        raise ConnectFailed(f"can't listen on {address}: {why(error, _WORDS)}") from error
     host, port = sock.getsockname()[:2]
     return Listening(sock, TcpAddress(host, port), ipaddress.ip_address(host.partition("%")[0]).is_loopback)
 
@@ -185,12 +179,5 @@ async def _resolve(address: TcpAddress) -> list[tcpsockets.SocketAddress]:
         return await tcpsockets.resolve(address.host, address.port)
     except (OSError, UnicodeError) as error:
         raise ConnectFailed(
-            f"{address}: the host name {address.host!r} can't be resolved: {_why(error)}"
+            f"{address}: the host name {address.host!r} can't be resolved: {why(error, _WORDS)}"
         ) from error
-
-
-def _why(error: Exception) -> str:
-    """What went wrong, as the end of a sentence."""
-    if not isinstance(error, OSError):
-        return str(error)
-    return _WORDS.get(error.errno or 0) or error.strerror or str(error)

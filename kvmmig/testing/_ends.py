@@ -98,10 +98,15 @@ async def hosting() -> AsyncIterator[Hosts]:
 
 
 @asynccontextmanager
-async def transport_ends(destination: Transport, source: Transport | None = None) -> AsyncIterator[Ends]:
-    """The ends of a fresh channel: both sides are set up at the same time, as a handshake needs it."""
+async def transport_ends(
+    destination: Transport, source: Transport | None = None, *, stored: bool = False
+) -> AsyncIterator[Ends]:
+    """The ends of a fresh channel: both sides are set up at the same time, as a handshake needs it.
+
+    Unless it stores, or all must be sent before the destination can read it: ``stored``.
+    """
     async with hosting() as hosts:
-        if destination.stores:
+        if destination.stores or stored:
 
             async def read() -> ReceiveChannel:
                 listener = await hosts.enter(destination.listen)

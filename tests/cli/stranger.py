@@ -65,13 +65,32 @@ class Reader(ReceiveChannel):
         self._file.close()
 
 
+class Rude(Reader):
+    """Raises when it is to end."""
+
+    async def aclose(self) -> None:
+        raise ZeroDivisionError("no goodbye")
+
+    def abort(self) -> None:
+        raise ZeroDivisionError("no goodbye")
+
+
+class Clinging(Reader):
+    """Does not end."""
+
+    async def aclose(self) -> None:
+        with trio.CancelScope(shield=True):
+            await trio.sleep_forever()
+
+
 class Shelf(Listener):
-    def __init__(self, uri: TransportURI) -> None:
+    def __init__(self, uri: TransportURI, reader: type[Reader]) -> None:
         self.uri = uri
+        self._reader = reader
 
     @asynccontextmanager
     async def accept(self) -> AsyncIterator[ReceiveChannel]:
-        async with Reader(self.uri.target) as channel:
+        async with self._reader(self.uri.target) as channel:
             yield channel
 
 
@@ -82,6 +101,7 @@ class Keep(Transport):
     syntax = "keep:PATH"
     stores = True
     arrives_at_once = True
+    reader: type[Reader] = Reader
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[SendChannel]:
@@ -90,7 +110,15 @@ class Keep(Transport):
 
     @asynccontextmanager
     async def listen(self) -> AsyncIterator[Listener]:
-        yield Shelf(self.uri)
+        yield Shelf(self.uri, self.reader)
+
+
+class FromRude(Keep):
+    reader = Rude
+
+
+class FromClinging(Keep):
+    reader = Clinging
 
 
 class Sink(SendChannel):
@@ -160,7 +188,7 @@ class _ToNobody(Transport):
 
     @asynccontextmanager
     async def listen(self) -> AsyncIterator[Listener]:
-        yield Shelf(self.uri)
+        yield Shelf(self.uri, Reader)
 
 
 class ToDeaf(_ToNobody):

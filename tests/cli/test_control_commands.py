@@ -127,6 +127,26 @@ def test_a_guest_is_saved_and_restored_as_often_as_one_likes(
     assert rundir.names() == ["b", "saved-guest"]
 
 
+@pytest.mark.parametrize("name", ["guest?direct=off", "100%25 of it", "a+b & c=d", "ünï code"])
+def test_a_file_has_the_very_name_that_it_was_given(
+    background: Background, command: Command, tmp_path: Path, name: str
+) -> None:
+    background("run", *SMALL)
+    assert command("save", "a", str(tmp_path / name))[0] == 0
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    background("restore", str(tmp_path / name), "--name", "b")
+
+
+def test_a_name_that_no_monitor_can_be_told_is_a_sentence(
+    background: Background, command: Command, tmp_path: Path
+) -> None:
+    background("run", *SMALL)
+    status, out, error = command("save", "a", str(tmp_path) + "/not-\udcff-text")
+    assert (status, out) == (1, "")
+    assert "that is no UTF-8" in error
+    assert state(command, "a") == "running"
+
+
 def test_programs_get_json_and_keep_the_machine(
     background: Background, command: Command, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from collections.abc import Callable
@@ -10,9 +11,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from kvmmig.cli.display import figures_block, time_left
+from kvmmig.cli.display import figures_block, phase_words, time_left
+from kvmmig.cli.progress import PlainLines, live_line, summary
+from kvmmig.migration.phases import PHASES
 from kvmmig.migration.policy import RoundFigures
-from kvmmig.migration.report import MigrationStatistics, Phase
+from kvmmig.migration.report import MigrationStatistics, Phase, TimelineEvent
 from kvmmig.migration.stall_meter import Durations
 
 from .screens import Screen
@@ -23,7 +26,9 @@ Command = Callable[..., tuple[int, str, str]]
 Background = Callable[..., str]
 
 
-def figures(phase: Phase, *, rate: float, dirty_rate: float, remaining_pages: int) -> MigrationStatistics:
+def figures(
+    phase: Phase, *, rate: float, dirty_rate: float, remaining_pages: int, **counters: float
+) -> MigrationStatistics:
     none = Durations(count=0, worst=0.0, p99=0.0, p999=0.0, buckets=())
     last = RoundFigures(
         round=0,
@@ -61,6 +66,7 @@ def figures(phase: Phase, *, rate: float, dirty_rate: float, remaining_pages: in
         events=(),
         notices=(),
         error="",
+        counters=counters,
     )
 
 
@@ -69,7 +75,9 @@ def test_no_figure_is_too_wide(width: int) -> None:
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(
         figures_block(
-            figures(Phase.ROUNDS, rate=999.9e6, dirty_rate=998.9e6, remaining_pages=262144),
+            figures(
+                Phase.ROUNDS, rate=999.9e6, dirty_rate=998.9e6, remaining_pages=262144, **{"x" * 99: 1e300}
+            ),
             "tcp:" + "x" * 100,
             width=width,
         )
@@ -91,6 +99,31 @@ def test_the_time_left_is_said_as_far_as_it_can_be_known() -> None:
         == "no end in sight"
     )
     assert time_left(figures(Phase.SETUP, rate=0.0, dirty_rate=0.0, remaining_pages=0)) == "-"
+
+
+@pytest.mark.parametrize("phase", Phase)
+def test_every_phase_has_its_words(phase: Phase) -> None:
+    seen = figures(phase, rate=1e6, dirty_rate=2e6, remaining_pages=0)
+    assert phase_words(seen)
+    if PHASES[phase].is_end and phase is not Phase.DONE:
+        return  # those are told by their error
+    told: list[str] = []
+    event = TimelineEvent(at=0.5, what=str(phase))
+    PlainLines(told.append).show(dataclasses.replace(seen, events=(event,)), events=True)
+    assert len(told) == 1
+
+
+def test_what_a_channel_counts_is_shown_in_its_unit_and_only_where_there_is_any() -> None:
+    counters = {"zstd.sent-bytes": 3 << 30, "ws.wait-seconds": 0.25, "ws.retransmissions": 12}
+    without = figures(Phase.ROUNDS, rate=1e6, dirty_rate=2e6, remaining_pages=0)
+    seen = dataclasses.replace(without, counters=counters)
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(figures_block(seen, "tcp:x", width=62))
+    for text in (console.export_text(), live_line(seen), summary(seen)):
+        shown = " ".join(text.split())
+        for each in ("zstd.sent-bytes 3.0 GiB", "ws.wait-seconds 250.0 ms", "ws.retransmissions 12"):
+            assert each in shown
+    assert "zstd" not in live_line(without) + summary(without)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 
 from kvmmig.cli import rundir
 
-from .conftest import Kvmmig
+from .conftest import PATIENCE, Kvmmig
 from .test_completion import completions
 
 SMALL = ("dirtier", "--memory", "16MiB", "--set", "hot=1MiB")
@@ -26,6 +26,8 @@ deaf = a_stranger:ToDeaf
 holding = a_stranger:ToHolding
 buggy = a_stranger:ToBuggy
 failing = a_stranger:ToFailing
+rude = a_stranger:FromRude
+clinging = a_stranger:FromClinging
 broken = a_stranger.that_is_not_there:Nothing
 """
 #: A logged line: when, how bad, who says so, what.
@@ -61,14 +63,17 @@ def impatient(tmp_path: Path) -> Path:
 
 @pytest.mark.kvm
 def test_one_that_stores_saves_and_restores_as_a_built_in_does(
-    background: Background, command: Command, tmp_path: Path
+    background: Background, kvmmig: Kvmmig, command: Command, tmp_path: Path
 ) -> None:
     name, path = background("run", *SMALL), str(tmp_path / "a.kept")
     status, _, said = command("save", name, path, "--transport", "keep")
     assert status == 0, said
     assert f"restore {path} --transport keep" in said
     assert background("restore", path, "--transport", "keep") == "a"
-    assert background("run", "--incoming", f"keep:{path}", "--name", "b") == "b"
+    incoming = kvmmig.start("run", "--incoming", f"keep:{path}", "--name", "b", "--detach")
+    assert incoming.process.wait(PATIENCE) == 0
+    incoming.close()
+    assert "'b' runs in the background" in incoming.stderr  # it does not wait for a source
     assert {each["name"]: each["status"] for each in json.loads(command("ls", "--json")[1])} == {
         "a": "running",
         "b": "running",
@@ -76,11 +81,11 @@ def test_one_that_stores_saves_and_restores_as_a_built_in_does(
 
 
 def test_those_that_store_are_known_to_help_and_completion(command: Command) -> None:
-    assert completions("save", "a", "x", "--transport", "") == ["file", "keep", "pipe"]
+    assert completions("save", "a", "x", "--transport", "") == ["clinging", "file", "keep", "pipe", "rude"]
     assert completions("restore", "x", "--transport", "k") == ["keep"]
     status, out, error = command("save", "--help")
     assert (status, error) == (0, "")
-    assert "file, keep, pipe" in " ".join(out.split())
+    assert "clinging, file, keep, pipe, rude" in " ".join(out.split())
 
 
 @pytest.mark.parametrize(
@@ -88,7 +93,7 @@ def test_those_that_store_are_known_to_help_and_completion(command: Command) -> 
     [
         (
             "deaf",
-            "--transport deaf: it stores nothing, so no guest can be saved by it; these do: file, keep",
+            "--transport deaf: it stores nothing, so no guest can be saved by it; these do: clinging, file",
         ),
         ("pigeon", "no transport is called 'pigeon'"),
         ("broken", "the transport 'broken'"),
@@ -147,6 +152,21 @@ def test_its_traceback_is_in_the_log_of_the_machine_alone(background: Background
 
 
 @pytest.mark.kvm
+@pytest.mark.parametrize("scheme", ["rude", "clinging"])
+def test_a_guest_that_has_arrived_lives_on_whatever_its_channel_does(
+    kvmmig: Kvmmig, impatient: Path, tmp_path: Path, scheme: str
+) -> None:
+    saved = f"{tmp_path}/a.kept"
+    assert kvmmig("run", *SMALL, "--migrate-to", f"keep:{saved}", "--after", "0.1").process.returncode == 0
+    arrived = kvmmig.start("run", "--incoming", f"{scheme}:{saved}", wrapper=impatient)
+    arrived.wait_for(lambda it: "has arrived" in it.stderr)
+    before = len(arrived.stdout)
+    arrived.wait_for(lambda it: len(it.stdout) > before + 3)
+    arrived.interrupt()
+    assert arrived.end(logs=True) == 130
+
+
+@pytest.mark.kvm
 def test_a_guest_that_was_handed_to_one_that_fails_can_be_taken_back(
     background: Background, command: Command
 ) -> None:
@@ -170,7 +190,7 @@ def test_one_that_does_not_end_does_not_keep_the_process(
     source.wait_for(lambda _: called.exists())
     source.interrupt()
     assert source.end(logs=True) == 130
-    assert "something that a transport has left running does not end; after 0.5 s" in source.stderr
+    assert "such as what a transport has left running; after 0.5 s" in source.stderr
     assert list(runtime_directory.iterdir()) == []
 
 
@@ -185,5 +205,5 @@ def test_a_machine_that_was_told_to_quit_ends_although_something_does_not(
     machine.wait_for(lambda _: called.exists())
     assert command("quit", "a")[0] == 0
     assert machine.end(logs=True) == 0
-    assert "something that a transport has left running does not end" in machine.stderr
+    assert "such as what a transport has left running" in machine.stderr
     assert list(runtime_directory.iterdir()) == []

@@ -14,7 +14,18 @@ import pytest
 import trio
 from hypothesis import HealthCheck, given, settings
 
-from kvmmig.testing import CHECKS, CLOGGED_CHECKS, Check, Maker, Plan, check_plan, checks_for, plans
+from kvmmig.testing import (
+    CHECKS,
+    CLOGGED_CHECKS,
+    Check,
+    Ends,
+    Maker,
+    Plan,
+    check_plan,
+    checks_for,
+    plans,
+    transport_ends,
+)
 from kvmmig.testing.memory import MemoryTransport
 from kvmmig.transport import (
     AnyChannel,
@@ -38,7 +49,6 @@ STREAMS = (
     "tcp:127.0.0.1:0",
     "tcp:[::1]:0",
     "unix:{tmp}/a.sock",
-    "fd of a socket",
     "throttle+tcp:127.0.0.1:0?throttle.rate=300MB/s",
     "throttle+unix:{tmp}/a.sock?throttle.latency=2ms&throttle.jitter=2ms",
     "throttle+tcp:127.0.0.1:0?throttle.rate=300MB/s&throttle.latency=1ms",
@@ -47,7 +57,7 @@ STREAMS = (
     "fault+unix:{tmp}/a.sock?fault.what=stall&fault.at=3&fault.for=20ms",
     "fault+throttle+tcp:127.0.0.1:0?fault.what=trickle&fault.side=receive&fault.seed=1&fault.for=20ms",
 )
-ONE_WAY = ("fd of a pipe",)
+FDS = ("fd of a socket", "fd of a pipe")
 STORES = (
     "file:{tmp}/a.img",
     "file:{tmp}/a.img?direct=off",
@@ -126,9 +136,9 @@ def _socket_fds() -> tuple[Transport, Transport]:
     return _fd(ours.detach()), _fd(theirs.detach())
 
 
-def _exec(tmp_path: Path, **options: str) -> tuple[Transport, Transport]:
+def _exec(tmp_path: Path, **options: str) -> AbstractAsyncContextManager[Ends]:
     saving = transport_for(TransportURI("exec", f"cat > {tmp_path}/a.img", options))
-    return saving, transport_for(TransportURI("exec", f"cat {tmp_path}/a.img"))
+    return transport_ends(transport_for(TransportURI("exec", f"cat {tmp_path}/a.img")), saving, stored=True)
 
 
 def _maker(name: str, tmp_path: Path) -> Maker:
@@ -143,6 +153,15 @@ def _maker(name: str, tmp_path: Path) -> Maker:
             return lambda: _transport(TransportURI.parse(uri.replace("{tmp}", str(tmp_path))))
 
 
+_LEAVING_FDS = [
+    check
+    for check in CHECKS
+    if check.__name__ == "check_uris"
+    or check.__module__.endswith((".listening", ".stored"))
+    or check.__name__ == "check_listener_says_where"
+]
+
+
 def _name(check: Check) -> str:
     return check.__name__.removeprefix("check_")
 
@@ -153,9 +172,10 @@ async def test_streams(name: str, check: Check, tmp_path: Path) -> None:
     await check(_maker(name, tmp_path))
 
 
-@pytest.mark.parametrize("check", checks_for(stores=False), ids=_name)
-@pytest.mark.parametrize("name", ONE_WAY)
-async def test_one_way(name: str, check: Check, tmp_path: Path) -> None:
+# Without those that leave the descriptors of a test alone: nobody would close them.
+@pytest.mark.parametrize("check", [check for check in CHECKS if check not in _LEAVING_FDS], ids=_name)
+@pytest.mark.parametrize("name", FDS)
+async def test_fds(name: str, check: Check, tmp_path: Path) -> None:
     await check(_maker(name, tmp_path))
 
 
@@ -175,7 +195,10 @@ async def test_through_the_guard(
 
 
 # What a command leaves of its file when it is killed is its own affair.
-@pytest.mark.parametrize("check", [check for check in CHECKS if "stored" not in check.__module__], ids=_name)
+_OF_A_COMMAND = [c for c in checks_for(stores=True) if not c.__module__.endswith(".stored")]
+
+
+@pytest.mark.parametrize("check", _OF_A_COMMAND, ids=_name)
 @pytest.mark.parametrize("options", [{}, {"live": "off"}], ids=str)
 async def test_exec(options: dict[str, str], check: Check, tmp_path: Path) -> None:
     await check(lambda: _exec(tmp_path, **options))
@@ -187,7 +210,7 @@ async def test_memory_that_holds_one_byte(check: Check) -> None:
     await check(lambda: MemoryTransport(TransportURI("memory", "a", {"capacity": "1"})))
 
 
-@pytest.mark.parametrize("name", ["exec", *STREAMS, *ONE_WAY, *STORES])
+@pytest.mark.parametrize("name", ["exec", *STREAMS, *FDS, *STORES])
 @given(plan=plans())
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 async def test_any_plan_of_cancels(name: str, tmp_path: Path, plan: Plan) -> None:

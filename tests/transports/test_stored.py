@@ -51,6 +51,9 @@ class Store:
 
     async def commit(self, parts: int) -> None:
         await self._pass("commit")
+        self.commit_now(parts)
+
+    def commit_now(self, parts: int) -> None:
         assert sorted(self.parts) == list(range(parts))
         self.objects.append([self.parts.pop(number) for number in range(parts)])
 
@@ -183,7 +186,8 @@ async def test_an_abort_ends_an_aclose_that_hangs_in_the_commit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("where", "sentence"), [("put", "can't put part 0 into the store"), ("commit", "can't commit the store")]
+    ("where", "sentence"),
+    [("put", r"can't put part \d into the store"), ("commit", "can't commit the store")],
 )
 async def test_what_fails_in_the_store_breaks_the_channel_and_leaves_nothing(
     where: str, sentence: str
@@ -195,6 +199,24 @@ async def test_what_fails_in_the_store_breaks_the_channel_and_leaves_nothing(
             await send_all(sender, DATA)
     assert isinstance(caught.value.__cause__, OSError)
     assert (store.objects, store.parts, store.discards) == ([], {}, 1)
+
+
+async def test_a_cancelled_commit_that_ends_well_within_its_grace_has_been_one(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    store = Store()
+
+    async def commit(parts: int) -> None:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(0.3)
+        store.commit_now(parts)
+
+    async with stored_sender(store.put, commit, store.discard, peer="the store") as sender:
+        await sender.send_some([memoryview(b"abc")])
+        with trio.move_on_after(0.1) as scope:
+            await sender.aclose()
+        assert not scope.cancelled_caught
+    assert (store.objects, store.discards) == ([[b"abc"]], 0)
 
 
 async def test_a_discard_that_hangs_is_left_behind_and_told(

@@ -125,8 +125,8 @@ async def check_junk_clients_are_survived(maker: Maker) -> None:
 async def _listening(maker: Maker) -> AsyncIterator[tuple[Hosts, Transport, Listener]]:
     """A listener, whose block is left at the end of this, and the source's transport."""
     source, destination = transports(maker)
-    if destination.stores:
-        raise NotApplicable("the transport stores: nobody connects to where it listens")
+    if destination.stores or destination.arrives_at_once:
+        raise NotApplicable("nobody connects to where it listens")
     async with hosting() as inner, hosting() as outer:
         listener = await outer.enter(destination.listen)
         yield inner, source or towards(destination, listener.uri), listener

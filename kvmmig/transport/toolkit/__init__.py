@@ -17,7 +17,6 @@ from kvmmig.transport.toolkit.blockfile import BlockFileSender as BlockFileSende
 from kvmmig.transport.toolkit.interrupts import Interrupts as Interrupts
 from kvmmig.transport.toolkit.listeners import AtOnceListener as AtOnceListener
 from kvmmig.transport.toolkit.one_at_a_time import OneAtATime as OneAtATime
-from kvmmig.transport.toolkit.own_nursery import own_nursery as own_nursery
 from kvmmig.transport.toolkit.pipes import PipeReader as PipeReader
 from kvmmig.transport.toolkit.pipes import PipeReceiver as PipeReceiver
 from kvmmig.transport.toolkit.pipes import PipeSender as PipeSender

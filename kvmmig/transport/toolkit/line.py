@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from kvmmig.errors import ChannelBroken, ChannelClosed, TransportError
-from kvmmig.transport.toolkit.own_nursery import own_nursery
+from kvmmig.transport.toolkit.tasks import own_tasks
 from kvmmig.transport.toolkit.words import why
 
 Call = Callable[[], Awaitable[object]]
@@ -76,7 +76,7 @@ async def running(line: Line, *pumps: Callable[[], Awaitable[None]]) -> AsyncIte
             line.abort()
             await failure_of(line.cut)  # which nobody wants to know
 
-    async with own_nursery() as nursery:
+    async with own_tasks() as nursery:
         nursery.start_soon(run)
         try:
             yield

@@ -20,8 +20,8 @@ from kvmmig.errors import ChannelBroken, ChannelClosed, TransportError
 from kvmmig.transport.contract import ReceiveChannel, SendChannel
 from kvmmig.transport.toolkit.line import Call, failure_of, words
 from kvmmig.transport.toolkit.one_at_a_time import OneAtATime
-from kvmmig.transport.toolkit.own_nursery import own_nursery
 from kvmmig.transport.toolkit.pumped import pumped_receiver
+from kvmmig.transport.toolkit.tasks import own_tasks
 
 Put = Callable[[int, memoryview], Awaitable[object]]
 Commit = Callable[[int], Awaitable[object]]
@@ -57,7 +57,7 @@ async def stored_sender(
     ``part_size`` bytes are held.
     """
     sender = _StoredSender(put, commit, discard, peer, part_size, parallel)
-    async with own_nursery() as nursery:
+    async with own_tasks() as nursery:
         nursery.start_soon(sender.run)
         async with sender:
             yield sender
@@ -103,14 +103,12 @@ def in_thread(call: Callable[P, T]) -> Callable[P, Awaitable[T]]:
             except trio.Cancelled:  # and no more than that: the call may yet return
                 shield.deadline = trio.current_time() + _THREAD_GRACE
 
-        async with own_nursery() as nursery:
+        async with own_tasks() as nursery:
             nursery.start_soon(watch)
             with shield:
-                result = await trio.to_thread.run_sync(
+                return await trio.to_thread.run_sync(
                     lambda: call(*args, **kwargs), abandon_on_cancel=True, limiter=trio.CapacityLimiter(1)
                 )
-                nursery.cancel_scope.cancel()
-                return result
             await trio.lowlevel.checkpoint_if_cancelled()
         raise AssertionError("its grace ends only after a cancel")
 

@@ -26,7 +26,8 @@ async def test_a_ctrl_c_while_the_migration_is_being_begun_cancels_it(
     """It may have begun, so to just go away would leave it running."""
     asked, interrupted = trio.Event(), trio.Event()
     migration = OutgoingMigration(FakeMachine(), "tcp:127.0.0.1:1")
-    control: Any = types.SimpleNamespace(migration=migration, migration_status="active")
+    outgoing = types.SimpleNamespace(migration=migration, status="active")
+    control: Any = types.SimpleNamespace(outgoing=outgoing)
     phase = "rounds"
     table = CommandTable()
 
