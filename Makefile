@@ -50,6 +50,7 @@ test: lint types check-tests
 
 bench: setup
 	@$(BIN)/python bench/speed.py
+	@$(BIN)/python bench/guard.py
 
 guard: setup
 	@$(BIN)/python bench/guard.py

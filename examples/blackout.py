@@ -32,20 +32,12 @@ import trio
 from rich.console import Console
 from rich.table import Table
 
-from kvmmig import (
-    Machine,
-    MachineConfig,
-    OutgoingMigration,
-    TransportURI,
-    guests,
-    receive,
-    stream,
-    transport_for,
-)
+from kvmmig import Machine, MachineConfig, OutgoingMigration, guests, receive, stream
 from kvmmig.errors import KvmmigError, MigrationError
 from kvmmig.machine.pageset import Batch, PageSet, runs_of
 from kvmmig.migration.policy import Limits, MaxRounds
 from kvmmig.migration.stall_meter import Durations, Histogram, StallMeter
+from kvmmig.transport import TransportURI, transport_for
 from kvmmig.units import format_duration, format_size, parse_size
 from kvmmig_transports import iohelper
 

@@ -8,7 +8,8 @@ import trio
 
 from kvmmig import stream
 from kvmmig.errors import ChannelBroken, MigrationError, MigrationRefused
-from kvmmig.transport import ReceiveChannel
+from kvmmig.migration.steps import because
+from kvmmig.transport.guard import GuardedChannel
 
 
 class Peer:
@@ -23,16 +24,18 @@ class Peer:
             kind: trio.Event() for kind in (stream.Kind.ACCEPT, stream.Kind.READY, stream.Kind.RUNNING)
         }
         self._silent = trio.Event()
+        self._channel: GuardedChannel | None = None
 
     def has_said(self, kind: stream.Kind) -> bool:
         """It has said so."""
         return self._said[kind].is_set()
 
-    async def listen(self, channel: ReceiveChannel) -> None:
+    async def listen(self, channel: GuardedChannel) -> None:
         """Take in what it says until it has said all.
 
         Raises `MigrationRefused` with the reason that it gives, `ChannelBroken` where it goes away before.
         """
+        self._channel = channel
         decoder = stream.Decoder(stream.Direction.BACKWARDS)
         try:
             while not decoder.finished:
@@ -54,7 +57,9 @@ class Peer:
         with trio.move_on_after(seconds) as scope:
             await self._said[kind].wait()
         if scope.cancelled_caught:
-            raise MigrationError(f'{self.name} did not say "{kind.name.lower()}" within {seconds:g} s')
+            raise MigrationError(
+                f'{self.name} did not say "{kind.name.lower()}" within {seconds:g} s{because(self._channel)}'
+            )
 
     async def last_words(self, seconds: float) -> None:
         """Wait until nothing more can be heard from it, or for so long."""

@@ -7,7 +7,7 @@ import logging
 import math
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import ClassVar, cast
 
 import trio
@@ -62,12 +62,16 @@ class Wrapper(Transport):
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[SendChannel]:
-        async with self.inner.connect() as channel, self._wrapped(channel, Side.SOURCE) as wrapped:
-            yield cast(SendChannel, wrapped)
+        async with AsyncExitStack() as stack:
+            with blaming(culprit(self.inner), "connect", ConnectFailed):
+                channel = await stack.enter_async_context(self.inner.connect())
+            yield cast(SendChannel, await stack.enter_async_context(self._wrapped(channel, Side.SOURCE)))
 
     @asynccontextmanager
     async def listen(self) -> AsyncIterator[Listener]:
-        async with self.inner.listen() as listener:
+        async with AsyncExitStack() as stack:
+            with blaming(culprit(self.inner), "listen", ConnectFailed):
+                listener = await stack.enter_async_context(self.inner.listen())
             yield _WrappedListener(listener, self)
 
     @asynccontextmanager

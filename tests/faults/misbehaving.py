@@ -49,6 +49,10 @@ DONE = frozenset(
 )
 
 
+#: These happen in each call from then on, as long as the migration is at that point.
+_AGAIN = frozenset({Misbehaviour.HANGS, Misbehaviour.NO_CHECKPOINT})
+
+
 class Point(enum.StrEnum):
     """Where in a migration it happens."""
 
@@ -144,7 +148,7 @@ class Plan:
         self._received += call == "receive_some"
         if self.at is None or CALLS[self.way, self.side].get(self.at) != call:
             return False
-        if self.began and self.misbehaviour is not Misbehaviour.NO_CHECKPOINT:
+        if self.began and self.misbehaviour not in _AGAIN:
             return False
         if self.at in (Point.LISTEN, Point.CONNECT, Point.CLOSE):
             return True
@@ -213,7 +217,7 @@ class RogueTransport(Transport):
     async def connect(self) -> AsyncIterator[SendChannel]:
         await self._enter("connect")
         if self.stores:
-            yield RogueChannel(_Nowhere(), self._plan)
+            yield self._or_nothing(RogueChannel(_Nowhere(), self._plan), "connect")
             return
         async with self._memory.connect() as channel:
             yield self._or_nothing(RogueChannel(channel, self._plan), "connect")

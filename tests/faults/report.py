@@ -30,10 +30,10 @@ after the thaw at the latest. What is only slow is no error: there the cancel co
 once more, for the host may be busy. ✓*: "go" had been offered to somebody who may start the guest, so it
 stood still here until the operator took it back (and a cancel was refused).
 
-A rogue is a transport that breaks the contract. There the first figure is how long the migration took in all
-(at most {ENDED * 1e3:.0f}, where what never returns is to be left behind), and ✓ means: at no time both sides
-ran; a guest that was not handed over ran on at the source, one that had arrived ran on at the destination, with all
-of its memory right; the event loop turned; the error named the transport and the rule that it broke.
+A rogue is a transport that breaks the contract. There the first figure is how long the migration took
+from then on (at most {ENDED * 1e3:.0f}), and ✓ means: at no time both sides ran; a guest that was not handed
+over ran on at the source, one that had arrived ran on at the destination, with all of its memory right; the
+event loop turned; the error named the transport and the rule that it broke.
 """
 
 

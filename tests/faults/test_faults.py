@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,11 +15,22 @@ pytestmark = pytest.mark.kvm
 ROOT = Path(__file__).parents[2]
 
 
+def outcomes(transport: str, fault: str, moment: str) -> list[dict[str, Any]]:
+    """What came of these cells."""
+    command = [sys.executable, "-m", "tests.faults", "--json"]
+    command += ["--only", transport, "--fault", fault, "--phase", moment]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stderr == ""
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
 @pytest.mark.parametrize(
     ("transport", "fault", "moment"),
     [
         ("tcp", "link cut", "later round"),
         ("tcp", "peer stopped", "commit"),
+        ("tcp", "peer killed", "handed over"),
+        ("exec", "peer killed", "commit"),
         ("unix", "peer killed", "final pass"),
         ("pipe", "helper killed", "commit"),
         ("pipe", "disk full", "first round"),
@@ -28,12 +40,23 @@ ROOT = Path(__file__).parents[2]
     ],
 )
 def test_the_guest_runs_on_and_the_user_reads_why(transport: str, fault: str, moment: str) -> None:
-    command = [sys.executable, "-m", "tests.faults", "--json"]
-    command += ["--only", transport, "--fault", fault, "--phase", moment]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    assert done.stderr == ""
-    outcome = json.loads(done.stdout)
+    (outcome,) = outcomes(transport, fault, moment)
     if outcome["verdict"] == "unavailable":
         pytest.skip(outcome["reason"])
     assert outcome["problems"] == []
-    assert (outcome["verdict"], done.returncode) == ("green", 0)
+    assert outcome["verdict"] == "green"
+
+
+@pytest.mark.parametrize(
+    ("misbehaviour", "point"),
+    [
+        ("too large a count", "go"),
+        ("SystemExit", "commit"),
+        ("never returns, shielded", "final pass"),
+        ("ValueError", "close"),
+    ],
+)
+def test_a_transport_that_breaks_the_contract_breaks_nothing_else(misbehaviour: str, point: str) -> None:
+    found = outcomes("rogue", misbehaviour, point)
+    assert {outcome["verdict"] for outcome in found} <= {"green", "impossible"}, found
+    assert len([outcome for outcome in found if outcome["verdict"] == "green"]) >= 4

@@ -214,6 +214,10 @@ class DelayedChannel(PassingChannel):
         await self._emptied()
         await self.below.flush()
 
+    def waits_for(self) -> str:
+        """Who waits for an answer to what never went out should know."""
+        return str(_broken(self._error)) if self._error else self.below.waits_for()
+
     def abort(self) -> None:
         if not self._closed:
             self._closed = True
