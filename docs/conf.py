@@ -23,7 +23,13 @@ version = release = kvmmig.__version__
 # checkout and on GitHub.
 root_doc = "docs/index"
 include_patterns = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"]
-include_patterns += ["docs/**.md", "bench/README.md", "tests/README.md", "transports/README.md"]
+include_patterns += [
+    "docs/**.md",
+    "bench/README.md",
+    "tests/README.md",
+    "tests/faults/README.md",
+    "transports/README.md",
+]
 extensions = ["myst_parser"]
 myst_heading_anchors = 4
 myst_enable_extensions = ["attrs_inline"]
