@@ -28,7 +28,6 @@ import trio
 from kvmmig import guests
 from kvmmig.errors import KvmmigError, MigrationError
 from kvmmig.machine import Machine, MachineConfig, State
-from kvmmig.migration.background import background
 from kvmmig.migration.incoming import IncomingMigration
 from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.migration.policy import (
@@ -41,6 +40,7 @@ from kvmmig.migration.policy import (
     Policy,
 )
 from kvmmig.transport import TransportURI, transport_for
+from kvmmig.transport.toolkit import own_tasks
 
 MIB = 1 << 20
 SIZE = 32 * MIB
@@ -102,7 +102,7 @@ class Soak:
         self.moved = self.failed = 0
 
     async def run(self, moves: int) -> None:
-        async with background() as self._strays:
+        async with own_tasks() as self._strays:
             await self._run(moves)
 
     async def _run(self, moves: int) -> None:

@@ -25,12 +25,12 @@ from kvmmig.machine.machine import Machine
 from kvmmig.machine.memory import GuestMemory
 from kvmmig.machine.pageset import PageSet, Runs
 from kvmmig.machine.state import StateSection
-from kvmmig.migration.background import background
 from kvmmig.migration.policy import Limits
 from kvmmig.migration.stall_meter import Durations, StallMeter
 from kvmmig.transport import Transport, TransportURI, transport_for
 from kvmmig.transport.guard import GuardedChannel
 from kvmmig.transport.supervision import listening, supervised
+from kvmmig.transport.toolkit import own_tasks
 
 T = TypeVar("T")
 
@@ -121,7 +121,7 @@ class IncomingMigration:
         async with AsyncExitStack() as stack:
             strays = self._strays
             if strays is None:
-                strays = await stack.enter_async_context(background())
+                strays = await stack.enter_async_context(own_tasks())
             await self._connect(stack, strays)
             with self._meter:
                 try:

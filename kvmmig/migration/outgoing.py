@@ -36,7 +36,6 @@ from kvmmig.errors import (
     WrongState,
 )
 from kvmmig.machine.machine import State
-from kvmmig.migration.background import background
 from kvmmig.migration.pages import PageMap
 from kvmmig.migration.peer import Peer
 from kvmmig.migration.phases import PHASES, Phase
@@ -54,6 +53,7 @@ from kvmmig.transport import Knob, Transport, TransportURI, transport_for
 from kvmmig.transport.guard import GuardedChannel
 from kvmmig.transport.phases import collecting
 from kvmmig.transport.supervision import connected, supervised
+from kvmmig.transport.toolkit import own_tasks
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -183,7 +183,7 @@ class OutgoingMigration:
             )
         async with AsyncExitStack() as stack:
             if strays is None:
-                strays = await stack.enter_async_context(background())
+                strays = await stack.enter_async_context(own_tasks())
             with self._record.running():
                 try:
                     await self._watched(strays)
@@ -232,7 +232,7 @@ class OutgoingMigration:
         """Migrate beside those who may end it: the guest, a limit of time, `cancel`."""
         limits = self._precopy.limits
         with self._scope:
-            async with background() as watchers, Undo(self._record.note) as undo:
+            async with own_tasks() as watchers, Undo(self._record.note) as undo:
                 watchers.start_soon(self._watch_guest)
                 if limits.timeout is not None and limits.on_timeout == "cancel":
                     watchers.start_soon(self._watch_time, limits.timeout)

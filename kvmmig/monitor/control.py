@@ -14,7 +14,6 @@ import trio
 
 from kvmmig.errors import KvmmigError
 from kvmmig.machine import Ending, Machine, MachineConfig, Program, State
-from kvmmig.migration.background import background
 from kvmmig.monitor.dirty_rate import DirtyRate
 from kvmmig.monitor.events import Events, Listener
 from kvmmig.monitor.incoming import Incoming
@@ -23,6 +22,7 @@ from kvmmig.monitor.outgoing import Outgoing
 from kvmmig.monitor.parameters import MigrationSettings
 from kvmmig.monitor.states import run_state, run_state_at_end
 from kvmmig.monitor.tasks import outliving
+from kvmmig.transport.toolkit import own_tasks
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class MachineControl:
             outliving() as strays,
             outliving() as machines,
             AsyncExitStack() as stack,
-            background() as nursery,  # a migration ends before its machine goes
+            own_tasks() as nursery,  # a migration ends before its machine goes
         ):
             yield cls(
                 Life(name, guest_follows=guest_follows),

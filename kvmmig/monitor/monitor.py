@@ -13,7 +13,6 @@ import trio
 import kvmmig
 from kvmmig.errors import KvmmigError, MigrationError
 from kvmmig.machine import Machine
-from kvmmig.migration.background import background
 from kvmmig.migration.policy import Limits, Policy
 from kvmmig.migration.report import MigrationStatistics
 from kvmmig.monitor.commands import commands_for
@@ -21,6 +20,7 @@ from kvmmig.monitor.control import MachineControl
 from kvmmig.qmp import QMPServer
 from kvmmig.qmp.address import parse_address
 from kvmmig.transport import Transport, TransportURI, transport_for
+from kvmmig.transport.toolkit import own_tasks
 from kvmmig.units import parse_bandwidth
 
 _log = logging.getLogger("kvmmig.monitor")
@@ -98,7 +98,7 @@ class Monitor:
 
     @asynccontextmanager
     async def _serve(self) -> AsyncIterator[None]:
-        async with _control_of(self._machine) as self.control, background() as nursery:
+        async with _control_of(self._machine) as self.control, own_tasks() as nursery:
             version = f"kvmmig {kvmmig.__version__}"
             server = QMPServer(commands_for(self.control), version=version, notices=_log.warning)
             self.control.subscribe(server.emit)
@@ -111,7 +111,7 @@ async def _control_of(machine: Machine | MachineControl) -> AsyncIterator[Machin
     if isinstance(machine, MachineControl):
         yield machine
         return
-    async with MachineControl.open(name=machine.config.name) as control, background() as nursery:
+    async with MachineControl.open(name=machine.config.name) as control, own_tasks() as nursery:
         control.adopt(machine)
         nursery.start_soon(_obey_quit, control, machine)
         yield control

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from kvmmig.migration.background import background
+from kvmmig.transport.toolkit import own_tasks
 
 
 @asynccontextmanager
@@ -16,7 +16,7 @@ async def outliving() -> AsyncIterator[trio.Nursery]:
 
     A cancel from outside reaches the block first, and its clean-up can still use what these tasks hold.
     """
-    async with background() as host:
+    async with own_tasks() as host:
         nursery: trio.Nursery = await host.start(_shielded)
         try:
             yield nursery

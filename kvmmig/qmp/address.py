@@ -27,7 +27,6 @@ _TCP = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+(?:%[^\]]+)?)\]|(?P<host>[^:\[\]]*
 _HOW = "write unix:PATH, such as unix:/tmp/a.sock, or tcp:HOST:PORT, such as tcp:127.0.0.1:4444"
 _AGAIN = 0.01  # seconds between two attempts to connect where others wait already
 _BACKLOG = 64
-_KEEPALIVE = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
 
 _WORDS: Mapping[int, str] = {
     **TCP_WORDS,
@@ -120,17 +119,8 @@ async def connect(address: Address) -> trio.socket.SocketType:
         sock = await tcpsockets.connect(addresses)
     except OSError as error:
         raise ConnectFailed(f"can't connect to {address}: {why(error, _WORDS)}") from error
-    tune(sock)
+    tcpsockets.tune(sock)
     return sock
-
-
-def tune(sock: trio.socket.SocketType) -> None:
-    """Set up a connection for short messages; one whose other host has vanished ends after a minute."""
-    if sock.family != socket.AF_UNIX:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in _KEEPALIVE:
-            sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 async def _connect_unix(address: UnixAddress) -> trio.socket.SocketType:
@@ -144,7 +134,7 @@ async def _connect_unix(address: UnixAddress) -> trio.socket.SocketType:
 
 def _try_to_connect(address: UnixAddress) -> trio.socket.SocketType | None:
     try:
-        sock = unixsockets.knock(address.path)
+        sock = unixsockets.try_connect(address.path)
     except OSError as error:
         words = "there is no such socket" if error.errno == errno.ENOENT else why(error, _WORDS)
         raise ConnectFailed(f"can't connect to {address}: {words}") from error

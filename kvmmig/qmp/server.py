@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import errno
 import logging
+import socket
 from collections.abc import Callable, Mapping
 
 import trio
 
-from kvmmig.qmp.address import Address, open_listener, parse_address, tune
+from kvmmig.qmp.address import Address, open_listener, parse_address
 from kvmmig.qmp.connection import Connection
 from kvmmig.qmp.messages import encode_error, encode_event, encode_greeting
 from kvmmig.qmp.session_commands import add_session_commands
 from kvmmig.qmp.table import CommandTable
+from kvmmig.transport.toolkit import tcpsockets
 
 _log = logging.getLogger(__name__)
 
@@ -108,7 +110,8 @@ class QMPServer:
                         encode_error(f"{_MOST_CLIENTS} clients are connected already, and no more may be")
                     )
                 return
-            tune(sock)
+            if sock.family != socket.AF_UNIX:
+                tcpsockets.tune(sock)
             connection = Connection(sock, self._table, stall_limit=self._stall_limit)
             self._connections.add(connection)
             try:

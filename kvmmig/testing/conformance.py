@@ -19,6 +19,16 @@ are seeded, so a failure comes again; `kvmmig.testing.plans` has one more that h
 from __future__ import annotations
 
 from kvmmig.testing._ends import Check
+from kvmmig.testing.checks.delivery import (
+    check_buffers_can_be_used_again,
+    check_bytes_arrive_in_order,
+    check_calls_are_checkpoints,
+    check_cancelled_calls_move_nothing,
+    check_cancelled_send_accepts_nothing,
+    check_end_of_stream_is_zero,
+    check_flush_can_be_cancelled,
+    check_flush_means_delivered,
+)
 from kvmmig.testing.checks.ending import (
     check_abort_frees_a_clogged_sender,
     check_abort_leaves_nothing,
@@ -38,16 +48,6 @@ from kvmmig.testing.checks.listening import (
     check_second_accept,
 )
 from kvmmig.testing.checks.loop import check_no_call_holds_the_loop
-from kvmmig.testing.checks.moving import (
-    check_buffers_can_be_used_again,
-    check_bytes_arrive_in_order,
-    check_calls_are_checkpoints,
-    check_cancelled_calls_move_nothing,
-    check_cancelled_send_accepts_nothing,
-    check_end_of_stream_is_zero,
-    check_flush_can_be_cancelled,
-    check_flush_means_delivered,
-)
 from kvmmig.testing.checks.saying import (
     check_attributes,
     check_counters_at_any_time,

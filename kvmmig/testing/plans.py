@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from kvmmig.testing._ends import Maker, one_sentence, opened
-from kvmmig.testing._moving import offer, require_same, transfer
+from kvmmig.testing._transfer import offer, require_same, transfer
 from kvmmig.transport import ReceiveChannel, SendChannel
 
 if TYPE_CHECKING:

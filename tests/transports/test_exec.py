@@ -11,7 +11,7 @@ import trio
 
 from kvmmig.errors import BadURI, ChannelBroken
 from kvmmig.transport import Transport, TransportURI
-from tests.transports.moving import read_all, send_all
+from tests.transports.using import read_all, send_all
 
 Make = Callable[[str | TransportURI], Transport]
 

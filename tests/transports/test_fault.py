@@ -14,7 +14,7 @@ from kvmmig.testing import memory_channel_pair
 from kvmmig.transport import AnyChannel, Channel, Side, Transport, TransportURI
 from kvmmig.transport.phases import collecting
 from kvmmig_transports.fault import FaultWrapper
-from tests.transports.moving import receive_exactly, send_all
+from tests.transports.using import receive_exactly, send_all
 
 Make = Callable[[str | TransportURI], Transport]
 

@@ -16,7 +16,7 @@ import trio
 from kvmmig.errors import BadURI, ChannelBroken, ConnectFailed
 from kvmmig.transport import Channel, Transport, TransportURI
 from kvmmig_transports import fd
-from tests.transports.moving import accept, connect
+from tests.transports.using import accept, connect
 
 Make = Callable[[str | TransportURI], Transport]
 

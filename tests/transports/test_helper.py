@@ -17,7 +17,7 @@ import trio
 from kvmmig.errors import ChannelBroken, ConnectFailed
 from kvmmig.transport import SendChannel, Transport, TransportURI
 from kvmmig_transports import iohelper
-from tests.transports.moving import connect, read_all, send_all
+from tests.transports.using import connect, read_all, send_all
 
 Make = Callable[[str | TransportURI], Transport]
 Script = Callable[[str], str]

@@ -24,10 +24,10 @@ from kvmmig.testing import (
     plans,
     stream_ends,
 )
-from kvmmig.testing._moving import receive_all, send_all
+from kvmmig.testing._transfer import receive_all, send_all
 from kvmmig.transport import AnyChannel, Channel, Knob, Side
 from kvmmig.transport.guard import GuardedChannel
-from kvmmig.transport.toolkit.reframed import reframed
+from kvmmig.transport.toolkit.reframing import reframed
 
 
 def encode(data: bytes | bytearray) -> bytes:

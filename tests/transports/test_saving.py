@@ -16,7 +16,7 @@ import trio.testing
 
 from kvmmig.errors import BadURI, ChannelBroken, ChannelClosed, ConnectFailed
 from kvmmig.transport import ReceiveChannel, SendChannel, Transport, TransportURI
-from tests.transports.moving import connect, read_all, send_all
+from tests.transports.using import connect, read_all, send_all
 
 Make = Callable[[str | TransportURI], Transport]
 

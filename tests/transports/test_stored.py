@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 
 from kvmmig.errors import ChannelBroken, ChannelClosed, ConnectFailed
 from kvmmig.testing import CLOGGED_CHECKS, Check, Ends, Plan, check_plan, checks_for, plans
-from kvmmig.testing._moving import receive_all, send_all
+from kvmmig.testing._transfer import receive_all, send_all
 from kvmmig.transport import ReceiveChannel, SendChannel
 from kvmmig.transport.toolkit.stored import in_thread, stored_receiver, stored_sender
 

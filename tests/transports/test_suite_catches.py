@@ -24,7 +24,7 @@ from kvmmig.testing import (
     memory_channel_pair,
     stream_ends,
 )
-from kvmmig.testing.checks import ending, listening, moving
+from kvmmig.testing.checks import delivery, ending, listening
 from kvmmig.transport import PassingChannel, Transport, TransportURI
 from tests.transports import mutant_transports as transports
 from tests.transports import mutants
@@ -35,7 +35,7 @@ def no_patience(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What will never come is not waited for long."""
     monkeypatch.setattr(_ends, "PATIENCE", 0.7)
     monkeypatch.setattr(ending, "_AT_ONCE", 0.2)
-    for checks, limit in ((moving, "_FLUSH_PATIENCE"), (ending, "_GONE"), (listening, "_GONE")):
+    for checks, limit in ((delivery, "_FLUSH_PATIENCE"), (ending, "_GONE"), (listening, "_GONE")):
         monkeypatch.setattr(checks, limit, 0.2)
     yield
     for fds in (mutants.left_open, transports.left_open):

@@ -13,7 +13,7 @@ from kvmmig.errors import BadURI, ChannelBroken, ChannelClosed, KnobError
 from kvmmig.testing import memory_channel_pair
 from kvmmig.transport import Channel, PassingChannel, Side, Transport, TransportURI, Wrapper
 from kvmmig.transport.contract import find_knob
-from tests.transports.moving import receive_exactly, send_all
+from tests.transports.using import receive_exactly, send_all
 
 Make = Callable[[str | TransportURI], Transport]
 

@@ -305,8 +305,12 @@ class DelayedChannel(PassingChannel):
 
 
 def _pass_cancels(error: BaseException) -> None:
-    """The end of a carrier, and a person's Ctrl-C, are no errors of the channel below."""
-    if isinstance(error, KeyboardInterrupt) or trio.current_effective_deadline() == -math.inf:
+    """The end of a carrier, and a person's Ctrl-C, are no errors of the channel below.
+
+    An error of that channel, which may come when the carrier is about to end, is one all the same.
+    """
+    ends = trio.current_effective_deadline() == -math.inf and not isinstance(error, Exception)
+    if ends or isinstance(error, KeyboardInterrupt):
         raise error
 
 

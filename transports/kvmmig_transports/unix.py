@@ -96,7 +96,7 @@ class UnixTransport(Transport):
 
     def _connected(self) -> socket.socket | None:
         try:
-            return unixsockets.knock(self._path)
+            return unixsockets.try_connect(self._path)
         except OSError as error:
             raise ConnectFailed(f"can't connect to {self.uri}: {why(error, _WORDS)}") from error
 

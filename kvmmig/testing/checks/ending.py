@@ -9,7 +9,7 @@ import trio.testing
 
 from kvmmig.errors import ChannelBroken, ChannelBusy, ChannelClosed
 from kvmmig.testing._ends import Maker, Nonconformance, opened, promise
-from kvmmig.testing._moving import (
+from kvmmig.testing._transfer import (
     incompressible,
     offer,
     raises,

@@ -21,7 +21,7 @@ from kvmmig.testing._ends import (
     towards,
     transports,
 )
-from kvmmig.testing._moving import raises, receive_some_of, require, send_all
+from kvmmig.testing._transfer import raises, receive_some_of, require, send_all
 from kvmmig.testing.leftovers import leftovers
 from kvmmig.transport import Listener, ReceiveChannel, SendChannel, Transport
 

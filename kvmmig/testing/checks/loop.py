@@ -10,7 +10,7 @@ import trio
 
 from kvmmig.migration.policy import Limits
 from kvmmig.testing._ends import Maker, opened, promise
-from kvmmig.testing._moving import incompressible, offer, require, transfer
+from kvmmig.testing._transfer import incompressible, offer, require, transfer
 from kvmmig.transport import ReceiveChannel, SendChannel
 
 _STEP = Limits().step

@@ -18,7 +18,7 @@ from kvmmig.testing._ends import (
     rebuilt,
     transports,
 )
-from kvmmig.testing._moving import raises, require, send_all, transfer
+from kvmmig.testing._transfer import raises, require, send_all, transfer
 from kvmmig.testing.leftovers import leftovers
 from kvmmig.transport import ReceiveChannel, SendChannel, TransportURI, Wrapper
 

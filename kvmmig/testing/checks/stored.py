@@ -9,7 +9,7 @@ import trio
 
 from kvmmig.errors import ConnectFailed, TransportError
 from kvmmig.testing._ends import Ends, Maker, Nonconformance, NotApplicable, opened, promise
-from kvmmig.testing._moving import raises, receive_all, require, send_all
+from kvmmig.testing._transfer import raises, receive_all, require, send_all
 
 _BULK = (9 << 20) + 12345
 _MOMENTS = (0, 1, 2, 3, 5, 8, 13, 30, 100)  # turns of the loop after which a commit is cancelled

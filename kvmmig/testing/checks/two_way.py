@@ -10,7 +10,7 @@ from typing import cast
 import trio
 
 from kvmmig.testing._ends import Check, Ends, Maker, NotApplicable, opened, promise, stream_ends
-from kvmmig.testing._moving import receive_some_of, require, require_same, send_all
+from kvmmig.testing._transfer import receive_some_of, require, require_same, send_all
 from kvmmig.transport import Channel, ReceiveChannel
 
 _DUPLEX = (4 << 20) + 321  # bytes in each direction

@@ -25,8 +25,8 @@ import trio
 
 from kvmmig.errors import ChannelBroken, ChannelClosed
 from kvmmig.transport.contract import ReceiveChannel, SendChannel
+from kvmmig.transport.toolkit.buffers import prefix
 from kvmmig.transport.toolkit.one_at_a_time import OneAtATime
-from kvmmig.transport.toolkit.prefix import prefix
 from kvmmig.transport.toolkit.words import why
 from kvmmig.transport.toolkit.workers import Workers
 

@@ -21,9 +21,9 @@ from functools import partial
 import trio
 
 from kvmmig.transport.contract import Channel, ReceiveChannel, SendChannel
+from kvmmig.transport.toolkit.buffers import prefix
 from kvmmig.transport.toolkit.line import Call, Line, failure_of, running
 from kvmmig.transport.toolkit.one_at_a_time import OneAtATime
-from kvmmig.transport.toolkit.prefix import prefix
 
 SendAll = Callable[[bytes], Awaitable[object]]
 Receive = Callable[[], Awaitable[bytes | bytearray | memoryview]]

@@ -14,8 +14,8 @@ import trio
 
 from kvmmig.errors import ChannelBroken, ChannelClosed, ConnectFailed
 from kvmmig.transport.contract import Channel, Listener
+from kvmmig.transport.toolkit.buffers import prefix
 from kvmmig.transport.toolkit.one_at_a_time import OneAtATime
-from kvmmig.transport.toolkit.prefix import prefix
 from kvmmig.transport.toolkit.words import why
 from kvmmig.transport.uri import TransportURI
 

@@ -1,4 +1,4 @@
-"""A channel's own tasks."""
+"""Tasks that serve a block of code, and end with it."""
 
 from __future__ import annotations
 
@@ -10,17 +10,22 @@ import trio
 
 @asynccontextmanager
 async def own_tasks() -> AsyncIterator[trio.Nursery]:
-    """A nursery for the tasks of a channel, which are cancelled at the end of the block.
+    """A nursery whose tasks are cancelled at the end of the block.
 
-    What the block raises comes out as it is, and not in a group. The tasks should raise nothing: a task that
-    does ends the block, and leaves it in a group as from any nursery.
+    What the block raises comes out as it is, with its cause, and not in a group. So does what a task raises,
+    which ends the block; several errors come out in a group, as from any nursery.
     """
-    failure: BaseException | None = None
-    async with trio.open_nursery() as nursery:
-        try:
+    try:
+        async with trio.open_nursery() as nursery:
             yield nursery
-        except BaseException as error:
-            failure = error
-        nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+            nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        if len(group.exceptions) > 1:
+            raise
+        (error,) = group.exceptions
+        context = error.__context__
+        try:
+            raise error
+        finally:
+            error.__context__ = context  # `raise` has put the group there
+            del error, context

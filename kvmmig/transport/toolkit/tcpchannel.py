@@ -13,13 +13,11 @@ from typing import Any
 
 import trio
 
+from kvmmig.transport.toolkit import tcpsockets
 from kvmmig.transport.toolkit.sockets import SOCKET_WORDS, SocketChannel
 
 _LINGER_ZERO = struct.pack("ii", 1, 0)
 _TCP_CLOSE = 7  # <linux/tcp_states.h>: the connection is over, by a reset or by a timeout
-
-# A side that is only waiting notices a peer whose host has vanished after about a minute.
-_KEEPALIVE = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
 
 #: What a TCP socket's errors mean, by their number; for `why`.
 TCP_WORDS: Mapping[int, str] = {
@@ -49,10 +47,7 @@ class TcpChannel(SocketChannel):
     def __init__(self, sock: trio.socket.SocketType) -> None:
         """Raises `OSError` for a connection that is over already; ``sock`` is still the caller's then."""
         super().__init__(sock, address(sock.getpeername()), TCP_WORDS)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # a "go" must not wait for an ACK
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in _KEEPALIVE:
-            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+        tcpsockets.tune(sock)  # above all, a "go" must not wait for an ACK
 
     async def flush(self) -> None:
         """Return when the other side's kernel has acknowledged everything.

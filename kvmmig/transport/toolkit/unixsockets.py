@@ -58,7 +58,7 @@ def listen(path: str, backlog: int) -> tuple[socket.socket, SocketFile]:
         raise
 
 
-def knock(path: str) -> socket.socket | None:
+def try_connect(path: str) -> socket.socket | None:
     """A non-blocking socket that is connected there; None where so many wait already that it has to wait too.
 
     No event says when it is worth another try. Raises `OSError`.

@@ -8,7 +8,7 @@ from functools import partial
 import trio
 
 from kvmmig.testing._ends import Maker, opened, promise
-from kvmmig.testing._moving import (
+from kvmmig.testing._transfer import (
     offer,
     random_cancel,
     receive_all,
