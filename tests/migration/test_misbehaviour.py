@@ -209,7 +209,7 @@ async def move(plan: Plan, around: str = "") -> Outcome:
     global PLAN
     PLAN, outcome, errors = plan, Outcome(), list[KvmmigError]()
     # What never returns is waited for; whatever else happens, happens soon, but on a busy host not very soon.
-    waits = plan.slip in (never, not_even_when_cancelled)
+    waits = plan.slip in (never, not_even_when_cancelled, no_checkpoint)
     limits = QUICK if waits else Limits()
     name = next(NAMES)
     register("bad", BadTransport)
@@ -260,8 +260,9 @@ async def move(plan: Plan, around: str = "") -> Outcome:
 
 async def judge(plan: Plan, around: str = "") -> None:
     where = f"{plan.slip.__name__} in {plan.method} of the {plan.side.value} from {plan.when} on"
-    with trio.fail_after(60):
+    with trio.move_on_after(60) as scope:
         outcome = await move(plan, around)
+    assert not scope.cancelled_caught, f"it hangs, {where}"
     where += f": {'; '.join(map(str, outcome.errors))}"
     runs_here = outcome.source is State.RUNNING
     assert not (runs_here and outcome.arrived), f"two sides run, {where}"

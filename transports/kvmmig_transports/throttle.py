@@ -287,6 +287,7 @@ class DelayedChannel(PassingChannel):
             _pass_cancels(error)
             self._error = error
             line.changed.unpark_all()
+            self._in.put(error)  # who only waits for an answer is to know that none will come
 
     async def _carry_in(self) -> None:
         line = self._in
