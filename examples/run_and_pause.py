@@ -62,7 +62,7 @@ async def main() -> None:
 
         await machine.end()
         ending = await machine.wait()
-        print(f"the guest {machine.state}: {ending.kind}")
+        print(f"the guest {machine.state}: {ending}")
 
 
 if __name__ == "__main__":

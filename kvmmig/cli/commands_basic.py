@@ -94,9 +94,7 @@ def completion(shell: str) -> None:
     """Print what makes SHELL complete kvmmig's commands, options, guests and the names of machines."""
     from click.shell_completion import get_completion_class
 
-    from kvmmig.cli.app import cli
-
     kind = get_completion_class(shell)
     assert kind is not None
-    script = kind(cli, {}, "kvmmig", "_KVMMIG_COMPLETE")
+    script = kind(click.get_current_context().find_root().command, {}, "kvmmig", "_KVMMIG_COMPLETE")
     click.echo(script.source_template % script.source_vars())

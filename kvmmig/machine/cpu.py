@@ -50,7 +50,7 @@ class Ending:
             "exit": f"it exited with status {self.status}",
             "reset": "it asked for a reset",
             "crash": "it crashed",
-            "ended": "it was ended",
+            "ended": "a command ended it",
             "moved": "it has moved away",
         }
         return words[self.kind]

@@ -31,7 +31,8 @@ class _Hosted(Generic[T]):
         self._make = make
         self._who = who
         self._call = call
-        self._scope = trio.CancelScope()
+        # Only who has entered it ends it: a cancel from outside must leave it time for last words.
+        self._scope = trio.CancelScope(shield=True)
         self._entered, self._leave, self._left = trio.Event(), trio.Event(), trio.Event()
         self._thing: list[T] = []
         self._failure: BaseException | None = None

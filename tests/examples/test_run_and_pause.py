@@ -21,7 +21,7 @@ def test_run_and_pause_sees_a_guest_stand_still_and_go_on() -> None:
     assert int(match[1]) >= 3_000_000
     assert later == f"50 ms later it has counted to {match[1]}"
     assert resumed == "... the guest is running again, and counts on"
-    assert ended == "the guest has ended: stopped"
+    assert ended == "the guest has ended: a command ended it"
 
 
 def test_the_example_is_short() -> None:
