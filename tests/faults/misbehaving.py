@@ -205,6 +205,9 @@ class Plan:
         raise ValueError("a bug")
 
 
+_CAPACITY = 1 << 20  # bytes: far less than a final pass has, and enough for a busy event loop
+
+
 class RogueTransport(Transport):
     """Between two tasks of this process; where it stores, to nowhere."""
 
@@ -212,7 +215,7 @@ class RogueTransport(Transport):
         super().__init__(TransportURI("rogue", target))
         self.stores = plan.way is Way.STORED
         self._plan = plan
-        self._memory = MemoryTransport(TransportURI("memory", target))
+        self._memory = MemoryTransport(TransportURI("memory", target, {"capacity": str(_CAPACITY)}))
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[SendChannel]:

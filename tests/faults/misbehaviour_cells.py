@@ -242,7 +242,7 @@ async def _attempt(run: _Run, source: Source) -> None:
                 plan.cancel = migration.cancel
             began = perf_counter()
             try:
-                with trio.fail_after(PATIENCE):
+                with trio.fail_after(3 * PATIENCE):  # how slow a busy host makes it is not judged
                     await migration.run(strays)
             except KvmmigError as error:
                 run.error = error
