@@ -1,4 +1,4 @@
-"""What the guard costs: the same bytes through a bare TCP channel and a guarded one (``make guard``).
+"""What the guard costs: ``make guard``. The same bytes go through a bare and a guarded TCP channel, in turns.
 
 Both use one connection, in pieces that alternate, so that a busy host slows both down alike: the median
 of the pairs' ratios is printed. What is held to the goal is the cost of one call, measured on a channel that

@@ -92,7 +92,9 @@ class GuardedChannel(Channel):
     """
 
     def __init__(self, channel: AnyChannel, who: str) -> None:
-        """``who`` is its transport's `culprit`."""
+        """``who`` is its transport's `culprit`. Raises `ChannelBroken` for what is no channel."""
+        if not isinstance(channel, AnyChannel):
+            raise ChannelBroken(f"{who} gave a {type(channel).__name__} where a channel is due")
         with blaming(who, "its attributes"):
             self.peer = str(channel.peer)
             self.notices = tuple(str(notice) for notice in channel.notices)

@@ -72,6 +72,10 @@ class Wrapper(Transport):
         async with AsyncExitStack() as stack:
             with blaming(culprit(self.inner), "listen", ConnectFailed):
                 listener = await stack.enter_async_context(self.inner.listen())
+            if not isinstance(listener, Listener):
+                raise ConnectFailed(
+                    f"{culprit(self.inner)} gave a {type(listener).__name__} where a listener is due"
+                )
             yield _WrappedListener(listener, self)
 
     @asynccontextmanager

@@ -26,8 +26,9 @@ INTRO = """\
 All that is public, from the docstrings; `make api` writes this page. Every name is `kvmmig.NAME`, and is
 imported when it is first used; those in a group that is called by a package are that package's. What must be
 awaited, or opened by `async with`, is written so. Memory and streams are in bytes, times in seconds, rates in
-bytes a second. Everything runs on [trio](https://trio.readthedocs.io), in whatever thread trio runs. Whatever
-is refused, or fails, is a [`KvmmigError`](#kvmmigerror) whose text is a sentence for the person at the keyboard.
+bytes a second. Everything runs on [trio](https://trio.readthedocs.io), in whatever thread trio runs.
+Whatever is refused, or fails, is a [`KvmmigError`](#kvmmigerror) whose text is a sentence for the person at
+the keyboard.
 
 The examples are as one types them into `python -m trio`, with `import kvmmig, trio`
 before them; a test runs them.

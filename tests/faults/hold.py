@@ -15,13 +15,10 @@ import trio
 from kvmmig.transport import AnyChannel, PassingChannel, Side, Transport, Wrapper
 from tests.faults.matrix import Moment
 
-#: Which flush of a migration is the one to be held.
-_FLUSHES = (Moment.COMMIT, Moment.HANDED_OVER)
-
 
 class Hold:
     """Where to hold: `Moment.HELLO` is before the first send, `Moment.COMMIT` before the first flush, and
-    `Moment.HANDED_OVER` before the second one, which follows "go"."""
+    `Moment.HANDED_OVER` before what is sent after it, which is "go"."""
 
     def __init__(self, moment: Moment) -> None:
         self.moment = moment
@@ -55,14 +52,13 @@ class HoldingChannel(PassingChannel):
     def __init__(self, channel: AnyChannel, hold: Hold) -> None:
         super().__init__(channel)
         self._hold = hold
-        self._flushes = 0
+        self._flushed = False
 
     async def send_some(self, buffers: Sequence[memoryview]) -> int:
-        await self._hold.wait(Moment.HELLO)
+        await self._hold.wait(Moment.HANDED_OVER if self._flushed else Moment.HELLO)
         return await super().send_some(buffers)
 
     async def flush(self) -> None:
-        moment = _FLUSHES[min(self._flushes, len(_FLUSHES) - 1)]
-        self._flushes += 1
-        await self._hold.wait(moment)
+        await self._hold.wait(Moment.COMMIT)
         await super().flush()
+        self._flushed = True

@@ -18,7 +18,7 @@ from kvmmig.transport.registry import transport_for
 from tests.faults.empty_cells import why_not
 from tests.faults.hold import HoldingWrapper
 from tests.faults.host import Host
-from tests.faults.matrix import SLOW, Cell, Fault, Moment, Outcome, Verdict
+from tests.faults.matrix import OF_A_PEER, SLOW, Cell, Fault, Moment, Outcome, Verdict
 from tests.faults.other_sides import OtherSide, ProcessSide, other_side_for
 from tests.faults.resources import Resources
 from tests.faults.source import HOT, Source
@@ -270,7 +270,7 @@ async def _cancel(
     try:
         migration.cancel()
     except MigrationError as error:
-        if _is_unknown(cell):
+        if _may_be_unknown(cell):
             await until(ended.is_set)
         else:
             run.problems.append(f"it could not be cancelled: {error}")
@@ -284,15 +284,19 @@ async def _cancel(
         run.problems.append(f"the cancel ended in another error: {run.error}")
 
 
-def _is_unknown(cell: Cell) -> bool:
-    """ "go" was offered to somebody who may start the guest: nobody here can know whether they did."""
-    return cell.moment is Moment.HANDED_OVER
+def _may_be_unknown(cell: Cell) -> bool:
+    """ "go" was offered to somebody who may start the guest: nobody here can know whether they did.
+
+    A command can't answer. Where it has taken all before, its fault is noticed only behind "go".
+    """
+    of_a_command = cell.transport == "exec" and cell.moment is Moment.COMMIT and cell.fault in OF_A_PEER
+    return of_a_command or cell.moment is Moment.HANDED_OVER
 
 
 async def _take_back(cell: Cell, side: OtherSide, source: Source, run: Run) -> None:
     """Do as the operator does: see to it that the other side is dead, and take the guest back."""
     side.kill()
-    if not _is_unknown(cell):
+    if not _may_be_unknown(cell):
         run.problems.append("it ended without anybody knowing who has the guest")
     if source.machine.state is not State.MOVED:
         run.problems.append(f"nobody knows who has the guest, and here it {source.machine.state}")
@@ -319,7 +323,7 @@ def _judge_error(cell: Cell, side: OtherSide, run: Run) -> None:
     if run.error is None or isinstance(run.error, MigrationCancelled):
         run.problems.append("the fault went unnoticed")
         return
-    if _is_unknown(cell) and not isinstance(run.error, OutcomeUnknown):
+    if cell.moment is Moment.HANDED_OVER and not isinstance(run.error, OutcomeUnknown):
         run.problems.append(f"it was handed over, and ended in another error: {run.error}")
     if run.noticed is not None and run.noticed > NOTICE:
         run.late.append(f"it was noticed only after {run.noticed:.1f} s")
