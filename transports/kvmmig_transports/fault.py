@@ -251,7 +251,10 @@ class FaultChannel(PassingChannel):
         if self._plan.what == "short":
             return self._chance.randint(1, _SHORT)
         while not (allowed := self._bucket.allowed()):
-            await self._bucket.wait()
+            with trio.move_on_at(self._ends):
+                await self._bucket.wait()
+            if trio.current_time() >= self._ends:
+                return _ALL
         return allowed
 
     async def _stall(self) -> None:
@@ -260,7 +263,8 @@ class FaultChannel(PassingChannel):
 
     def _count(self, count: int) -> None:
         self._passed += count
-        self._bucket.spend(count)
+        if self._plan.what == "trickle" and trio.current_time() < self._ends:
+            self._bucket.spend(count)  # what went before would be a debt of hours
         if self._left:
             self._left -= count
             if self._left == 0:
