@@ -55,7 +55,12 @@ async def test_what_wrappers_change(name: str, check: Check, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("name", "check"), [*_checks("memory:a"), *_checks("tcp:127.0.0.1:0", two_way=False)]
+    ("name", "check"),
+    [
+        *_checks("memory:a"),
+        *_checks("tcp:127.0.0.1:0", two_way=False),
+        *_checks("unix:{tmp}/a.sock", two_way=False),
+    ],
 )
 async def test_through_the_guard(
     name: str, check: Check, tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch

@@ -34,11 +34,12 @@ async def test_stores(name: str, check: Check, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("check", checks_for(stores=True), ids=name_of)
+@pytest.mark.parametrize("name", ["file:{tmp}/a.img", "pipe:{tmp}/a.img"])
 async def test_a_store_through_the_guard(
-    check: Check, tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+    name: str, check: Check, tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Guarded, "strays", nursery, raising=False)
-    await check(maker_of("guarded+file:{tmp}/a.img", tmp_path))
+    await check(maker_of(f"guarded+{name}", tmp_path))
 
 
 # Without the one that leaves the descriptors of a test alone: nobody would close them.
@@ -75,7 +76,7 @@ async def test_a_process_that_takes_nothing(
     scheme: str, check: Check, tmp_path: Path, program: Callable[[str], str]
 ) -> None:
     sleeper = program("exec sleep 1000")
-    options = {"helper": sleeper} if scheme == "pipe" else {}
+    options = {"helper": sleeper} if scheme == "pipe" else {"live": "off"}
     target = f"{tmp_path}/a.img" if scheme == "pipe" else sleeper
     await check(lambda: transport_for(TransportURI(scheme, target, options)))
 
