@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from kvmmig.testing import leftovers
+from kvmmig.testing import Nonconformance, leftovers
+from kvmmig.testing._ends import NotApplicable
 from kvmmig.transport import Transport, TransportURI, transport_for
 
 
@@ -45,6 +46,16 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     yield where
     # A file that a thread still holds open keeps it busy for a moment.
     _wait_for(lambda: subprocess.run(["umount", where], capture_output=True).returncode == 0, "umount fails")
+
+
+@pytest.fixture
+def everything_applies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A check that looks at nothing, because there is no such thing here, fails instead of passing."""
+
+    def refuse(self: NotApplicable, why: str) -> None:
+        raise Nonconformance(f"the check does not apply, and should not be run: {why}")
+
+    monkeypatch.setattr(NotApplicable, "__init__", refuse)
 
 
 @pytest.fixture(autouse=True)
