@@ -243,6 +243,21 @@ async def test_nothing_is_added_to_a_block_that_is_being_written(
         assert (tmp_path / "a.img").read_bytes() == b"before after"
 
 
+async def test_the_disk_has_what_was_written_long_before_the_flush(
+    transport: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The flush at the end is what a guest stands still for."""
+    synced = trio.Event()
+    token = trio.lowlevel.current_trio_token()
+    monkeypatch.setattr(os, "fdatasync", lambda _: token.run_sync_soon(synced.set))
+    async with transport(f"file:{tmp_path}/a.img").connect() as channel:
+        piece = memoryview(bytes(4 << 20))
+        with trio.fail_after(60):
+            while not synced.is_set():
+                await channel.send_some([piece])
+        channel.abort()
+
+
 async def test_a_file_that_shrinks_while_it_is_read_is_an_error(transport: Make, tmp_path: Path) -> None:
     path = tmp_path / "a.img"
     path.write_bytes(bytes(64 << 20))
