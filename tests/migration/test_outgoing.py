@@ -247,7 +247,11 @@ async def test_a_policy_may_give_up() -> None:
 async def test_a_migration_that_takes_too_long_gives_the_guest_back(
     mock_clock: trio.testing.MockClock,
 ) -> None:
+    calls = 0
+
     def on_send(room: int) -> int:
+        nonlocal calls
+        calls += 1
         mock_clock.jump(0.5)
         return min(room, 100)
 
@@ -255,7 +259,7 @@ async def test_a_migration_that_takes_too_long_gives_the_guest_back(
     limits = Limits(timeout=10)
     error = await run_to_failure(OutgoingMigration(machine, Given(sink), policy=Endless(), limits=limits))
     assert "took longer than 10 s" in str(error)
-    assert len(sink.data) in (2000, 2100), "at once"
+    assert calls in (20, 21), "no later"
     assert restored(machine)
     assert sink.aborted
 

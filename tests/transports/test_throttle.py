@@ -175,21 +175,24 @@ async def test_a_knob_that_makes_no_sense_changes_nothing(
         assert _standing(channel) == {"throttle.rate": "1 MB/s"}
 
 
-class _Odd(PassingChannel):
+class _OddSender(PassingChannel):
     """Raises what no channel may, as soon as it is used."""
 
     async def send_some(self, buffers: Sequence[memoryview]) -> int:
         raise ZeroDivisionError("odd")
 
+
+class _OddReceiver(PassingChannel):
     async def receive_some(self, buffer: memoryview) -> int:
         raise SystemExit("odd")
 
 
 async def test_what_ever_the_channel_below_raises_is_an_error_of_the_next_call(transport: Make) -> None:
-    odd = _Odd(memory_channel_pair()[0])
-    async with _wrapped(transport, odd, "throttle.latency=1ms") as late:
+    async with _wrapped(transport, _OddSender(memory_channel_pair()[0]), "throttle.latency=1ms") as late:
         with pytest.raises(ChannelBroken, match="ZeroDivisionError: odd"), trio.fail_after(60):
             await send_all(late, bytes(100 << 20))
+        late.abort()
+    async with _wrapped(transport, _OddReceiver(memory_channel_pair()[0]), "throttle.latency=1ms") as late:
         with pytest.raises(ChannelBroken, match="SystemExit: odd"), trio.fail_after(60):
             await late.receive_some(memoryview(bytearray(1)))
         late.abort()
