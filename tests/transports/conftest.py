@@ -71,7 +71,7 @@ def nothing_left(tmp_path: Path) -> Iterator[None]:
 
 
 def _wait_for(done: Callable[[], bool], what: str, left: Callable[[], object] = lambda: "") -> None:
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while not done():
         assert time.monotonic() < end, f"{what} {left()}"
         time.sleep(0.01)

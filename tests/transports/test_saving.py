@@ -25,7 +25,7 @@ _DATA = random.Random(5).randbytes((9 << 20) + 777)
 
 
 async def _send_for_ever(channel: SendChannel) -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while True:
             await channel.send_some([memoryview(_DATA)])
 
@@ -173,7 +173,7 @@ async def test_a_full_disk_is_noticed_by_aclose_at_the_latest(
     scheme: str, transport: Make, small_disk: Path
 ) -> None:
     async with transport(f"{scheme}:{small_disk}/a.img").connect() as channel:
-        with pytest.raises(ChannelBroken, match=r"[Nn]o space"), trio.fail_after(30):
+        with pytest.raises(ChannelBroken, match=r"[Nn]o space"), trio.fail_after(60):
             await _send_and_close(channel, _DATA)
         channel.abort()
         assert not _names(small_disk)
