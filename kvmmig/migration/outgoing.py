@@ -207,6 +207,7 @@ class OutgoingMigration:
 
     def _verdict(self, problem: BaseException) -> BaseException | None:
         """Enter the phase that ends it, as the table says. Returns what to raise; None where all is well."""
+        problem = _alone(problem)
         row, error = PHASES[self.phase], problem
         if row.on_error is Phase.UNKNOWN and (
             self._record.is_gone or self._peer.has_said(stream.Kind.RUNNING)
@@ -361,6 +362,13 @@ class OutgoingMigration:
                 listener(str(self.phase))
             except Exception:
                 _log.exception("a listener of %s failed in the phase %s", self._transport.uri, self.phase)
+
+
+def _alone(problem: BaseException) -> BaseException:
+    """What failed, out of the group that a cancel at the same moment has put around it."""
+    while isinstance(problem, ExceptionGroup) and len(problem.exceptions) == 1:
+        problem = problem.exceptions[0]
+    return problem
 
 
 def _only_cancelled(problem: BaseException) -> bool:
