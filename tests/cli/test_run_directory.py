@@ -178,7 +178,12 @@ def test_one_of_ones_own_is_talked_to(runtime_directory: Path, command: Command)
     with socket.socket(socket.AF_UNIX) as fake:
         fake.bind(str(runtime_directory / "a.sock"))
         fake.listen()
-        threading.Thread(target=lambda: fake.accept()[0].sendall(b"no greeting\n")).start()
+
+        def babble() -> None:
+            with fake.accept()[0] as client:
+                client.sendall(b"no greeting\n")
+
+        threading.Thread(target=babble).start()
         assert command("status", "a") == (
             1,
             "",
