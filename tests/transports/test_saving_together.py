@@ -6,10 +6,7 @@ import errno
 import os
 import re
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,52 +15,13 @@ import trio
 from kvmmig.errors import BadURI, ChannelBroken, ConnectFailed
 from kvmmig.transport import Transport, TransportURI
 from tests.strangers import as_nobody, needs_second_user
+from tests.transports.saver import other_saver
 from tests.transports.using import connect, send_all
 
 Make = Callable[[str | TransportURI], Transport]
 
 schemes = ["file", "pipe"]
 both = pytest.mark.parametrize("scheme", schemes)
-
-#: A process that saves for ever, and says when it has begun.
-_SAVER = """
-import sys, trio
-from kvmmig.transport import TransportURI, transport_for
-
-async def main():
-    async with transport_for(TransportURI.parse(sys.argv[1])).connect() as channel:
-        await channel.send_some([memoryview(bytes(1 << 18))])
-        print("saving", flush=True)
-        while True:
-            await channel.send_some([memoryview(bytes(1 << 18))])
-            await trio.sleep(0.01)
-
-trio.run(main)
-"""
-
-#: The same where the file system has no unnamed files.
-_NAMED = """
-import os
-real = os.open
-def refusing(path, flags, mode=0o777, *, dir_fd=None):
-    if flags & os.O_TMPFILE == os.O_TMPFILE:
-        raise OSError(95, "")
-    return real(path, flags, mode, dir_fd=dir_fd)
-os.open = refusing
-"""
-
-
-@contextmanager
-def other_saver(uri: str, *, before: str = "") -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen(
-        [sys.executable, "-c", before + _SAVER, uri], stdout=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "saving\n"
-            yield process
-        finally:
-            process.kill()
 
 
 async def _save(transport: Transport, data: bytes = b"a guest") -> None:
@@ -198,7 +156,7 @@ async def test_a_hard_link_keeps_what_it_had(scheme: str, transport: Make, tmp_p
 async def test_a_killed_saver_leaves_nothing_that_the_next_one_does_not_remove(
     scheme: str, transport: Make, tmp_path: Path
 ) -> None:
-    with other_saver(f"{scheme}:{tmp_path}/a.img", before=_NAMED) as other:
+    with other_saver(f"{scheme}:{tmp_path}/a.img", named=True) as other:
         assert len(_names(tmp_path)) == 2
     assert other.wait() == -signal.SIGKILL
     while len(_names(tmp_path)) == 2:  # a helper may still hold the partial file
@@ -217,7 +175,7 @@ async def test_leftovers_of_other_names_go_when_they_are_old_and_nobodys(
     for name in _names(tmp_path):
         if "young" not in name:
             os.utime(tmp_path / name, (1, 1), follow_symlinks=False)
-    with other_saver(f"file:{tmp_path}/held.img", before=_NAMED):
+    with other_saver(f"file:{tmp_path}/held.img", named=True):
         held = next(name for name in _names(tmp_path) if re.match(r"\.held\..*partial", name))
         os.utime(tmp_path / held, (1, 1))
         await _save(transport(f"file:{tmp_path}/a.img"))
@@ -268,6 +226,7 @@ async def test_another_users_claim_is_said_to_be_in_the_way(transport: Make, ope
     with as_nobody(lambda: (open_directory / ".a.img.saving").symlink_to("/root")):
         with pytest.raises(ConnectFailed, match=r"\.a\.img\.saving beside it, which user 65534 has made"):
             await connect(transport(f"file:{open_directory}/a.img"))
+    (open_directory / ".a.img.saving").unlink()
 
 
 @both
