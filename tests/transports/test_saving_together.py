@@ -239,17 +239,6 @@ async def test_a_descriptor_of_a_process_is_no_name_of_a_file(
                 await connect(transport(f"{scheme}:{path}"))
 
 
-@pytest.fixture
-def open_directory(tmp_path: Path) -> Path:
-    """Like ``/tmp``."""
-    for path in (tmp_path, *tmp_path.parents[:2]):
-        path.chmod(0o711)
-    made = tmp_path / "open"
-    made.mkdir()
-    made.chmod(0o1777)
-    return made
-
-
 def _refuse_unnamed(monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.open
 
