@@ -28,6 +28,7 @@ class FileTransport(Transport):
         Option("direct", "go around the page cache with O_DIRECT", "on", ("on", "off")),
         REPLACE_OPTION,
     )
+    target_is_path = True
     stores = True
     arrives_at_once = True
 

@@ -42,6 +42,7 @@ class PipeTransport(Transport):
         REPLACE_OPTION,
         Option("helper", "a program with libvirt's FILENAME FD command line, instead of our own"),
     )
+    target_is_path = True
     stores = True
     arrives_at_once = True
 
