@@ -311,6 +311,10 @@ def _quoted(text: str) -> str:
     return ascii(text) if len(text) <= _SHOWN else f"{text[:_SHOWN]!a}..."
 
 
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
 def format_size(count: float) -> str:
     """``1073741824`` -> ``1.0 GiB``; memory and stream sizes are binary, as KVM's pages are."""
     count = _finite(count)

@@ -131,7 +131,7 @@ class ToyGuest:
         try:
             if isinstance(value, str):
                 return parse_size(value, PARAMETER)
-            return PARAMETER.check_whole(value, name)
+            return PARAMETER.check_whole(value, "it")
         except ValueError as error:
             raise BadConfig(f"{self.name}: {name}: {error}") from error
 

@@ -83,9 +83,11 @@ class FdTransport(Transport):
         Raises `ConnectFailed` for one that can't serve.
         """
         target = self.uri.target
-        number = _names.get(target, -1)
-        with contextlib.suppress(ValueError):
-            number = parse_count(target, DESCRIPTOR)
+        digits = target.isascii() and target.isdigit()
+        try:
+            number = parse_count(target, DESCRIPTOR) if digits else _names.get(target, -1)
+        except ValueError as error:
+            raise ConnectFailed(f"{self.uri}: {error}") from error
         if number < 0:
             raise ConnectFailed(f"{self.uri}: no descriptor has that name; pass one with it, or its number")
         try:
