@@ -135,7 +135,7 @@ async def test_what_can_not_serve_is_one_sentence(transport: Make, tmp_path: Pat
     with pytest.raises(ConnectFailed, match="descriptor 99 is not open"):
         await connect(transport("fd:99"))
     for number in ("99999999999999999999", "9" * 5000):
-        with pytest.raises(ConnectFailed, match=r"is (out of range|too long for a number); use 0 to 2147483647"):
+        with pytest.raises(ConnectFailed, match=r"(out of range|too long.*); use 0 to 2147483647"):
             await connect(transport(f"fd:{number}"))
     with (tmp_path / "a.img").open("wb") as file:
         with pytest.raises(ConnectFailed, match=r"is a regular file; use file:PATH"):
