@@ -160,7 +160,6 @@ MAP_BLOCKS = Range(1, 65536)
 #: QEMU's ``calc-time``, in milliseconds.
 CALC_TIME = Range(1, 60_000, _write_milliseconds, "ms")
 PORT = Range(0, 65535)
-DESCRIPTOR = Range(0, (1 << 31) - 1)
 #: What random choices begin with.
 SEED = Range(0, _INT64)
 #: Columns and lines that the environment claims for a terminal.

@@ -103,7 +103,7 @@ def parse_members(text: bytes | bytearray) -> dict[str, msgspec.Raw]:
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> None:
     """Of two values for one name, no two programs mean the same."""
     if len(dict(pairs)) < len(pairs):
-        raise ValueError("duplicate key")
+        raise QMPError("JSON parse error, duplicate key")
 
 
 def parse_id(members: Mapping[str, msgspec.Raw]) -> msgspec.Raw | None:

@@ -132,10 +132,8 @@ async def test_a_name_stands_for_a_descriptor_once(transport: Make) -> None:
 async def test_what_can_not_serve_is_one_sentence(transport: Make, tmp_path: Path) -> None:
     with pytest.raises(BadURI, match=r"names no descriptor: write fd:NUMBER"):
         transport("fd:")
-    with pytest.raises(ConnectFailed, match="descriptor 99 is not open"):
-        await connect(transport("fd:99"))
-    for number in ("99999999999999999999", "9" * 5000):
-        with pytest.raises(ConnectFailed, match=r"(out of range|too long.*); use 0 to 2147483647"):
+    for number in ("99", "99999999999999999999"):
+        with pytest.raises(ConnectFailed, match=f"descriptor {number} is not open"):
             await connect(transport(f"fd:{number}"))
     with (tmp_path / "a.img").open("wb") as file:
         with pytest.raises(ConnectFailed, match=r"is a regular file; use file:PATH"):

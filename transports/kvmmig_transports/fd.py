@@ -28,7 +28,6 @@ from kvmmig.transport import (
     TransportURI,
 )
 from kvmmig.transport.toolkit import PipeReceiver, PipeSender, SocketChannel, TcpChannel, kind, why
-from kvmmig.units import DESCRIPTOR, parse_count
 
 _STANDARD = 3  # below it are those that every process expects to be open
 _FAMILIES = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
@@ -83,11 +82,7 @@ class FdTransport(Transport):
         Raises `ConnectFailed` for one that can't serve.
         """
         target = self.uri.target
-        digits = target.isascii() and target.isdigit()
-        try:
-            number = parse_count(target, DESCRIPTOR) if digits else _names.get(target, -1)
-        except ValueError as error:
-            raise ConnectFailed(f"{self.uri}: {error}") from error
+        number = int(target) if target.isdecimal() else _names.get(target, -1)
         if number < 0:
             raise ConnectFailed(f"{self.uri}: no descriptor has that name; pass one with it, or its number")
         try:
