@@ -106,7 +106,8 @@ def meaning(text: str, kind: str) -> Fraction:
     text = text.strip().removesuffix("/s").rstrip()
     digits = text.rstrip("".join(set("".join(UNITS))))
     unit = text[len(digits) :].strip()
-    factor = Fraction(UNITS[unit]) * (1000 if kind == "downtime" else 1)
+    minute = unit == "m" and kind in ("duration", "downtime", "seconds")
+    factor = Fraction(60 if minute else UNITS[unit]) * (1000 if kind == "downtime" else 1)
     return Fraction(digits.strip()) * factor
 
 
