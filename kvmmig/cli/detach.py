@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
-import click
-
+from kvmmig.cli.printing import echo
 from kvmmig.errors import KvmmigError
 
 
@@ -105,16 +104,16 @@ def _wait(pid: int, reports: Iterable[str]) -> int:
                 case {"log": path}:
                     log = path
                 case {"runs": name, "what": what}:
-                    click.echo(name)
-                    click.echo(_how_to_use(name, what), err=True)
+                    echo(name)
+                    echo(_how_to_use(name, what), err=True)
                     return 0
                 case {"failed": why}:
-                    click.echo(f"kvmmig: {why}", err=True)
+                    echo(f"kvmmig: {why}", err=True)
                     break
         else:
-            click.echo("kvmmig: the machine ended before it ran", err=True)
+            echo("kvmmig: the machine ended before it ran", err=True)
             with suppress(OSError):
-                click.echo(Path(log).read_text(errors="replace") if log else "", err=True, nl=False)
+                echo(Path(log).read_text(errors="replace") if log else "", err=True, nl=False)
     except KeyboardInterrupt:
         os.kill(pid, signal.SIGTERM)
         os.waitpid(pid, 0)
