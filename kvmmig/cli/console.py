@@ -13,7 +13,7 @@ from kvmmig.cli.lifetime import run_to_end
 from kvmmig.cli.remote import connected, no_such_machine
 from kvmmig.cli.rundir import check_name, connect_console
 from kvmmig.cli.terminal import Keyboard
-from kvmmig.errors import ConnectFailed
+from kvmmig.errors import ConnectFailed, printable
 
 _LEAVE = b"\x1d"  # Ctrl-]
 _CHUNK = 65536
@@ -86,4 +86,5 @@ async def _show(stream: trio.SocketStream) -> None:
 
 
 def _say(text: str) -> None:
+    text = printable(text)
     print(f"\r\nkvmmig: {text}\r" if sys.stderr.isatty() else f"kvmmig: {text}", file=sys.stderr, flush=True)

@@ -13,9 +13,8 @@ import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-import click
-
 from kvmmig.cli import rundir
+from kvmmig.cli.printing import echo
 from kvmmig.errors import KvmmigError
 
 
@@ -105,15 +104,15 @@ def _wait(pid: int, reports: Iterable[str]) -> int:
                 case {"log": name}:
                     log = name
                 case {"runs": name, "what": what}:
-                    click.echo(name)
-                    click.echo(_how_to_use(name, what), err=True)
+                    echo(name)
+                    echo(_how_to_use(name, what), err=True)
                     return 0
                 case {"failed": why}:
-                    click.echo(f"kvmmig: {why}", err=True)
+                    echo(f"kvmmig: {why}", err=True)
                     break
         else:
-            click.echo("kvmmig: the machine ended before it ran", err=True)
-            click.echo(rundir.take_log(log) if log else "", err=True, nl=False)
+            echo("kvmmig: the machine ended before it ran", err=True)
+            echo(rundir.take_log(log) if log else "", err=True, nl=False)
     except KeyboardInterrupt:
         os.kill(pid, signal.SIGTERM)
         os.waitpid(pid, 0)

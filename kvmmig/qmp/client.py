@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import trio
@@ -262,7 +262,7 @@ class _Message(msgspec.Struct, frozen=True):
     request_id: int | None = msgspec.field(name="id", default=None)
     event: str | None = None
     data: dict[str, Any] = {}
-    timestamp: dict[str, int] = {}
+    timestamp: dict[str, Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]] = {}
     greeting: dict[str, Any] | None = msgspec.field(name="QMP", default=None)
 
 
