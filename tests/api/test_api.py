@@ -63,8 +63,8 @@ async def test_an_asm_runs_with_its_settings(tmp_path: Path) -> None:
     ("arguments", "sentence"),
     [
         ({"guest": "hello", "memory": "much"}, "memory: 'much' is not a size; write it like 64MiB"),
-        ({"guest": "hello", "memory": 5}, "a machine can't have 5 bytes of memory"),
-        ({"guest": "hello", "cpus": 0}, "a machine can't have 0 vCPUs"),
+        ({"guest": "hello", "memory": 5}, "a machine's memory can't be 5B; use 1MiB to 64GiB"),
+        ({"guest": "hello", "cpus": 0}, "a machine's number of vCPUs can't be 0"),
         ({"guest": "helo"}, "there is no guest 'helo'; use dirtier, echo, hello"),
         ({"guest": "hello", "settings": {"hot": 1}}, "hello has no parameter 'hot'"),
         ({"guest": os.devnull, "entry": "bios"}, "entry 'bios': a program starts in real16, long64, elf"),

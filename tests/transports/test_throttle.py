@@ -37,7 +37,7 @@ def _standing(channel: Channel) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ("throttle.rate=fast", "'fast' is not a size"),
+        ("throttle.rate=fast", "'fast' is not a rate"),
         ("throttle.rate=0", "a rate of 0 would never end"),
         ("throttle.latency=soon", "'soon' is not a duration"),
         ("throttle.speed=1", "throttle has no option 'speed'; it knows rate, latency, jitter"),
@@ -68,7 +68,7 @@ async def test_no_more_than_the_rate_passes(side: str, transport: Make) -> None:
 async def test_a_slow_rate_gets_on_though_each_call_is_cancelled_early(transport: Make) -> None:
     """As the migration's steps are."""
     sender, receiver = memory_channel_pair()
-    async with _wrapped(transport, sender, "throttle.rate=200") as slow:
+    async with _wrapped(transport, sender, "throttle.rate=200B/s") as slow:
         accepted = 0
         with trio.fail_after(60):
             while accepted < 10:
@@ -161,7 +161,7 @@ async def test_its_knobs_can_be_turned_while_it_runs(transport: Make) -> None:
 @pytest.mark.parametrize(
     ("knob", "value", "sentence"),
     [
-        ("throttle.rate", "fast", "throttle.rate: 'fast' is not a size.*; none is no limit"),
+        ("throttle.rate", "fast", "throttle.rate: 'fast' is not a rate.*; none is no limit"),
         ("throttle.rate", "0", "a rate of 0 would never end"),
         ("throttle.speed", "1", r"no 'throttle.speed' to turn here; there are throttle.rate \(1 MB/s\)"),
     ],
