@@ -9,7 +9,6 @@ accepted. Reading is the same, the other way round: the threads read ahead.
 from __future__ import annotations
 
 import contextlib
-import errno
 import mmap
 import os
 from collections import deque
@@ -334,7 +333,7 @@ class BlockFileReceiver(ReceiveChannel):
             # O_DIRECT wants an aligned length, also where the file ends before it.
             count = os.preadv(self._saved.fd, [block[done:]], offset + done)
             if count == 0:
-                raise OSError(errno.ENODATA, "it became shorter while it was being read")
+                raise OSError("it became shorter while it was being read")  # no number: its words are ours
             done += count
 
 
