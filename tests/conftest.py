@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -39,6 +41,14 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.pop(name, None)
     config.stash[_outcomes] = Counter()
     config.pluginmanager.register(_Counting(config))
+
+
+@pytest.fixture
+def open_directory() -> Iterator[Path]:
+    """A directory like ``/tmp``: everybody may make files in it, and remove only their own."""
+    with tempfile.TemporaryDirectory(prefix="kvmmig-") as made:
+        os.chmod(made, 0o1777)
+        yield Path(made)
 
 
 @pytest.hookimpl(trylast=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -69,9 +70,11 @@ class MachineName(click.ParamType[str]):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        from kvmmig.cli.rundir import names
+        from kvmmig.cli.rundir import RuntimeDirectoryUnusable, names
 
-        return [CompletionItem(name) for name in names() if name.startswith(incomplete)]
+        with suppress(RuntimeDirectoryUnusable):  # the command will say so
+            return [CompletionItem(name) for name in names() if name.startswith(incomplete)]
+        return []
 
 
 class StoringScheme(click.ParamType[str]):

@@ -83,18 +83,23 @@ class QMPClient:
     @classmethod
     @asynccontextmanager
     async def connect(
-        cls, address: str | Address, *, timeout: float = _CONNECT_TIMEOUT
+        cls,
+        address: str | Address,
+        *,
+        timeout: float = _CONNECT_TIMEOUT,
+        sock: trio.socket.SocketType | None = None,
     ) -> AsyncIterator[QMPClient]:
         """Connect and negotiate; closed at the end of the block.
 
-        ``address`` is ``unix:PATH`` or ``tcp:HOST:PORT``, ``timeout`` in seconds. Raises `BadURI` and
+        ``address`` is ``unix:PATH`` or ``tcp:HOST:PORT``, ``timeout`` in seconds; ``sock`` is connected there
+        already, and is taken over. Raises `BadURI` and
         `ConnectFailed`, the latter also where somebody listens who does not speak QMP, or does not answer.
         """
         parsed = parse_address(address) if isinstance(address, str) else address
         client: QMPClient | None = None
         try:
             with trio.move_on_after(timeout) as scope:
-                client = cls(await connect(parsed), parsed)
+                client = cls(sock or await connect(parsed), parsed)
                 await client._negotiate()
             if client is None or scope.cancelled_caught:
                 raise ConnectFailed(f"the monitor at {parsed} has not answered for {timeout:g} s")

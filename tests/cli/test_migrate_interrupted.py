@@ -64,7 +64,7 @@ async def test_a_ctrl_c_while_the_migration_is_being_begun_cancels_it(
         return {"status": "running", "running": True}
 
     monitor = rundir.files_of("a").monitor
-    rundir.directory().mkdir()
+    rundir.directory().mkdir(mode=0o700)
     server = QMPServer(table, version="kvmmig 0.4.1")
     with trio.fail_after(60):
         await nursery.start(server.serve, f"unix:{monitor}")

@@ -23,7 +23,7 @@ import trio
 from kvmmig.errors import ChannelBroken, ChannelClosed
 from kvmmig.transport.contract import ReceiveChannel, SendChannel
 from kvmmig.transport.toolkit.one_at_a_time import OneAtATime
-from kvmmig.transport.toolkit.savefile import SavedFile, SaveFile
+from kvmmig.transport.toolkit.savefile import Replace, SavedFile, SaveFile
 from kvmmig.transport.toolkit.words import why
 from kvmmig.transport.toolkit.workers import Workers, open_in_thread
 from kvmmig.units import format_size
@@ -81,7 +81,7 @@ class BlockFileSender(SendChannel):
     """
 
     @classmethod
-    async def open(cls, path: str, *, direct: bool) -> Self:
+    async def open(cls, path: str, *, direct: bool, replace: Replace = Replace.SEEN) -> Self:
         """What is at ``path`` stays as it is until `aclose`.
 
         Raises `ConnectFailed`; a cancel leaves nothing.
@@ -89,7 +89,7 @@ class BlockFileSender(SendChannel):
 
         def make() -> tuple[SaveFile, list[memoryview]]:
             blocks = _blocks()
-            return SaveFile.create(path, direct=direct), blocks
+            return SaveFile.create(path, direct=direct, replace=replace), blocks
 
         return cls(*await open_in_thread(make, lambda made: made[0].close()))
 
