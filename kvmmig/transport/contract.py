@@ -60,6 +60,9 @@ class AnyChannel(ABC):
     peer: str = ""
     #: Sentences that the user should see and that are no errors, such as a fall-back that was taken.
     notices: tuple[str, ...] = ()
+    #: What both ends know of this one connection, and whoever stands between them does not: a proof that is
+    #: made over this channel is bound to it. Empty where there is no such thing.
+    binding: bytes = b""
     #: What can be turned while it is in use: names as in the URI, ``throttle.rate``.
     knobs: Mapping[str, Knob] = {}
 
