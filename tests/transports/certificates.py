@@ -20,7 +20,7 @@ def make(
     names: tuple[str, ...] = (NAME, "127.0.0.1", "::1"),
     until: datetime | None = None,
 ) -> Path:
-    """All five files: both sides' certificates are signed by ``ca``, and ``trusts`` signs the other side's."""
+    """All five files. ``ca`` signs both sides' certificates; ``trusts`` is the CA in ``ca-cert.pem``."""
     ca = ca or trustme.CA()
     where.mkdir(parents=True, exist_ok=True)
     (trusts or ca).cert_pem.write_to_path(str(where / "ca-cert.pem"))

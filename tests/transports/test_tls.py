@@ -201,10 +201,10 @@ async def test_a_source_without_tls_is_passed_over_and_the_next_one_is_welcome(
 
         nursery.start_soon(accept)
         async with transport_for(TransportURI("tcp", listener.uri.target)).connect() as plain:
-            with suppress(TransportError):
-                await send_all(plain, b"kvmmig stream, in the clear")
-                assert isinstance(plain, Channel)
-                assert (await receive_exactly(plain, 1))[0] == 21  # an alert, RFC 8446 section 5.1
+            await send_all(plain, b"kvmmig stream, in the clear")
+            with trio.fail_after(10):
+                while not caplog.messages:
+                    await trio.lowlevel.checkpoint()
             plain.abort()
         async with transport_for(tls(listener.uri.target, where)).connect() as channel:
             await send_all(channel, b"hello")
@@ -223,8 +223,8 @@ async def test_a_destination_without_tls_is_said_to_the_source(pki: Make) -> Non
                     await channel.aclose()
 
         for answer, reason in (
-            (b"not what a TLS server says", "it does not speak TLS; is tls+ in its URI too?"),
-            (b"", "is tls+ in its URI too?|cut the connection"),
+            (b"not what a TLS server says", r"it does not speak TLS; is tls\+ in its URI too\?"),
+            (b"", r"is tls\+ in its URI too\?|cut the connection"),
         ):
             nursery.start_soon(accept, answer)
             with pytest.raises(ConnectFailed, match=reason):
@@ -285,8 +285,9 @@ async def _over_memory(where: Path, cut: int | None) -> bytes:
 
     async def back() -> None:
         buffer = memoryview(bytearray(10_000))
-        while count := await middle_in.receive_some(buffer):
-            await send_all(here, bytes(buffer[:count]))
+        with suppress(TransportError):  # both ways end at once
+            while count := await middle_in.receive_some(buffer):
+                await send_all(here, bytes(buffer[:count]))
 
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
@@ -301,13 +302,8 @@ async def _over_memory(where: Path, cut: int | None) -> bytes:
 async def test_a_stream_that_is_cut_is_an_error_and_no_end(pki: Make) -> None:
     where = pki()
     assert await _over_memory(where, None) == bytes(3_000_000)
-    with pytest.raises(
-        ChannelBroken, match="was cut off: the connection ended, and the other side had not said"
-    ):
-        try:
-            await _over_memory(where, 1_000_000)
-        except* ChannelBroken as group:
-            raise group.exceptions[0] from None
+    with pytest.RaisesGroup(pytest.RaisesExc(ChannelBroken, match="was cut off: the connection ended, and")):
+        await _over_memory(where, 1_000_000)
 
 
 async def test_bytes_that_are_changed_on_the_way_are_an_error(pki: Make) -> None:
@@ -374,7 +370,7 @@ async def test_files_that_are_missing_or_no_certificates_are_named(pki: Make) ->
         ("tls+tcp:127.0.0.1:1", "say where the certificates are, by tls.dir=PATH"),
         ("tls+tcp:127.0.0.1:1?tls.dir=/x&tls.fingerprint=12", "64 hex digits of a SHA-256"),
         ("tls+file:/tmp/x?tls.dir=/x", r"tls\+ needs somebody at the other end, and file: only stores"),
-        ("tls+tcp:127.0.0.1:1?tls.dir=/x&tls.mutual=perhaps", "write tls?.?mutual=on or"),
+        ("tls+tcp:127.0.0.1:1?tls.dir=/x&tls.mutual=perhaps", "write mutual=on or mutual=off"),
     ],
 )
 def test_what_makes_no_sense_is_no_uri(uri: str, sentence: str) -> None:
@@ -384,8 +380,6 @@ def test_what_makes_no_sense_is_no_uri(uri: str, sentence: str) -> None:
 
 async def test_a_source_must_know_whom_it_goes_to(pki: Make, tmp_path: Path) -> None:
     uri = TransportURI("unix", f"{tmp_path}/a.sock", {"tls.dir": str(pki())}, ("tls",))
-    with pytest.raises(
-        ConnectFailed, match="nothing says whose certificate it must be; add tls.host=NAME or"
-    ):
+    with pytest.raises(ConnectFailed, match="nothing says whose certificate it must be; add "):
         async with transport_for(uri).connect():
             pass

@@ -97,7 +97,7 @@ class _Flow:
         await self._below.flush()
 
     async def close(self) -> None:
-        """All has been flushed: the other side may be gone already, and need not hear that this is the end."""
+        """All has been flushed: the other side may be gone already, and need not hear of the end."""
         await self._emptied()
         try:
             await self._send(await self._in_thread(self._sealing, self._session.close))
