@@ -13,7 +13,6 @@ upon. What kvmmig does is measured in three ways, each in turns with it:
 from __future__ import annotations
 
 import argparse
-import datetime
 import os
 import re
 import statistics
@@ -21,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from pathlib import Path
 from time import perf_counter
 
@@ -29,8 +28,10 @@ import trio
 import trustme
 from rich.console import Console
 
-from kvmmig.transport import Channel, SendChannel, TransportURI, transport_for
+from kvmmig.transport import SendChannel, Side, TransportURI, transport_for
 from kvmmig.units import format_rate
+from kvmmig_transports.tlscredentials import load
+from kvmmig_transports.tlssession import Session
 
 MIB = 1 << 20
 GOAL = 0.6  # of what one core encrypts
@@ -38,17 +39,133 @@ GOAL = 0.6  # of what one core encrypts
 _CIPHERS = {"TLS_AES_256_GCM_SHA384": "aes-256-gcm", "TLS_AES_128_GCM_SHA256": "aes-128-gcm"}
 _RECORD = 16384  # bytes, as TLS has them
 
-# Hands each connection's bytes to nobody: of the first argument's URI, or encrypted by a relay that only reads.
+# Takes what comes to its URI, and decrypts it unless it is told to leave it as it is.
 _RECEIVER = """
 import sys, trio
-from kvmmig.transport import transport_for
+from contextlib import asynccontextmanager
+from kvmmig.transport import PassingChannel, transport_for
+import kvmmig_transports.tls as tls
+
+if sys.argv[2] == "as it is":
+    @asynccontextmanager
+    async def tls_channel(session, below):
+        yield PassingChannel(below)
+    tls.tls_channel = tls_channel
+
 async def main():
+    buffer = memoryview(bytearray(4 << 20))
     async with transport_for(sys.argv[1]).listen() as listener:
         print(listener.uri.target, flush=True)
-        while True:
-            async with listener.accept() as channel:
-                buffer = memoryview(bytearray(1 << 20))
-                while await channel.receive_some(buffer):
-                    pass
+        async with listener.accept() as channel:
+            while await channel.receive_some(buffer):
+                pass
+
 trio.run(main)
 """
+
+
+def make_certificates(where: Path) -> None:
+    ca = trustme.CA()
+    ca.cert_pem.write_to_path(str(where / "ca-cert.pem"))
+    for side in ("server", "client"):
+        made = ca.issue_cert("127.0.0.1")
+        made.cert_chain_pems[0].write_to_path(str(where / f"{side}-cert.pem"))
+        key = where / f"{side}-key.pem"
+        key.touch(0o600)
+        made.private_key_pem.write_to_path(str(key))
+
+
+@contextmanager
+def receiver(uri: TransportURI, how: str) -> Iterator[TransportURI]:
+    """A process that takes in whatever comes; yields where."""
+    command = [sys.executable, "-c", _RECEIVER, str(uri), how]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            target = process.stdout.readline().strip()
+            yield TransportURI(uri.scheme, target, uri.options, uri.wrappers)
+        finally:
+            process.kill()
+
+
+async def send(channel: SendChannel, memory: memoryview) -> float:
+    """Bytes a second, all of them flushed."""
+    at, begin = 0, perf_counter()
+    while at < len(memory):
+        at += await channel.send_some([memory[at : at + channel.call_size]])
+    await channel.flush()
+    return len(memory) / (perf_counter() - begin)
+
+
+def one_core(cipher: str) -> float:
+    """Bytes a second that OpenSSL's own program encrypts."""
+    command = ["openssl", "speed", "-elapsed", "-seconds", "1", "-bytes", str(_RECORD), "-evp", cipher]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found = re.search(r"([0-9.]+)k\s*$", said)
+    assert found is not None, said
+    return float(found[1]) * 1000
+
+
+def negotiated(directory: Path) -> str:
+    """The cipher that two of this Python's TLS 1.3 agree upon, as `openssl speed` calls it."""
+    contexts = [load(str(directory), side, mutual=True, name_is_checked=False) for side in Side]
+    sides = [Session(context, server=number == 1, host="") for number, context in enumerate(contexts)]
+    incoming, names = b"", set[str]()
+    while len(names) == 0 or incoming:
+        for side in sides:
+            step = side.attempt(lambda tls: (tls.do_handshake(), tls.cipher())[1], incoming)
+            incoming = step.outgoing
+            if step.value is not None:
+                names.add(step.value[0])
+    (name,) = names
+    return name
+
+
+async def measure(rounds: int, size: int, console: Console) -> None:
+    memory = memoryview(os.urandom(size))
+    with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
+        make_certificates(Path(directory))
+        tls = TransportURI("tcp", "127.0.0.1:0", {"tls.dir": directory}, ("tls",))
+        name = negotiated(Path(directory))
+        cipher = _CIPHERS[name]
+        where = {
+            "encrypts, for another host": stack.enter_context(receiver(tls, "as it is")),
+            "both sides on this host": stack.enter_context(receiver(tls, "decrypted")),
+            "plain tcp, both sides": stack.enter_context(receiver(TransportURI("tcp", "127.0.0.1:0"), "")),
+        }
+        rates: dict[str, list[float]] = {what: [] for what in where}
+        shares: dict[str, list[float]] = {what: [] for what in where}
+        cores = []
+        async with AsyncExitStack() as channels:
+            connected = {
+                what: await channels.enter_async_context(transport_for(uri).connect())
+                for what, uri in where.items()
+            }
+            for channel in connected.values():
+                await send(channel, memory)
+            for _ in range(rounds):
+                core = one_core(cipher)
+                cores.append(core)
+                for what, channel in connected.items():
+                    rates[what].append(await send(channel, memory))
+                    shares[what].append(rates[what][-1] / core)
+    console.print(
+        f"{name}, openssl speed, one core   {format_rate(statistics.median(cores))}", highlight=False
+    )
+    for what in where:
+        rate, share = statistics.median(rates[what]), statistics.median(shares[what])
+        console.print(f"{what:28}  {format_rate(rate):>10}   {share:.0%} of it", highlight=False)
+    reached = statistics.median(shares["encrypts, for another host"]) >= GOAL
+    console.print(f"{GOAL:.0%} is the goal: {'reached' if reached else 'missed'}", highlight=False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--mebibytes", type=int, default=256, help="sent in each round, by each way")
+    arguments = parser.parse_args()
+    trio.run(measure, arguments.rounds, arguments.mebibytes * MIB, Console())
+
+
+if __name__ == "__main__":
+    main()
