@@ -1,6 +1,6 @@
 """How fast ``tls+`` is, beside what one core can encrypt: ``make tls``. In one run, in turns; medians.
 
-``openssl speed`` says how many bytes a second one core encrypts with the cipher that the two sides have agreed
+``openssl speed`` says how many bytes a second one core encrypts with the cipher that the two sides agree
 upon. What kvmmig does is measured in three ways, each in turns with it:
 
 - *encrypts*: this process sends through ``tls+tcp:`` to one that throws the encrypted bytes away, so only one
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import ssl
 import statistics
 import subprocess
 import sys
@@ -106,6 +107,11 @@ def one_core(cipher: str) -> float:
     return float(found[1]) * 1000
 
 
+def _shake_hands(tls: ssl.SSLObject) -> tuple[str, str, int] | None:
+    tls.do_handshake()
+    return tls.cipher()
+
+
 def negotiated(directory: Path) -> str:
     """The cipher that two of this Python's TLS 1.3 agree upon, as `openssl speed` calls it."""
     contexts = [load(str(directory), side, mutual=True, name_is_checked=False) for side in Side]
@@ -113,7 +119,7 @@ def negotiated(directory: Path) -> str:
     incoming, names = b"", set[str]()
     while len(names) == 0 or incoming:
         for side in sides:
-            step = side.attempt(lambda tls: (tls.do_handshake(), tls.cipher())[1], incoming)
+            step = side.attempt(_shake_hands, incoming)
             incoming = step.outgoing
             if step.value is not None:
                 names.add(step.value[0])
