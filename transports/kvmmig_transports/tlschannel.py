@@ -1,6 +1,6 @@
 """An encrypted channel over another one. Four things go on at the same time, in each direction two::
 
-    send_some ->  copy  ->  encrypt, in a thread  ->  one piece on its way  ->  below
+    send_some ->  copies  ->  encrypt, in a thread  ->  on their way  ->  below
     receive_some  <-  decrypt, in a thread  <-  a few buffers  <-  below
 
 What was accepted goes its way without another call. An end of the channel below that the other side has not
@@ -13,6 +13,7 @@ import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TypeVar
 
 import trio
@@ -25,7 +26,8 @@ from kvmmig_transports.tlssession import Session
 
 T = TypeVar("T")
 
-_PIECE = 1 << 20  # bytes that are encrypted by one call of a thread: below, handing over costs too much
+_PIECE = 1 << 20
+_PIECES = 4  # wait at the most, and are encrypted by one call of a thread: the handing over costs most
 _CHUNK = 1 << 18
 _CHUNKS = 8
 # A record's rest that waits in the session, and what the handshake has read too much, fit too.
@@ -37,6 +39,7 @@ async def tls_channel(session: Session, below: Channel) -> AsyncIterator[Channel
     """For the block; ``session`` has shaken hands over ``below``, which ends with it."""
     flow = _Flow(session, below)
     async with own_tasks() as nursery:
+        nursery.start_soon(flow.seal)
         nursery.start_soon(flow.carry_out)
         nursery.start_soon(flow.carry_in)
         pumped = pumped_channel(
@@ -76,7 +79,9 @@ class _Flow:
         self._session = session
         self._below = below
         self._changed = trio.lowlevel.ParkingLot()
-        self._outgoing: list[memoryview] = []  # one encrypted piece, on its way
+        self._pieces: list[memoryview] = []  # wait to be encrypted
+        self._busy = False  # some are
+        self._outgoing: list[memoryview] = []  # encrypted, on their way
         self._broken_out: TransportError | None = None
         self._free = [memoryview(bytearray(_CHUNK)) for _ in range(_CHUNKS)]
         self._chunks: deque[tuple[memoryview, int]] = deque()
@@ -89,8 +94,12 @@ class _Flow:
         self._sent = self._received = 0  # bytes below
 
     async def send_all(self, piece: bytes) -> None:
-        view = memoryview(piece)
-        await self._send(await self._in_thread(self._sealing, lambda: self._session.seal(view)))
+        while len(self._pieces) >= _PIECES and self._broken_out is None:
+            await self._changed.park()
+        if self._broken_out is not None:
+            raise self._broken_out
+        self._pieces.append(memoryview(piece))
+        self._changed.unpark_all()
 
     async def flush(self) -> None:
         await self._emptied()
@@ -100,7 +109,8 @@ class _Flow:
         """All has been flushed: the other side may be gone already, and need not hear of the end."""
         await self._emptied()
         try:
-            await self._send(await self._in_thread(self._sealing, self._session.close))
+            self._outgoing = await self._in_thread(self._sealing, self._session.close)
+            self._changed.unpark_all()
             await self.flush()
         except TransportError:
             self._below.abort()
@@ -132,6 +142,22 @@ class _Flow:
                 return out[:count]
         return memoryview(b"")
 
+    async def seal(self) -> None:
+        while True:
+            while not self._pieces:
+                await self._changed.park()
+            pieces, self._pieces, self._busy = self._pieces, [], True
+            self._changed.unpark_all()
+            try:
+                sealed = await self._in_thread(self._sealing, partial(self._session.seal, pieces))
+            except TransportError as error:
+                self._fail_out(error)
+                return
+            while self._outgoing and self._broken_out is None:
+                await self._changed.park()
+            self._outgoing, self._busy = sealed, False
+            self._changed.unpark_all()
+
     async def carry_out(self) -> None:
         while True:
             while not self._outgoing:
@@ -142,8 +168,7 @@ class _Flow:
                     self._sent += count
                     self._forget(count)
             except TransportError as error:
-                self._broken_out = error
-                self._changed.unpark_all()
+                self._fail_out(error)
                 return
             self._changed.unpark_all()
 
@@ -170,13 +195,12 @@ class _Flow:
     def counters(self) -> dict[str, float]:
         return {"tls.sent-bytes": self._sent, "tls.received-bytes": self._received}
 
-    async def _send(self, sealed: list[memoryview]) -> None:
-        await self._emptied()
-        self._outgoing = sealed
+    def _fail_out(self, error: TransportError) -> None:
+        self._broken_out = self._broken_out or error
         self._changed.unpark_all()
 
     async def _emptied(self) -> None:
-        while self._outgoing and self._broken_out is None:
+        while (self._pieces or self._busy or self._outgoing) and self._broken_out is None:
             await self._changed.park()
         if self._broken_out is not None:
             raise self._broken_out

@@ -51,15 +51,16 @@ class Session:
                 return Step(self._outgoing.read(), error=error)
             return Step(self._outgoing.read(), value)
 
-    def seal(self, piece: memoryview) -> list[memoryview]:
-        """Encrypt all of ``piece``, which must not change meanwhile."""
+    def seal(self, pieces: Sequence[memoryview]) -> list[memoryview]:
+        """Encrypt all of ``pieces``, which must not change meanwhile."""
         sealed = []
-        for begin in range(0, len(piece), PART):
-            part = piece[begin : begin + PART]
-            with self._lock:
-                while part:
-                    part = part[self._tls.write(part) :]
-                sealed.append(memoryview(self._outgoing.read()))
+        for piece in pieces:
+            for begin in range(0, len(piece), PART):
+                part = piece[begin : begin + PART]
+                with self._lock:
+                    while part:
+                        part = part[self._tls.write(part) :]
+                    sealed.append(memoryview(self._outgoing.read()))
         return sealed
 
     def open(self, chunks: Sequence[memoryview], out: memoryview) -> int:
