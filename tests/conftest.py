@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Generator
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from kvmmig.errors import KvmUnavailable
 from kvmmig.kvm import System
 
-# How long one example takes says more of the machine than of the code.
-settings.register_profile("kvmmig", deadline=None)
+# How long an example takes, or its making, says more of the machine than of the code.
+settings.register_profile("kvmmig", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("kvmmig")
 
 _outcomes = pytest.StashKey[Counter[str]]()

@@ -34,7 +34,7 @@ class DirtyTracker(ABC):
     def collect(self, into: PageSet) -> int:
         """Add the pages written since the last call to ``into``, forget them here, and say how many.
 
-        What was collected is owed: nobody else remembers it.
+        What was collected is pending: nobody else remembers it.
         """
 
     @abstractmethod

@@ -50,7 +50,7 @@ class RoundFigures:
     zero_pages: int  # only said to be zero
     sent_bytes: int  # accepted by the channel
     duration: float
-    dirty_pages: int  # written meanwhile, so owed now
+    dirty_pages: int  # written meanwhile, so pending now
     rate: float  # sent bytes by duration
     dirty_rate: float  # dirty pages' bytes by duration
 

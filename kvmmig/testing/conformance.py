@@ -126,8 +126,17 @@ CLOGGED_CHECKS: tuple[Check, ...] = (
 )
 
 
-def checks_for(*, stores: bool, two_way: bool = False) -> tuple[Check, ...]:
-    """Those of `CHECKS` that apply to a transport that ``stores``, or to one that connects."""
+def checks_for(
+    *, stores: bool, two_way: bool = False, arrives_at_once: bool = False, has_socket: bool = True
+) -> tuple[Check, ...]:
+    """Those of `CHECKS` that apply to a transport that ``stores``, or to one that connects.
+
+    ``two_way`` is what its channels are. To one that ``arrives_at_once``, as an inherited descriptor does,
+    nobody connects. It ``has_socket`` where a bare TCP or Unix socket reaches its listener.
+    """
     if stores:
         return (*_ALL, *_SAYING, *_STORED)
-    return (*_ALL, *_SAYING, *_STREAM, *_LISTENING, *(_TWO_WAY if two_way else ()))
+    listening = () if arrives_at_once else _LISTENING
+    if not has_socket:
+        listening = tuple(check for check in listening if check is not check_junk_clients_are_survived)
+    return (*_ALL, *_SAYING, *_STREAM, *listening, *(_TWO_WAY if two_way else ()))

@@ -248,7 +248,7 @@ async def move(plan: Plan, around: str = "") -> Outcome:
             except KvmmigError as error:
                 errors.append(error)
             over.set()
-            nursery.cancel_scope.deadline = trio.current_time() + (0.5 if waits else 30)
+            nursery.cancel_scope.deadline = trio.current_time() + (5 if waits else 30)
         outcome.source, outcome.errors = source.state, tuple(errors)
         if outcome.unknown:
             await source.resume(force=True)

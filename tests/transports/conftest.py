@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from kvmmig.testing import leftovers
+from kvmmig.testing import Nonconformance, leftovers
+from kvmmig.testing._ends import NotApplicable
 from kvmmig.transport import Transport, TransportURI, transport_for
 
 
@@ -47,6 +48,16 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     _wait_for(lambda: subprocess.run(["umount", where], capture_output=True).returncode == 0, "umount fails")
 
 
+@pytest.fixture
+def everything_applies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A check that looks at nothing, because there is no such thing here, fails instead of passing."""
+
+    def refuse(self: NotApplicable, why: str) -> None:
+        raise Nonconformance(f"the check does not apply, and should not be run: {why}")
+
+    monkeypatch.setattr(NotApplicable, "__init__", refuse)
+
+
 @pytest.fixture(autouse=True)
 def nothing_left(tmp_path: Path) -> Iterator[None]:
     """No thread of a channel, no child process, no file descriptor and no partial file outlives a test.
@@ -60,7 +71,7 @@ def nothing_left(tmp_path: Path) -> Iterator[None]:
 
 
 def _wait_for(done: Callable[[], bool], what: str, left: Callable[[], object] = lambda: "") -> None:
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while not done():
         assert time.monotonic() < end, f"{what} {left()}"
         time.sleep(0.01)

@@ -19,7 +19,7 @@ _DATA = bytes(range(256)) * 40_000
 
 
 async def _save(transport: Transport, data: bytes) -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with transport.connect() as channel:
             await send_all(channel, data)
 
@@ -85,7 +85,7 @@ async def test_an_abort_kills_all_that_the_command_has_started(transport: Make, 
     pid = tmp_path / "pid"
     command = f"(trap '' TERM; echo $$ > {pid}.new; mv {pid}.new {pid}; sleep 1000) | sleep 1000"
     async with transport(f"exec:{command}").connect() as channel:
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while not pid.exists():  # noqa: ASYNC110 - a shell tells nobody
                 await trio.sleep(0.01)
             channel.abort()

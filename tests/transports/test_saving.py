@@ -25,7 +25,7 @@ _DATA = random.Random(5).randbytes((9 << 20) + 777)
 
 
 async def _send_for_ever(channel: SendChannel) -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while True:
             await channel.send_some([memoryview(_DATA)])
 
@@ -173,7 +173,7 @@ async def test_a_full_disk_is_noticed_by_aclose_at_the_latest(
     scheme: str, transport: Make, small_disk: Path
 ) -> None:
     async with transport(f"{scheme}:{small_disk}/a.img").connect() as channel:
-        with pytest.raises(ChannelBroken, match=r"[Nn]o space"), trio.fail_after(30):
+        with pytest.raises(ChannelBroken, match=r"[Nn]o space"), trio.fail_after(60):
             await _send_and_close(channel, _DATA)
         channel.abort()
         assert not _names(small_disk)
@@ -241,6 +241,21 @@ async def test_nothing_is_added_to_a_block_that_is_being_written(
         alive.set()
         await _send_and_close(channel, b"after")
         assert (tmp_path / "a.img").read_bytes() == b"before after"
+
+
+async def test_the_disk_has_what_was_written_long_before_the_flush(
+    transport: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The flush at the end is what a guest stands still for."""
+    synced = trio.Event()
+    token = trio.lowlevel.current_trio_token()
+    monkeypatch.setattr(os, "fdatasync", lambda _: token.run_sync_soon(synced.set))
+    async with transport(f"file:{tmp_path}/a.img").connect() as channel:
+        piece = memoryview(bytes(4 << 20))
+        with trio.fail_after(60):
+            while not synced.is_set():
+                await channel.send_some([piece])
+        channel.abort()
 
 
 async def test_a_file_that_shrinks_while_it_is_read_is_an_error(transport: Make, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ async def _bare_loop(steps: _Steps) -> None:
     """What no transport does less than: one call of the system that copies memory without the GIL."""
     steps.watch("bare")
     buffer = bytearray(_BARE)
-    with open("/dev/zero", "rb", buffering=0) as zero:
+    with open("/dev/zero", "rb", buffering=0) as zero:  # noqa: ASYNC230 - it never waits
         while True:
             zero.readinto(buffer)
             await trio.lowlevel.checkpoint()

@@ -34,6 +34,9 @@ _BLOCKS = 5  # one in each thread, one ready for whichever is done first, one be
 _THREADS = 3  # each copies as long as it writes, or less
 _MOST_BYTES = 1 << 20  # copied in one call, on the event loop: about 0.1 ms
 _LARGE = 1 << 16  # what is larger is left where it is, and copied by a thread
+#: So much is written before the disk is asked to have it for good, while more is being written: what is left
+#: for `BlockFileSender.flush`, when the guest stands still, is no more than about that.
+_SYNC_EVERY = 64 << 20
 _ALIGNMENT = 4096  # of O_DIRECT's addresses, offsets and lengths, on every common disk
 
 
@@ -96,7 +99,7 @@ class BlockFileSender(SendChannel):
         self.peer = save.path
         self.notices = save.notices
         self._save = save
-        self._workers = Workers(f"write {save.path}", _THREADS, save.close)
+        self._workers = Workers(f"write {save.path}", _THREADS + 1, save.close)  # one may wait for the disk
         self._sending = OneAtATime("sending")
         self._free = blocks
         self._current: _Filling | None = None  # its bytes belong at _offset
@@ -107,6 +110,8 @@ class BlockFileSender(SendChannel):
         self._syncing = False  # a thread is writing the current block, so nothing may be added to it
         self._unsynced = False
         self._written = 0
+        self._behind = 0  # bytes written since the last sync began
+        self._syncing_behind = False
         self._error: Exception | None = None
         self._closed = False
         self._progress = trio.lowlevel.ParkingLot()
@@ -184,6 +189,13 @@ class BlockFileSender(SendChannel):
     def _block_written(self, block: memoryview) -> None:
         self._written += _BLOCK
         self._free.append(block)
+        self._behind += _BLOCK
+        if self._behind >= _SYNC_EVERY and not self._syncing_behind:
+            self._behind, self._syncing_behind = 0, True
+            self._submit(partial(os.fdatasync, self._save.fd), self._synced_behind)
+
+    def _synced_behind(self) -> None:
+        self._syncing_behind = False
 
     def _synced(self) -> None:
         self._syncing = False
