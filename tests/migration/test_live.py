@@ -221,8 +221,8 @@ async def test_a_page_that_is_never_sent_again_is_found(monkeypatch: pytest.Monk
     def without_one(self: PageSet, limit: int, scattered: int | None = None) -> Iterator[Batch]:
         first_round = next(rounds) == 0
         for batch in batches(self, limit, scattered):
-            if not first_round and not dropped and len(batch.pages) > 100:
-                dropped.append(int(batch.pages[50]))
+            if not first_round and not dropped and len(batch.pages) > 20:
+                dropped.append(int(batch.pages[10]))
             if not first_round and dropped:
                 yield Batch(batch.first, batch.stop, batch.pages[batch.pages != dropped[0]])
             else:
