@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import statistics
+from functools import partial
 from multiprocessing.connection import Connection
 
 import numpy as np
@@ -57,7 +58,7 @@ def main() -> None:
     rates: dict[bool, list[float]] = {False: [], True: []}
     for pair in range(options.pairs):
         for digests in (False, True) if pair % 2 else (True, False):
-            rates[digests].append(trio.run(lambda on=digests: send(ours.recv(), options.memory, digests=on)))
+            rates[digests].append(trio.run(partial(send, ours.recv(), options.memory, digests=digests)))
     process.join()
     ratio = statistics.median(b / a for a, b in zip(rates[False], rates[True], strict=True))
     for digests, name in ((False, "without"), (True, "with")):
