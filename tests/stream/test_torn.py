@@ -117,6 +117,13 @@ def test_the_same_guest_saved_twice_is_two_streams() -> None:
         refused(b"".join(FRAMES[:at] + again[at:]))
 
 
+def test_the_digest_over_the_whole_finds_what_even_the_identity_does_not() -> None:
+    twin = save(OLD, b"n" * 16)
+    for at in range(1, len(FRAMES) - 1):
+        if FRAMES[:at] != twin[:at]:
+            assert "the digest over its frames is wrong" in refused(b"".join(FRAMES[:at] + twin[at:]))
+
+
 def test_two_images_are_refused_where_a_copy_stopped_inside_a_frame() -> None:
     for start, at in itertools.product(STARTS[:-1], (1, 15, 17, 31, 33, 60, 100, 4000)):
         if start + at < len(IMAGE):
