@@ -99,6 +99,7 @@ class OutgoingMigration:
         self._record = self._precopy.record
         self._channel: GuardedChannel | None = None
         self._scope = trio.CancelScope()
+        self._channel_lied = False
         self._reason: KvmmigError | None = None  # why ``_scope`` was cancelled
         self._on_phase = on_phase
         self._phase_listeners: list[Callable[[str], None]] = []
@@ -222,6 +223,11 @@ class OutgoingMigration:
                 f"runs there: {error}. Look there first; it is stopped here and does not start again by "
                 "itself"
             )
+        elif self._transport.stores and self.phase is Phase.COMMIT and self._channel_lied:
+            error = ChannelBroken(
+                f"{error}; it may have stored the guest all the same, and that copy must not be started: the "
+                "guest goes on here"
+            )
         self._record.error = str(error) or type(error).__name__
         end = (cancelled and row.on_cancel) or row.on_error
         if end is not None:
@@ -245,7 +251,9 @@ class OutgoingMigration:
                     )
                 finally:
                     if self._channel is not None:  # what was left behind may come back, and must not go on
+                        self._channel_lied = self._channel.is_broken_contract
                         self._channel.fail(f"the migration to {self._peer_name} has ended")
+                        self._channel.abort()
         if self._reason is not None and self._scope.cancelled_caught:
             raise self._reason
 

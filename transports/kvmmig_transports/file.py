@@ -19,6 +19,7 @@ class FileTransport(Transport):
     summary = "a file on a disk, written by threads with O_DIRECT"
     syntax = "file:PATH[?direct=on|off]"
     options = (Option("direct", "go around the page cache with O_DIRECT", "on", ("on", "off")),)
+    target_is_path = True
     stores = True
     arrives_at_once = True
 

@@ -39,6 +39,7 @@ class PipeTransport(Transport):
         Option("direct", "open the file with O_DIRECT, around the page cache", "on", ("on", "off")),
         Option("helper", "a program with libvirt's FILENAME FD command line, instead of our own"),
     )
+    target_is_path = True
     stores = True
     arrives_at_once = True
 

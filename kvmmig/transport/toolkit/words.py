@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import stat
 from collections.abc import Mapping
 
@@ -32,7 +33,10 @@ def why(error: Exception, words: Mapping[int, str] | None = None) -> str:
     if not isinstance(error, OSError):
         return str(error)
     number = error.errno or 0
-    return (words or {}).get(number) or _WORDS.get(number) or error.strerror or str(error)
+    known = (
+        os.strerror(number) if number in errno.errorcode else ""
+    )  # some libraries put more into `strerror`
+    return (words or {}).get(number) or _WORDS.get(number) or known or error.strerror or str(error)
 
 
 def kind(mode: int) -> str:
