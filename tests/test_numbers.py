@@ -30,29 +30,24 @@ from kvmmig.transport.toolkit import TokenBucket
 from kvmmig.transport.uri import TransportURI
 from tests.monitor.lab import Lab
 
+BINARY = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 UNITS: dict[str, int | Fraction] = {
+    **BINARY,
+    **{unit.upper(): factor for unit, factor in BINARY.items()},
+    **{f"{unit.upper()}iB": factor for unit, factor in BINARY.items()},
     "": 1,
+    "%": 1,
     "B": 1,
-    "K": 1 << 10,
-    "k": 1 << 10,
-    "M": 1 << 20,
-    "G": 1 << 30,
-    "T": 1 << 40,
     "kB": 10**3,
+    "KB": 10**3,
     "MB": 10**6,
     "GB": 10**9,
     "TB": 10**12,
-    "KiB": 1 << 10,
-    "MiB": 1 << 20,
-    "GiB": 1 << 30,
-    "TiB": 1 << 40,
     "us": Fraction(1, 10**6),
     "ms": Fraction(1, 1000),
     "s": 1,
     "min": 60,
-    "m": 60,
     "h": 3600,
-    "%": 1,
 }
 ODD = (
     *("", " ", "-1", "+1", "0", "-0", "0ms", "inf", "nan", "1e3", "1e400", "9" * 400, "9" * 5000, "1_0"),
@@ -104,7 +99,7 @@ def is_a_sentence(words: str) -> bool:
 def meaning(text: str, kind: str) -> Fraction:
     """What a person means who writes this, worked out in another way than in the product."""
     text = text.strip().removesuffix("/s").rstrip()
-    digits = text.rstrip("".join(set("".join(UNITS))))
+    digits = text.rstrip("".join(UNITS))
     unit = text[len(digits) :].strip()
     minute = unit == "m" and kind in ("duration", "downtime", "seconds")
     factor = Fraction(60 if minute else UNITS[unit]) * (1000 if kind == "downtime" else 1)
