@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from kvmmig import stream
 from kvmmig.errors import StreamError
-from kvmmig.machine.config import MAX_MEMORY
 from kvmmig.stream import Decoder, Direction, Encoder, Kind
+from kvmmig.units import MEMORY
 
 N_PAGES = 12
 SECTIONS = {"cpu0/regs": 144, "cpu0/sregs": 312, "dev/serial": 100}
@@ -222,7 +222,7 @@ def test_a_guest_whose_pages_came_as_data_and_as_zero_is_whole() -> None:
 
 
 def test_the_largest_machine_fits_into_a_stream() -> None:
-    assert MAX_MEMORY == stream.MAX_PAGES * stream.PAGE_SIZE
+    assert MEMORY.most == stream.MAX_PAGES * stream.PAGE_SIZE
 
 
 # -- state sections ------------------------------------------------------------------------------------
