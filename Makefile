@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test lint types check-tests bench guard pressure monitor faults soak api docs pins clean
+.PHONY: help setup demo test lint types check-tests bench guard tls pressure monitor faults soak api docs pins clean
 
 help:
 	@echo "make demo    move three guests on this machine: over TCP, through a pipe, into a file"
 	@echo "make test    lint, types, tests"
 	@echo "make bench   the figures, each beside its limit measured in the same run"
 	@echo "make guard   what the guard between the engine and every channel costs"
+	@echo "make tls     how fast tls+ is, beside what one core can encrypt"
 	@echo "make pressure  a loaded machine, a slow sink, a cancel in the middle of a long final pass"
 	@echo "make monitor  how fast the monitor answers while its machine migrates, onto four kinds of sink"
 	@echo "make faults  transport x fault x phase: what the source does when the other end fails (minutes; root)"
@@ -54,6 +55,9 @@ bench: setup
 
 guard: setup
 	@$(BIN)/python bench/guard.py
+
+tls: setup
+	@$(BIN)/python bench/tls.py
 
 pressure: setup
 	@$(BIN)/python bench/pressure.py

@@ -81,7 +81,9 @@ _SETTINGS = (
     ),
 )
 _BY_NAME = {name: setting for setting in _SETTINGS for name in (setting.name, setting.parameter)}
-_AUTO_CONVERGE, _POLICY = "auto-converge", "policy"
+_POLICY = "policy"
+#: Settings that are on or off, and their capabilities.
+_SWITCHES = {"auto-converge": "auto-converge", "page-digests": "x-kvmmig-page-digests"}
 _SWITCH = {"on": True, "off": False}
 
 
@@ -96,17 +98,17 @@ def change(name: str, pairs: Sequence[tuple[str, str]]) -> int:
     for setting, value in pairs:
         if setting in _BY_NAME:
             parameters[_BY_NAME[setting].parameter] = _parse(_BY_NAME[setting], value)
-        elif setting == _AUTO_CONVERGE:
+        elif setting in _SWITCHES:
             if value not in _SWITCH:
                 raise click.UsageError(f"{setting} {value}: it is on or off")
-            capability = {"capability": setting, "state": _SWITCH[value]}
+            capability = {"capability": _SWITCHES[setting], "state": _SWITCH[value]}
             commands.append(("migrate-set-capabilities", {"capabilities": [capability]}))
         elif setting == _POLICY:
             commands.append(("x-kvmmig-set-policy", {"policy": value}))
         elif "." in setting:
             commands.append(("x-kvmmig-set-knob", {"name": setting, "value": value}))
         else:
-            known = ", ".join((*(each.name for each in _SETTINGS), _AUTO_CONVERGE, _POLICY))
+            known = ", ".join((*(each.name for each in _SETTINGS), *_SWITCHES, _POLICY))
             raise click.UsageError(
                 f"there is no setting {setting!r}; there are {known}, and a migration's own, such as "
                 "throttle.rate, while it runs"
@@ -143,7 +145,7 @@ async def _rows(client: QMPClient) -> list[tuple[str, str, str]]:
     ]
     capabilities = await client.execute("query-migrate-capabilities")
     switches = {each["capability"]: "on" if each["state"] else "off" for each in capabilities}
-    rows.append((_AUTO_CONVERGE, switches[_AUTO_CONVERGE], "on or off"))
+    rows += [(name, switches[capability], "on or off") for name, capability in _SWITCHES.items()]
     policies = await client.execute("x-kvmmig-query-policies")
     active = next(each["policy"] for each in policies if each["active"])
     rows.append((_POLICY, active, "one of " + ", ".join(each["policy"] for each in policies)))

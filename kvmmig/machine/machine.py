@@ -301,6 +301,10 @@ class Machine:
         """A new tracker of the pages that the guest and its devices write; not started yet."""
         return BitmapTracker(self.vm, self.memory)
 
+    def section_sizes(self) -> Mapping[str, int]:
+        """The state sections that `apply` wants: their names, and the most bytes that each can have."""
+        return state.section_sizes(self._board.parts(self.description))
+
     async def apply(self, sections: Iterable[StateSection]) -> None:
         """Take over captured state instead of loading a program. Raises `StateMismatch` or `KvmError`.
 

@@ -30,6 +30,8 @@ _MSR_DELTAS = 0x0F
 _MSR_CONNECTED = 0xB0  # CTS, DSR and DCD: somebody is at the other end of the cable
 
 _STATE = struct.Struct("<9B?HH")
+#: The most bytes that `Serial.save` gives.
+MOST_STATE = _STATE.size + _FIFO_SIZE + INPUT_QUEUE
 
 
 class Serial:

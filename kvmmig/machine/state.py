@@ -11,6 +11,7 @@ from typing import TypeVar
 from kvmmig.errors import KvmError, StateMismatch
 from kvmmig.kvm import Vcpu, Vm, abi
 from kvmmig.machine.devices import DEVICE_VERSIONS, Serial, SystemControlA
+from kvmmig.machine.serial import MOST_STATE
 
 _VERSION = 1
 _MSR_TSC_DEADLINE = 0x6E0
@@ -42,13 +43,14 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """``size`` is in bytes; None where the content has a length of its own and ``load`` checks it."""
+    """``size`` is in bytes; where it is not ``exact`` it is the most, and ``load`` checks the length."""
 
     name: str
-    size: int | None
+    size: int
     save: Callable[[], bytes]
     load: Callable[[bytes], None]
     version: int = _VERSION
+    exact: bool = True
 
 
 def capture(parts: Parts) -> list[StateSection]:
@@ -63,6 +65,11 @@ def capture(parts: Parts) -> list[StateSection]:
         except KvmError as error:
             raise _named(piece.name, "read", error) from error
     return sections
+
+
+def section_sizes(parts: Parts) -> dict[str, int]:
+    """The names of all sections, and the most bytes that each can have."""
+    return {piece.name: piece.size for piece in _pieces(parts)}
 
 
 def apply(parts: Parts, sections: Iterable[StateSection]) -> None:
@@ -81,7 +88,7 @@ def apply(parts: Parts, sections: Iterable[StateSection]) -> None:
                 f"the state section {piece.name!r} has version {section.version}, and only version "
                 f"{piece.version} is understood here; use the same kvmmig on both sides"
             )
-        if piece.size is not None and len(section.data) != piece.size:
+        if piece.exact and len(section.data) != piece.size:
             raise StateMismatch(
                 f"the state section {piece.name!r} has {len(section.data)} bytes instead of {piece.size}"
             )
@@ -158,7 +165,7 @@ def _vm_pieces(parts: Parts) -> Iterator[_Piece]:
 
 def _device_pieces(parts: Parts) -> Iterator[_Piece]:
     serial, control = parts.serial, parts.system_control
-    yield _Piece("dev/serial", None, serial.save, serial.load, DEVICE_VERSIONS["serial"])
+    yield _Piece("dev/serial", MOST_STATE, serial.save, serial.load, DEVICE_VERSIONS["serial"], exact=False)
     yield _Piece("dev/system-control", 1, control.save, control.load, DEVICE_VERSIONS["system-control"])
 
 

@@ -8,7 +8,7 @@ whole to its last byte (one-way). Until then whatever happens ends it, and the s
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from time import perf_counter
@@ -18,13 +18,21 @@ import numpy as np
 import trio
 
 from kvmmig import stream
-from kvmmig.errors import KvmmigError, MigrationError, StreamError, TransportError
+from kvmmig.errors import (
+    KvmError,
+    KvmmigError,
+    MigrationError,
+    StateMismatch,
+    StreamError,
+    TransportError,
+)
 from kvmmig.kvm import System
 from kvmmig.machine.config import MachineDescription
 from kvmmig.machine.machine import Machine
 from kvmmig.machine.memory import GuestMemory
 from kvmmig.machine.pageset import PageSet, Runs
 from kvmmig.machine.state import StateSection
+from kvmmig.migration.peer import name_sender
 from kvmmig.migration.policy import Limits
 from kvmmig.migration.stall_meter import Durations, StallMeter
 from kvmmig.transport import Transport, TransportURI, transport_for
@@ -132,6 +140,8 @@ class IncomingMigration:
                         with contextlib.suppress(KvmmigError):
                             await self._work(strays, partial(self._last_words, error))
                     self._channel.abort()
+                    if isinstance(error, StreamError | StateMismatch) or type(error) is KvmError:
+                        name_sender(error, self.peer)
                     raise
             yield machine
             await self._gone.wait()
@@ -162,7 +172,9 @@ class IncomingMigration:
                 on_populate=self._on_populate,
             )
         )
-        sections, end = await self._work(strays, partial(self._receive_guest, machine))
+        sizes = machine.section_sizes()
+        self._decoder.limit_sections(len(sizes), max(sizes.values()), sum(sizes.values()))
+        sections, end = await self._work(strays, partial(self._receive_guest, machine, sizes))
         await machine.apply(sections)
         await self._work(strays, self._wait_for_go)
         if end.running:
@@ -204,7 +216,9 @@ class IncomingMigration:
             return event
         raise MigrationError(f"{self._channel.peer} sent no hello within {self._limits.setup_timeout:g} s")
 
-    async def _receive_guest(self, machine: Machine) -> tuple[list[StateSection], stream.End]:
+    async def _receive_guest(
+        self, machine: Machine, sizes: Mapping[str, int]
+    ) -> tuple[list[StateSection], stream.End]:
         if self._channel.two_way:
             await self._send(self._encoder.preamble() + self._encoder.signal(stream.Kind.ACCEPT))
         memory = machine.memory
@@ -222,6 +236,7 @@ class IncomingMigration:
                         await _off_the_loop(n_pages, memory.zero, runs)
                     self.zero_pages += n_pages
                 case stream.Section(name, version, data):
+                    _check_section(sizes, name, len(data))
                     sections.append(StateSection(name, version, data))
                 case stream.End() as end:
                     return sections, end
@@ -278,6 +293,13 @@ async def _off_the_loop(n_pages: int, work: Callable[..., None], *arguments: obj
 def _check_fits(description: MachineDescription) -> None:
     with System.open() as system:
         description.check_fits(system)
+
+
+def _check_section(sizes: Mapping[str, int], name: str, size: int) -> None:
+    if name not in sizes:
+        raise StateMismatch(f"this machine has no place for the state section {name!r}")
+    if size > sizes[name]:
+        raise StateMismatch(f"the state section {name!r} has {size} bytes; it can have {sizes[name]} at most")
 
 
 def _span(runs: Runs) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import trio
 
 from kvmmig import stream
-from kvmmig.errors import ChannelBroken, MigrationError, MigrationRefused
+from kvmmig.errors import ChannelBroken, KvmmigError, MigrationError, MigrationRefused, StreamError
 from kvmmig.migration.steps import because
 from kvmmig.transport.guard import GuardedChannel
 
@@ -33,7 +33,8 @@ class Peer:
     async def listen(self, channel: GuardedChannel) -> None:
         """Take in what it says until it has said all.
 
-        Raises `MigrationRefused` with the reason that it gives, `ChannelBroken` where it goes away before.
+        Raises `MigrationRefused` with the reason that it gives, `ChannelBroken` where it goes away before,
+        `StreamError` for what it can't mean.
         """
         self._channel = channel
         decoder = stream.Decoder(stream.Direction.BACKWARDS)
@@ -49,6 +50,9 @@ class Peer:
                         self._said[kind].set()
                     case stream.Fail(text):
                         raise MigrationRefused(f"{self.name} can't take the guest: {text}")
+        except StreamError as error:
+            name_sender(error, self.name)
+            raise
         finally:
             self._silent.set()
 
@@ -65,3 +69,9 @@ class Peer:
         """Wait until nothing more can be heard from it, or for so long."""
         with trio.move_on_after(seconds):
             await self._silent.wait()
+
+
+def name_sender(error: KvmmigError, sender: str) -> None:
+    """Put who sent it, a file's path too, before the text of an error about what was sent."""
+    if sender not in str(error):
+        error.args = (f"{sender}: {error}", *error.args[1:])

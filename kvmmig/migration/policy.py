@@ -39,6 +39,8 @@ class Limits:
     on_timeout: Literal["cancel", "force"] = "cancel"
     #: The most bytes a second; None is no limit. It can be changed while the migration runs.
     bandwidth: float | None = None
+    #: Check pages on links too, and not only on what may be a disk: each is copied, and has a digest.
+    page_digests: bool = False
 
     def __post_init__(self) -> None:
         """Raises `ValueError` for what can be no bound."""

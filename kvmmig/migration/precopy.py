@@ -119,6 +119,7 @@ class PreCopy:
         self._enter(Phase.ROUNDS)
         undo.push("end dirty logging", partial(self._in_thread, self._tracker.stop))
         await self._in_thread(self._tracker.start)
+        self.pending.fill()  # each page is sent once at least, whatever a tracker finds
         await self._collect()
         undo.push("let the vCPUs run all the time", partial(self._slow_down, 0.0))
         policy = await self._begin_policy()
@@ -175,7 +176,7 @@ class PreCopy:
     async def _introduce(self, channel: SendChannel, peer: Peer, send: Sender) -> None:
         self._cursor.put(self._encoder.preamble())
         # A link has checksums of its own. Disks have none, and what goes one way may end, and lie, on one.
-        self.pages.stable = not channel.two_way
+        self.pages.stable = self.limits.page_digests or not channel.two_way
         features = (stream.PAGE_DIGESTS,) if self.pages.stable else ()
         description = self._machine.description.encode()
         self._cursor.put(self._encoder.hello(self._machine.memory.n_pages, description, features))

@@ -66,6 +66,7 @@ CAPABILITIES = {
     "return-path": True,
     "pause-before-switchover": False,
     "auto-converge": False,
+    "x-kvmmig-page-digests": False,
 }
 
 
@@ -149,6 +150,7 @@ class MigrationSettings:
             timeout=parameters.x_kvmmig_timeout / 1000 or None,
             on_timeout=parameters.x_kvmmig_on_timeout,
             stall_timeout=parameters.x_kvmmig_stall_timeout / 1000,
+            page_digests=self.capabilities["x-kvmmig-page-digests"],
         )
 
     def _tune(self, policy: Policy) -> None:

@@ -8,9 +8,11 @@ from kvmmig.stream.format import MAGIC as MAGIC
 from kvmmig.stream.format import MAX_FRAME_PAGES as MAX_FRAME_PAGES
 from kvmmig.stream.format import MAX_HELLO as MAX_HELLO
 from kvmmig.stream.format import MAX_NAME as MAX_NAME
+from kvmmig.stream.format import MAX_PAGES as MAX_PAGES
 from kvmmig.stream.format import MAX_RUNS as MAX_RUNS
 from kvmmig.stream.format import MAX_SECTION as MAX_SECTION
 from kvmmig.stream.format import MAX_SECTIONS as MAX_SECTIONS
+from kvmmig.stream.format import MAX_STATE as MAX_STATE
 from kvmmig.stream.format import MAX_TEXT as MAX_TEXT
 from kvmmig.stream.format import PAGE_DIGESTS as PAGE_DIGESTS
 from kvmmig.stream.format import PAGE_SIZE as PAGE_SIZE

@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from typing import TypeVar
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from kvmmig.errors import LocalStreamError, StreamError, StreamTruncated, StreamVersion
 from kvmmig.stream.format import (
-    CAPS,
+    CHECKED,
     DIGEST,
     FIRST,
     HEADER,
+    IDENTITY_SIZE,
     KNOWN_FEATURES,
     MAGIC,
     MAX_FRAME_PAGES,
+    MAX_HELLO,
     MAX_NAME,
+    MAX_PAGES,
     MAX_RUNS,
     MAX_SECTION,
     MAX_SECTIONS,
+    MAX_STATE,
     MAX_TEXT,
     PAGE_DIGESTS,
     PAGE_SIZE,
     PREAMBLE,
     SECTION_HEAD,
     VERSION,
+    Checks,
     Direction,
     End,
     Event,
@@ -62,7 +67,12 @@ class Decoder:
         self.state = StreamState.PREAMBLE
         self._sequence = 0
         self._n_pages = 0
-        self._pages = self._zero_pages = self._sections = 0
+        self._pages = self._zero_pages = self._state_bytes = 0
+        self._sections: set[str] = set()
+        self._came: npt.NDArray[np.bool_] | None = None  # for each page, once there is a first one
+        self._opening = b""  # the preamble but its identity
+        self._checks = Checks(b"")
+        self.limit_sections(MAX_SECTIONS, MAX_SECTION, MAX_STATE)
         #: Bytes taken so far: where in the stream an error is.
         self.position = 0
         self._header: tuple[Kind, StreamState, int, int] | None = None
@@ -78,6 +88,13 @@ class Decoder:
     def finished(self) -> bool:
         """All that this direction can say has been said."""
         return self.state is StreamState.CLOSED
+
+    def limit_sections(self, count: int, largest: int, total: int) -> None:
+        """From here on refuse, when it begins, a section too many or one that is too large.
+
+        ``largest`` bytes are for the data of one section, ``total`` for all of them.
+        """
+        self._most_sections, self._largest_section, self._most_state = count, largest, total
 
     def buffer(self) -> memoryview:
         """Where the next bytes belong; empty only when the stream is over or `place` is due."""
@@ -125,8 +142,13 @@ class Decoder:
 
     def _complete(self, data: bytes) -> Event | None:
         if self.state is StreamState.PREAMBLE:
-            self._take_preamble(data)
-            self._expect(HEADER.size)
+            if not self._opening:
+                self._take_preamble(data)
+                self._expect(IDENTITY_SIZE)
+            else:
+                self._checks = Checks(self._opening + data)
+                self.state = FIRST[self._direction]
+                self._expect(HEADER.size)
             return None
         if self._header is None:
             in_scratch = self._take_header(data)
@@ -141,14 +163,17 @@ class Decoder:
         if magic != MAGIC:
             raise StreamError("this is not a kvmmig stream: it does not begin with the word kvmmig")
         if version != VERSION:
-            raise StreamVersion(f"the stream has version {version}; this kvmmig speaks version {VERSION}")
+            raise StreamVersion(
+                f"the stream has version {version}; this kvmmig speaks version {VERSION}. "
+                "Use the kvmmig that wrote it, or one of the same version on both sides"
+            )
         if direction != self._direction:
             raise StreamError("the stream runs in the wrong direction; is the other side a destination too?")
-        self.state = FIRST[self._direction]
+        self._opening = data
 
     def _take_header(self, data: bytes) -> int:
         """Check a header; returns how much of the body belongs into the scratch buffer."""
-        number, zero, lane, runs, sequence, length, crc, zero2 = HEADER.unpack(data)
+        number, zero, lane, runs, sequence, length, check = HEADER.unpack(data)
         at = f"at byte {self.position - HEADER.size}"
         try:
             kind = Kind(number)
@@ -156,7 +181,7 @@ class Decoder:
             raise StreamVersion(f"the stream has a frame of the unknown kind {number} {at}") from None
         if sequence != self._sequence:
             raise StreamError(f"frame {self._sequence} should follow {at}, but this is frame {sequence}")
-        if zero or zero2 or lane:
+        if zero or lane:
             raise StreamVersion(f"the {kind.name} frame {at} uses fields that version {VERSION} leaves zero")
         following = follow(self.state, kind, StreamError)
         if kind in (Kind.PAGES, Kind.ZEROS):
@@ -166,23 +191,36 @@ class Decoder:
                 raise StreamError(f"the {kind.name} frame {at} claims {runs} runs in {length} bytes")
             in_scratch = table
         else:
-            if runs or length > CAPS.get(kind, MAX_TEXT):
+            if runs or length > self._most_bytes(kind):
                 raise StreamError(f"the {kind.name} frame {at} claims {length} bytes; that is too many")
             in_scratch = length
         self._sequence += 1
-        self._header = (kind, following, length, crc)
-        self._head = data[:24] + bytes(8)
+        self._header = (kind, following, length, check)
+        self._head = data[:CHECKED]
         return int(in_scratch)
+
+    def _most_bytes(self, kind: Kind) -> int:
+        match kind:
+            case Kind.HELLO:
+                return MAX_HELLO
+            case Kind.SECTION:
+                if len(self._sections) >= self._most_sections:
+                    raise StreamError(f"the stream has more than {self._most_sections} state sections")
+                room = min(self._largest_section, self._most_state - self._state_bytes)
+                return SECTION_HEAD.size + MAX_NAME + room
+        return MAX_TEXT
 
     def _take_body(self, body: bytes) -> Event | None:
         assert self._header is not None
-        kind, following, length, crc = self._header
+        kind, following, length, check = self._header
         self._header = None
-        if zlib.crc32(body, zlib.crc32(self._head)) != crc:
+        if self._checks.of(self._head, body) != check:
             raise StreamError(
-                f"the {kind.name} frame before byte {self.position} is damaged: its CRC is wrong"
+                f"the {kind.name} frame before byte {self.position} is damaged, or of another stream: "
+                "its check is wrong"
             )
         event = self._event(kind, body, length)
+        self._checks.note(check)
         self.state = following
         if isinstance(event, Pages):
             self._placing = event.n_pages * PAGE_SIZE
@@ -231,7 +269,7 @@ class Decoder:
                 "use the same version of kvmmig on both sides"
             )
         self._digests = PAGE_DIGESTS in hello.features
-        if hello.n_pages <= 0:
+        if not 0 < hello.n_pages <= MAX_PAGES:
             raise StreamError(f"the hello names a guest of {hello.n_pages} pages")
         self._n_pages = hello.n_pages
         return hello
@@ -244,6 +282,10 @@ class Decoder:
         problem = check_runs(runs, self._n_pages)
         if problem:
             raise StreamError(f"a {kind.name} frame before byte {self.position} is wrong: {problem}")
+        if self._came is None:
+            self._came = np.zeros(self._n_pages, np.bool_)
+        for first, count in runs.tolist():
+            self._came[first : first + count] = True
         return runs, int(runs[:, 1].sum())
 
     def _section(self, body: bytes) -> Section:
@@ -252,24 +294,34 @@ class Decoder:
         size, zero, version = SECTION_HEAD.unpack_from(body)
         name = body[SECTION_HEAD.size : SECTION_HEAD.size + size]
         data = body[SECTION_HEAD.size + size :]
-        if zero or not 0 < size <= MAX_NAME or len(name) != size or len(data) > MAX_SECTION:
+        if zero or not 0 < size <= MAX_NAME or len(name) != size or len(data) > self._largest_section:
             raise StreamError("a SECTION frame does not fit its own head")
-        self._sections += 1
-        if self._sections > MAX_SECTIONS:
-            raise StreamError(f"the stream has more than {MAX_SECTIONS} state sections")
         try:
-            return Section(name.decode(), version, data)
+            section = Section(name.decode(), version, data)
         except UnicodeDecodeError:
             raise StreamError(f"a state section's name is not text: {name!r}") from None
+        if section.name in self._sections:
+            raise StreamError(f"the state section {section.name!r} is there twice")
+        self._sections.add(section.name)
+        self._state_bytes += len(data)
+        return section
 
     def _end(self, body: bytes) -> End:
         end = _json(body, End)
-        mine = (self._pages, self._zero_pages, self._sections)
+        mine = (self._pages, self._zero_pages, len(self._sections))
         theirs = (end.pages, end.zero_pages, end.sections)
         if mine != theirs:
             raise StreamError(
                 "the stream is not whole: the source counted {} pages, {} zero pages and {} sections, "
                 "but {}, {} and {} came".format(*theirs, *mine)
+            )
+        if end.digest != self._checks.digest:
+            raise StreamError("the stream is not what the source sent: the digest over its frames is wrong")
+        came = 0 if self._came is None else int(np.count_nonzero(self._came))
+        if missing := self._n_pages - came:
+            raise StreamError(
+                f"the stream is not whole: {missing} of the guest's {self._n_pages} pages never came, "
+                "neither as data nor as zero"
             )
         return end
 

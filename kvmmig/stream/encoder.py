@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import zlib
+import os
 from collections.abc import Sequence
 
 import msgspec
@@ -11,6 +11,7 @@ from kvmmig.errors import LocalStreamError
 from kvmmig.stream.format import (
     FIRST,
     HEADER,
+    IDENTITY_SIZE,
     MAGIC,
     MAX_NAME,
     MAX_SECTION,
@@ -20,6 +21,7 @@ from kvmmig.stream.format import (
     PREAMBLE,
     SECTION_HEAD,
     VERSION,
+    Checks,
     Direction,
     End,
     Hello,
@@ -36,9 +38,13 @@ from kvmmig.stream.format import (
 class Encoder:
     """Makes one direction of a stream. `LocalStreamError` when the caller breaks the protocol."""
 
-    def __init__(self, direction: Direction, *, lane: int = 0) -> None:
+    def __init__(self, direction: Direction, *, lane: int = 0, identity: bytes | None = None) -> None:
+        """``identity`` is 16 bytes that no other stream has; random ones if it is not given."""
         self._direction = direction
         self._lane = lane
+        identity = os.urandom(IDENTITY_SIZE) if identity is None else identity
+        self._preamble = PREAMBLE.pack(MAGIC, VERSION, direction) + identity
+        self._checks = Checks(self._preamble)
         self.state = StreamState.PREAMBLE
         self._sequence = 0
         self._n_pages = 0
@@ -52,7 +58,7 @@ class Encoder:
         if self.state is not StreamState.PREAMBLE:
             raise LocalStreamError(f"a preamble can't be sent when the stream is {self.state.value}")
         self.state = FIRST[self._direction]
-        return PREAMBLE.pack(MAGIC, VERSION, self._direction)
+        return self._preamble
 
     def hello(self, n_pages: int, machine: bytes, features: Sequence[str] = ()) -> bytes:
         """``machine`` is a JSON object; the codec carries it as it is."""
@@ -97,8 +103,8 @@ class Encoder:
         )
 
     def end(self, *, running: bool) -> bytes:
-        """The END frame, with all that this encoder has counted."""
-        totals = End(self.pages, self.zero_pages, self.sections, running)
+        """The END frame, with all that this encoder has counted, and its digest."""
+        totals = End(self.pages, self.zero_pages, self.sections, running, self._checks.digest)
         return self._frame(Kind.END, msgspec.json.encode(totals))
 
     def signal(self, kind: Kind) -> bytes:
@@ -118,8 +124,9 @@ class Encoder:
     def _frame(self, kind: Kind, body: bytes, *, runs: int = 0, extra: int = 0) -> bytes:
         self.state = follow(self.state, kind, LocalStreamError)
         length = len(body) + extra
-        blank = HEADER.pack(kind, 0, self._lane, runs, self._sequence, length, 0, 0)
-        crc = zlib.crc32(body, zlib.crc32(blank))
-        head = HEADER.pack(kind, 0, self._lane, runs, self._sequence, length, crc, 0)
+        blank = HEADER.pack(kind, 0, self._lane, runs, self._sequence, length, 0)
+        check = self._checks.of(blank, body)
+        self._checks.note(check)
+        head = HEADER.pack(kind, 0, self._lane, runs, self._sequence, length, check)
         self._sequence += 1
         return head + body

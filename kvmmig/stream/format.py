@@ -11,16 +11,20 @@ A stream, forwards (source to destination) and backwards (destination to source,
     backwards   preamble ACCEPT READY RUNNING
     either      FAIL, anywhere: the sender gives up and says why
 
-It begins with a preamble of 16 bytes: ``"kvmmig\\r\\n"``, the version, the direction. Then frames: a header
-of 32 bytes, and a body. All numbers are little-endian::
+It begins with a preamble of 32 bytes: ``"kvmmig\\r\\n"``, the version, the direction, and the stream's
+identity, 16 random bytes. Then frames: a header of 32 bytes, and a body. All numbers are little-endian::
 
-    kind u8 | 0 u8 | lane u16 | runs u32 | sequence u64 | length u64 | crc32 u32 | 0 u32
+    kind u8 | 0 u8 | lane u16 | runs u32 | sequence u64 | length u64 | check u64
 
 ``length`` counts the bytes behind the header. The body of PAGES is a table of ``runs`` rows (first page u64,
 count u64), with the feature `PAGE_DIGESTS` an XXH3 u64 of the pages, and then the pages themselves; of ZEROS
-the table alone; of the others what their class says. The CRC covers the header (as if it were 0 there) and
-all of the body but the pages: those may be live memory, which changes while it is sent. Only a stable copy
-can have a digest. Pages are numbered in RAM order, over the regions that the hello names.
+the table alone; of the others what their class says. Pages are numbered in RAM order, over the regions that
+the hello names.
+
+``check`` is an XXH3 of the header before it and of all of the body but the pages, seeded by the XXH3 of the
+preamble: so a frame of one stream is wrong in every other. The pages may be live memory, which changes while
+it is sent; only a stable copy can have a digest, which the check covers. END carries a digest over the checks
+of all frames before it, and each page must have come by then, as data or as zero.
 
 Everything that comes in is checked before it is used: each length has a cap and is compared to it before
 anything is allocated; page numbers lie inside the guest; frames are counted, so a lost or a repeated one is
@@ -42,10 +46,12 @@ import xxhash
 
 from kvmmig.errors import StreamError
 
-VERSION = 1
+VERSION = 2
 MAGIC = b"kvmmig\r\n"
 PAGE_SIZE = 4096
 
+#: The most pages of a guest: 64 GiB, as much as a machine can have. A receiver keeps a byte for each.
+MAX_PAGES = 1 << 24
 #: The most pages in one frame, 16 MiB: what a lane commits to before it can say something else, and what a
 #: receiver clears or scatters in one go on its event loop.
 MAX_FRAME_PAGES = 4096
@@ -53,9 +59,11 @@ MAX_FRAME_PAGES = 4096
 MAX_RUNS = 1024
 #: A hello with the CPUID of a large machine is some 10 KiB.
 MAX_HELLO = 1 << 20
-#: The largest piece of state known is a LAPIC or an XSAVE area of a few KiB.
+#: Bounds of the machine state for a receiver that knows no better (see `Decoder.limit_sections`): bytes of
+#: one section, how many there are, and their bytes in all.
 MAX_SECTION = 1 << 20
 MAX_SECTIONS = 4096
+MAX_STATE = 16 << 20
 MAX_TEXT = 4096
 MAX_NAME = 255
 
@@ -64,7 +72,9 @@ PAGE_DIGESTS = "page-digests"
 KNOWN_FEATURES = frozenset({PAGE_DIGESTS})
 
 PREAMBLE = struct.Struct("<8sII")
-HEADER = struct.Struct("<BBHIQQII")
+IDENTITY_SIZE = 16
+HEADER = struct.Struct("<BBHIQQQ")
+CHECKED = 24  # so many bytes of a header come before its check, and are covered by it
 SECTION_HEAD = struct.Struct("<HHI")
 DIGEST = struct.Struct("<Q")
 
@@ -128,7 +138,6 @@ NEXT: Mapping[StreamState, Mapping[Kind, StreamState]] = {
     StreamState.RUNNING: {Kind.RUNNING: StreamState.CLOSED},
 }
 FIRST = {Direction.FORWARDS: StreamState.HELLO, Direction.BACKWARDS: StreamState.ACCEPT}
-CAPS = {Kind.HELLO: MAX_HELLO, Kind.SECTION: MAX_SECTION + MAX_NAME + SECTION_HEAD.size}
 
 
 class Hello(msgspec.Struct, frozen=True):
@@ -136,7 +145,7 @@ class Hello(msgspec.Struct, frozen=True):
 
     n_pages: int
     machine: msgspec.Raw  # JSON that this codec does not look into
-    features: tuple[str, ...] = ()  # what the stream uses beyond version 1; an unknown one is refused by name
+    features: tuple[str, ...] = ()  # what the stream uses beyond version 2; an unknown one is refused by name
 
 
 class End(msgspec.Struct, frozen=True):
@@ -146,6 +155,7 @@ class End(msgspec.Struct, frozen=True):
     zero_pages: int
     sections: int
     running: bool
+    digest: str  # of all frames before this one: see `Checks`
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +203,30 @@ class Fail:
 
 
 Event: TypeAlias = Hello | Pages | PagesDone | Zeros | Section | End | Signal | Fail
+
+
+class Checks:
+    """The checks of one stream's frames, in order, and the digest over all of them so far."""
+
+    def __init__(self, preamble: bytes) -> None:
+        """``preamble`` with the identity."""
+        self._seed = xxhash.xxh3_64_intdigest(preamble)
+        self._whole = xxhash.xxh3_128(preamble)
+
+    def of(self, head: bytes, body: bytes) -> int:
+        """A frame's check: over the first `CHECKED` bytes of its header, and its body but for pages."""
+        hasher = xxhash.xxh3_64(head[:CHECKED], seed=self._seed)
+        hasher.update(body)
+        return hasher.intdigest()
+
+    def note(self, check: int) -> None:
+        """A frame with this check has been sent, or has come."""
+        self._whole.update(DIGEST.pack(check))
+
+    @property
+    def digest(self) -> str:
+        """The XXH3-128 of the preamble and of what was noted, in hexadecimal."""
+        return self._whole.hexdigest()
 
 
 def digest(data: Sequence[memoryview]) -> bytes:

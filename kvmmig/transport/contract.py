@@ -10,6 +10,8 @@ rely on it: between the engine and every channel stands the guard, `kvmmig.trans
 
 from __future__ import annotations
 
+import os
+import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -60,6 +62,9 @@ class AnyChannel(ABC):
     peer: str = ""
     #: Sentences that the user should see and that are no errors, such as a fall-back that was taken.
     notices: tuple[str, ...] = ()
+    #: What both ends know of this one connection, and whoever stands between them does not: a proof that is
+    #: made over this channel is bound to it. Empty where there is no such thing.
+    binding: bytes = b""
     #: What can be turned while it is in use: names as in the URI, ``throttle.rate``.
     knobs: Mapping[str, Knob] = {}
 
@@ -239,7 +244,7 @@ class Transport(ABC):
             if name in taken:
                 raise BadURI(f"{str(self.uri)!r} gives {name!r} twice: by itself and by a file; give it once")
             if from_file:
-                value = _read_option(self.uri, written, value)
+                value = _read_option(self.uri, written, value, secret=option.secret)
             elif option.secret:
                 raise BadURI(
                     f"{owner}: {name} is a secret, and whoever lists processes or reads a log sees a URI; "
@@ -253,9 +258,15 @@ class Transport(ABC):
         return taken
 
 
-def _read_option(uri: TransportURI, name: str, path: str) -> str:
+def _read_option(uri: TransportURI, name: str, path: str, *, secret: bool) -> str:
     try:
         with open(path, encoding="utf-8") as file:
+            mode = os.fstat(file.fileno()).st_mode & 0o777
+            if secret and mode & 0o077:
+                raise BadURI(
+                    f"{str(uri)!r}: {path} is open to other users (mode {mode:04o}); make it private by "
+                    f"chmod 600 {shlex.quote(path)}"
+                )
             return file.read(1 << 20).removesuffix("\n")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is no text in UTF-8"

@@ -107,6 +107,7 @@ class GuardedChannel(Channel):
         with blaming(who, "its attributes"):
             self.peer = str(channel.peer)
             self.notices = tuple(str(notice) for notice in channel.notices)
+            self.binding = bytes(channel.binding)
             self._two_way = bool(channel.two_way)
             if isinstance(channel, SendChannel):
                 self.copies = bool(channel.copies)

@@ -39,6 +39,8 @@ _BUILT_IN = {
 _BUILT_IN_WRAPPERS = {
     "throttle": "kvmmig_transports.throttle:ThrottleWrapper",
     "fault": "kvmmig_transports.fault:FaultWrapper",
+    "tls": "kvmmig_transports.tls:TlsWrapper",
+    "secret": "kvmmig_transports.secret:SecretWrapper",
 }
 _registered: dict[str, type[Transport]] = {}
 _registered_wrappers: dict[str, type[Wrapper]] = {}

@@ -132,6 +132,7 @@ class PassingChannel(Channel):
         self.below = cast(Channel, below)  # whichever of its ways there is
         self.peer = below.peer
         self.notices = below.notices
+        self.binding = below.binding
         self.knobs = dict(below.knobs)
         if isinstance(below, SendChannel):
             self.copies = below.copies

@@ -64,9 +64,12 @@ def test_a_machine_is_paused_resumed_reset_and_tuned(background: Background, com
         r"downtime-limit +50\.0 ms",
         r"bandwidth +500 MB/s",
         r"auto-converge +on",
+        r"page-digests +off",
         r"policy +combined",
     ):
         assert re.search(line, shown), shown
+    assert command("set", "a", "page-digests", "on")[0] == 0
+    assert re.search(r"page-digests +on", command("set", "a")[1])
     assert command("set", "a", "max-bandwidth", "none", "policy", "max-rounds")[0] == 0
     shown = command("set", "a")[1]
     assert re.search(r"bandwidth +none", shown)

@@ -95,9 +95,10 @@ def test_a_truncated_file_is_one_sentence(
 
 
 def test_a_file_of_another_kind_is_one_sentence(kvmmig: Kvmmig) -> None:
-    failed = kvmmig("run", "--incoming", f"file:{Path(shutil.which('sh') or '/bin/sh').resolve()}")
+    program = Path(shutil.which("sh") or "/bin/sh").resolve()
+    failed = kvmmig("run", "--incoming", f"file:{program}")
     assert failed.process.returncode == 1
-    assert failed.stderr.splitlines()[1].startswith("kvmmig: this is not a kvmmig stream")
+    assert failed.stderr.splitlines()[1].startswith(f"kvmmig: {program}: this is not a kvmmig stream")
 
 
 def test_a_stranger_who_connects_is_one_sentence(kvmmig: Kvmmig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -25,6 +26,7 @@ from kvmmig.errors import (
 from kvmmig.machine import Machine, MachineConfig, State
 from kvmmig.machine.cpu import Cpu
 from kvmmig.machine.pageset import Batch, PageSet
+from kvmmig.machine.state import StateSection
 from kvmmig.machine.throttle import SLICE
 from kvmmig.migration.incoming import IncomingMigration
 from kvmmig.migration.outgoing import OutgoingMigration
@@ -211,16 +213,18 @@ async def test_memory_beyond_the_hole_moves_too() -> None:
 # -- the proof is a proof ---------------------------------------------------------------------------------
 
 
-async def test_one_page_dropped_by_the_cursor_is_found(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+async def test_a_page_that_is_never_sent_again_is_found(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     batches = PageSet.batches
+    rounds = itertools.count()
     dropped: list[int] = []
 
     def without_one(self: PageSet, limit: int, scattered: int | None = None) -> Iterator[Batch]:
+        first_round = next(rounds) == 0
         for batch in batches(self, limit, scattered):
-            if not dropped and len(batch.pages) > 100 and batch.first > 1024:
-                dropped.append(int(batch.pages[50]))
-                keep = [i for i in range(len(batch.pages)) if i != 50]
-                yield Batch(batch.first, batch.stop, batch.pages[keep])
+            if not first_round and not dropped and len(batch.pages) > 20:
+                dropped.append(int(batch.pages[10]))
+            if not first_round and dropped:
+                yield Batch(batch.first, batch.stop, batch.pages[batch.pages != dropped[0]])
             else:
                 yield batch
 
@@ -231,6 +235,22 @@ async def test_one_page_dropped_by_the_cursor_is_found(monkeypatch: pytest.Monke
     assert dropped
     assert not result.ok
     assert any(f"page {dropped[0]:#x} " in fault for fault in result.faults)
+
+
+async def test_a_page_that_is_never_sent_at_all_is_missed_and_the_source_runs_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    batches = PageSet.batches
+
+    def without_one(self: PageSet, limit: int, scattered: int | None = None) -> Iterator[Batch]:
+        for batch in batches(self, limit, scattered):
+            yield Batch(batch.first, batch.stop, batch.pages[batch.pages != 1234])
+
+    monkeypatch.setattr(PageSet, "batches", without_one)
+    async with running("dirtier", hot="1MiB") as (source, letters):
+        assert "1 of the guest's 8192 pages never came" in str(await refused(source))
+        await letters.wait_for(2)
+        assert (await check(source)).ok
 
 
 async def test_one_frame_sent_twice_is_refused_and_the_source_runs_on(
@@ -260,13 +280,13 @@ async def test_one_frame_sent_twice_is_refused_and_the_source_runs_on(
 # -- what does not fit, breaks, or is cancelled -----------------------------------------------------------
 
 
-async def refused(source: Machine) -> KvmmigError:
-    """Try to move a guest to a destination of this process; both must fail."""
+async def refused(source: Machine, through: str = "{}", limits: Limits | None = None) -> KvmmigError:
+    """Try to move a guest to a destination of this process; both must fail. ``{}`` is its URI."""
     errors: list[KvmmigError] = []
 
     async def send(uri: TransportURI) -> None:
         with trio.fail_after(60), pytest.raises(KvmmigError) as caught:
-            await OutgoingMigration(source, str(uri)).run()
+            await OutgoingMigration(source, through.format(uri), limits=limits).run()
         errors.append(caught.value)
 
     async with trio.open_nursery() as nursery:
@@ -353,7 +373,9 @@ async def test_a_stream_that_is_cut_or_goes_on_or_is_none_leaves_nothing_behind(
     saved = tmp_path / "guest.img"
     async with running("dirtier", size=8 * MIB, hot="1MiB") as (source, _):
         await OutgoingMigration(source, f"file:{saved}").run()
-    whole = saved.read_bytes()
+    async with running("dirtier", size=8 * MIB, hot="1MiB") as (source, _):
+        await OutgoingMigration(source, f"file:{tmp_path / 'older.img'}").run()
+    whole, older = saved.read_bytes(), (tmp_path / "older.img").read_bytes()
     cases: list[tuple[bytes, type[KvmmigError], str]] = [
         (b"", StreamTruncated, "ends after 0 bytes"),
         (whole[:8], StreamTruncated, "ends after 8 bytes"),
@@ -362,15 +384,26 @@ async def test_a_stream_that_is_cut_or_goes_on_or_is_none_leaves_nothing_behind(
         (whole[:-1], StreamTruncated, "not whole"),
         (whole + b"x", StreamError, "goes on behind its end"),
         (b"\x7fELF" + whole[4:], StreamError, "not a kvmmig stream"),
-        (whole.replace(b"cpu0/regs", b"cpu0/rags"), StreamError, "CRC"),
+        (whole.replace(b"cpu0/regs", b"cpu0/rags"), StreamError, "its check is wrong"),
+        (
+            older[: len(older) // 2] + whole[len(older) // 2 :],
+            StreamError,
+            "of another stream|digest is wrong",
+        ),
+        (
+            whole[: len(older) // 2] + older[len(older) // 2 :],
+            StreamError,
+            "of another stream|digest is wrong",
+        ),
     ]
     with trio.fail_after(60):
         for data, kind, sentence in cases:
             bad = tmp_path / "bad.img"
             bad.write_bytes(data)
             threads, fds = threading.active_count(), len(os.listdir("/proc/self/fd"))
-            with pytest.raises(kind, match=sentence):
+            with pytest.raises(kind, match=sentence) as caught:
                 await receive_file(bad)
+            assert str(bad) in str(caught.value)
             assert len(os.listdir("/proc/self/fd")) <= fds + 1, "the thread cache may keep one"
             assert not [t for t in threading.enumerate() if "vCPU" in t.name], threads
 
@@ -387,8 +420,41 @@ async def test_a_state_section_that_is_missing_is_named(
 
         monkeypatch.setattr(source, "capture", forgetful)
         await OutgoingMigration(source, f"file:{saved}").run()
-    with pytest.raises(StateMismatch, match="cpu0/sregs are missing"):
+    with pytest.raises(StateMismatch, match=r"guest\.img: .*cpu0/sregs are missing"):
         await receive_file(saved)
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (StateSection("dev/floppy", 1, b"x"), "no place for the state section 'dev/floppy'"),
+        (StateSection("dev/floppy", 1, bytes(1 << 20)), "claims 10485.. bytes; that is too many"),
+        (StateSection("cpu0/regs", 1, b"x"), "'cpu0/regs' is there twice"),
+    ],
+)
+async def test_a_section_that_does_not_belong_is_refused_when_it_comes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, more: StateSection, sentence: str
+) -> None:
+    saved = tmp_path / "guest.img"
+    async with running("dirtier", size=8 * MIB, hot="1MiB") as (source, _):
+        capture = source.capture
+
+        async def with_another_one() -> list[StateSection]:
+            return [*(await capture())[:-1], more]
+
+        monkeypatch.setattr(source, "capture", with_another_one)
+        await OutgoingMigration(source, f"file:{saved}").run()
+    with pytest.raises((StateMismatch, StreamError), match=rf"guest\.img: .*{sentence}"):
+        await receive_file(saved)
+
+
+async def test_with_page_digests_damage_on_a_link_is_refused_and_the_source_runs_on() -> None:
+    async with running("dirtier", size=8 * MIB, hot="1MiB") as (source, letters):
+        way = "fault+{}?fault.what=corrupt&fault.at=2MiB"
+        error = await refused(source, way, Limits(page_digests=True))
+        assert "digest is wrong" in str(error)
+        await letters.wait_for(2)
+        assert (await check(source)).ok
 
 
 async def test_a_source_that_says_nothing_is_not_waited_for(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from kvmmig.migration.incoming import IncomingMigration
 from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.migration.policy import Limits, MaxRounds
 from kvmmig.transport import TransportURI
+from tests.transports import certificates
 
 pytestmark = pytest.mark.kvm
 
@@ -242,3 +243,13 @@ async def test_a_command_that_goes_on_with_the_guest_is_left_with_it(how: str, t
                 await trio.sleep(0.05)
     assert b"FAIL" not in printed.read_bytes()
     os.kill(int(pid.read_text()), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("wrappers", ["tls", "secret", "secret+tls"])
+async def test_over_a_connection_that_lets_nobody_else_in(wrappers: str, tmp_path: Path) -> None:
+    certificates.make(tmp_path)
+    (tmp_path / "secret").touch(0o600)
+    (tmp_path / "secret").write_text("what both sides know")
+    given = {"tls": f"tls.dir={tmp_path}", "secret": f"secret.key.file={tmp_path}/secret"}
+    options = "&".join(given[wrapper] for wrapper in wrappers.split("+"))
+    await move(f"{wrappers}+{{uri}}?{options}", f"{wrappers}+tcp:127.0.0.1:0?{options}")

@@ -100,6 +100,16 @@ async def test_the_event_loop_looks_at_no_page(two_way: bool, monkeypatch: pytes
     assert loop not in threads
 
 
+async def test_a_page_that_no_tracker_ever_reports_is_sent_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machine = machine_with_pages()
+    monkeypatch.setattr(machine.tracker, "collect", lambda into: 0)
+    sink = Sink()
+    await OutgoingMigration(machine, Given(sink), policy=MaxRounds(1)).run()
+    assert received(bytes(sink.data))[0] == bytes(machine.memory.pages(0, 64))
+
+
 @pytest.mark.parametrize("stride", [1, 2, 40])
 async def test_scattered_and_contiguous_pages_arrive_alike(stride: int) -> None:
     machine = FakeMachine()

@@ -85,7 +85,7 @@ async def test_capabilities_are_shown_and_set_and_an_unknown_one_is_answered_wit
             return {one["capability"]: one["state"] for one in await lab("query-migrate-capabilities")}
 
         before = {"events": False, "return-path": True, "pause-before-switchover": False}
-        assert await capabilities() == {**before, "auto-converge": False}
+        assert await capabilities() == {**before, "auto-converge": False, "x-kvmmig-page-digests": False}
         with pytest.raises(QMPError) as caught:
             await lab(
                 "migrate-set-capabilities",
@@ -96,7 +96,7 @@ async def test_capabilities_are_shown_and_set_and_an_unknown_one_is_answered_wit
             )
         assert str(caught.value) == (
             "there is no migration capability 'xbzrle' here; there are events, return-path, "
-            "pause-before-switchover, auto-converge"
+            "pause-before-switchover, auto-converge, x-kvmmig-page-digests"
         )
         assert not (await capabilities())["events"], "all of them, or none"
         with pytest.raises(QMPError, match="return-path can't be switched off"):

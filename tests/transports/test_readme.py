@@ -72,6 +72,7 @@ async def test_the_store(check: Check, names: dict[str, Any]) -> None:
 @pytest.mark.parametrize("check", CHECKS)
 async def test_the_wrapper_that_reframes(check: Check, tmp_path: Path, names: dict[str, Any]) -> None:
     key = tmp_path / "key"
+    key.touch(0o600)
     key.write_text("sesame\n")
     await check(lambda: _wrapped(names["SealWrapper"], "seal", {"seal.key.file": str(key)}))
 

@@ -109,8 +109,13 @@ def test_an_option_is_as_the_uri_has_it_or_as_its_file_says(tmp_path: Path) -> N
     assert _optional(mode__file=f"{tmp_path}/mode").option("mode") == "quick"
 
 
+def _private(path: Path, content: bytes) -> None:
+    path.touch(0o600)
+    path.write_bytes(content)
+
+
 def test_a_file_loses_its_last_newline_and_nothing_else(tmp_path: Path) -> None:
-    (tmp_path / "key").write_text(" two\nlines \n\n")
+    _private(tmp_path / "key", b" two\nlines \n\n")
     assert _optional(key__file=f"{tmp_path}/key").option("key") == " two\nlines \n"
 
 
@@ -126,7 +131,7 @@ def test_a_secret_can_stand_in_no_uri(tmp_path: Path) -> None:
 
 def test_what_a_file_says_is_never_printed(tmp_path: Path) -> None:
     (tmp_path / "mode").write_text("hunter2")
-    (tmp_path / "key").write_text("hunter2")
+    _private(tmp_path / "key", b"hunter2")
     with pytest.raises(BadURI, match="what that file says is not understood; write mode=slow or") as caught:
         _optional(mode__file=f"{tmp_path}/mode")
     transport = _optional(key__file=f"{tmp_path}/key")
@@ -139,7 +144,7 @@ def test_what_a_file_says_is_never_printed(tmp_path: Path) -> None:
 )
 def test_a_file_that_cannot_be_read_is_a_sentence(content: bytes | None, why: str, tmp_path: Path) -> None:
     if content is not None:
-        (tmp_path / "key").write_bytes(content)
+        _private(tmp_path / "key", content)
     with pytest.raises(BadURI, match=f"key.file: can't read .*: {why}"):
         _optional(key__file=f"{tmp_path}/key")
 

@@ -76,6 +76,7 @@ class _Reframed(PassingChannel):
         super().__init__(channel)
         self._frames = frames
         self.notices = frames.below.notices
+        self.binding = frames.below.binding
         self.knobs = frames.below.knobs
 
     def waits_for(self) -> str:
