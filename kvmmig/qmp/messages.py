@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from kvmmig.errors import KvmmigError
+from kvmmig.qmp.secret import CHALLENGE
 
 #: The classes of errors that a client may tell apart. All but the first are for a client that can do
 #: something else.
@@ -35,6 +36,10 @@ class QMPError(KvmmigError):
         super().__init__(desc)
         self.desc = desc
         self.error_class = error_class
+
+
+class NotQMP(QMPError):
+    """What came is no JSON object: perhaps its sender speaks another protocol."""
 
 
 class Arguments(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
@@ -74,8 +79,16 @@ class Request(msgspec.Struct, frozen=True):
     arguments: msgspec.Raw
 
 
+class Proof(Arguments, frozen=True):
+    """The arguments of `PROVE`: hexadecimal digits."""
+
+    nonce: str
+    proof: str
+
+
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _string = msgspec.json.Decoder(str)
+_proof = msgspec.json.Decoder(Proof)
 _encoder = msgspec.json.Encoder()
 _NO_ARGUMENTS = msgspec.Raw(b"{}")
 
@@ -86,7 +99,7 @@ def parse_members(text: bytes | bytearray) -> dict[str, msgspec.Raw]:
         text.decode()  # the decoder looks only at strings that it unpacks
         return _members.decode(text)
     except msgspec.ValidationError as error:
-        raise QMPError("QMP input must be a JSON object") from error
+        raise NotQMP("QMP input must be a JSON object") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise parse_error(error) from error
 
@@ -119,6 +132,14 @@ def parse_request(members: Mapping[str, msgspec.Raw]) -> Request:
     return Request(execute, arguments)
 
 
+def parse_proof(request: Request) -> Proof:
+    """Raises `QMPError`."""
+    try:
+        return _proof.decode(request.arguments)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise QMPError(f"'{request.execute}' needs 'nonce' and 'proof', both hexadecimal digits") from error
+
+
 def _parse_command(text: msgspec.Raw) -> str:
     try:
         return _string.decode(text)
@@ -128,7 +149,7 @@ def _parse_command(text: msgspec.Raw) -> str:
         raise parse_error(error) from error
 
 
-def parse_error(error: Exception) -> QMPError:
+def parse_error(error: Exception) -> NotQMP:
     """What is wrong with a text that is not JSON."""
     match error:
         case UnicodeDecodeError():
@@ -137,7 +158,7 @@ def parse_error(error: Exception) -> QMPError:
             reason = "it is nested too deeply"
         case _:
             reason = str(error).removeprefix("JSON is malformed: ")
-    return QMPError(f"JSON parse error, {reason[:1].lower()}{reason[1:]}")
+    return NotQMP(f"JSON parse error, {reason[:1].lower()}{reason[1:]}")
 
 
 def shortened(text: str) -> str:
@@ -147,6 +168,11 @@ def shortened(text: str) -> str:
 
 def encode_greeting(version: str) -> bytes:
     return _line({"QMP": {"version": version_info(version), "capabilities": []}})
+
+
+def encode_challenge(nonce: str) -> bytes:
+    """What comes before the greeting, where a secret is asked for."""
+    return _line({CHALLENGE: {"nonce": nonce}})
 
 
 def encode_reply(result: object, request_id: msgspec.Raw | None = None) -> bytes:
