@@ -6,10 +6,10 @@ from typing import Literal
 
 import msgspec
 
+from kvmmig.monitor import targets
 from kvmmig.monitor.control import MachineControl
 from kvmmig.monitor.parameters import ParameterChanges
 from kvmmig.monitor.replies import migration_info
-from kvmmig.monitor import targets
 from kvmmig.monitor.targets import Channels, Target
 from kvmmig.qmp import Arguments, CommandTable, NoArguments, QMPError, Session
 

@@ -71,7 +71,7 @@ class QMPClient:
         self.greeting: Mapping[str, Any] = {}
         #: How many events were lost because nobody took them.
         self.dropped_events = 0
-        self._challenge = ""
+        self._challenge: str | None = None
         self._last_id = 0
         self._replies: dict[int, _Message | None] = {}  # by id; None has not come yet
         self._events: deque[Event] = deque()
@@ -163,8 +163,8 @@ class QMPClient:
             if secret is not None:
                 await self._prove(secret)
             while not self.greeting:
-                await self._read_for_all(lambda: bool(self.greeting or self._challenge))
-                if secret is None and self._challenge:
+                await self._read_for_all(lambda: bool(self.greeting) or self._challenge is not None)
+                if secret is None and self._challenge is not None:
                     raise ConnectFailed(
                         f"the monitor at {self._address} asks for a secret; add ,secret-file=PATH"
                     )
@@ -174,8 +174,8 @@ class QMPClient:
 
     async def _prove(self, secret: bytes) -> None:
         """Prove that this side knows the secret, and have the monitor prove it too."""
-        while not self._challenge:
-            await self._read_for_all(lambda: bool(self.greeting or self._challenge))
+        while self._challenge is None:
+            await self._read_for_all(lambda: bool(self.greeting) or self._challenge is not None)
             if self.greeting:
                 raise ConnectFailed(
                     f"the monitor at {self._address} does not ask for a secret; perhaps it is not yours"

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from kvmmig.errors import BadURI
+from kvmmig.transport.toolkit import why
 
 #: The command that proves.
 PROVE = "x-kvmmig-prove"
@@ -53,7 +54,7 @@ def read_secret(path: str) -> bytes:
                 )
             secret = file.read(_LONGEST + 1).removesuffix(b"\n")
     except OSError as error:
-        raise BadURI(f"can't read the secret in {path}: {error.strerror}") from error
+        raise BadURI(f"can't read the secret in {path}: {why(error)}") from error
     if not _SHORTEST <= len(secret) <= _LONGEST:
         raise BadURI(
             f"the secret in {path} must have {_SHORTEST} to {_LONGEST} bytes; make one by "
