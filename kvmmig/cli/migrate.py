@@ -7,11 +7,11 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 
-import click
 import trio
 
 from kvmmig.cli.display import Display, JsonLines, Lines, LiveBlock
 from kvmmig.cli.lifetime import run_to_end
+from kvmmig.cli.printing import echo
 from kvmmig.cli.progress import summary
 from kvmmig.cli.remote import end_machine, has_ended, machine, migration_figures
 from kvmmig.errors import BadURI, ChannelBroken, MigrationError
@@ -172,7 +172,7 @@ async def _report_end(
     match figures.phase:
         case Phase.DONE:
             if not quiet:
-                click.echo(summary(figures))
+                echo(summary(figures))
             if keep:
                 _say(f"{name!r} stays here, stopped, until: kvmmig quit {name}")
             else:
@@ -210,4 +210,4 @@ def _can_ask() -> bool:
 
 
 def _say(text: str) -> None:
-    click.echo(f"kvmmig: {text}", err=True)
+    echo(f"kvmmig: {text}", err=True)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
-import os
-from collections.abc import AsyncIterator, Mapping
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -14,10 +13,13 @@ import trio
 
 from kvmmig.cli import rundir
 from kvmmig.cli.lifetime import run_to_end
-from kvmmig.errors import ChannelBroken, KvmmigError
+from kvmmig.errors import ChannelBroken, ConnectFailed, KvmmigError
 from kvmmig.migration.phases import PHASES
 from kvmmig.migration.report import MigrationStatistics
+from kvmmig.qmp.address import UnixAddress
 from kvmmig.qmp.client import QMPClient
+
+_AGAIN = 0.01  # seconds between two attempts to connect where others wait already
 
 
 class NoSuchMachine(KvmmigError):
@@ -27,7 +29,7 @@ class NoSuchMachine(KvmmigError):
 def no_such_machine(name: str) -> NoSuchMachine:
     """The error, with what can be done instead."""
     log = rundir.files_of(name).log
-    ended = f" (one that has ended left its last words in {log})" if log.exists() else ""
+    ended = f" (one that has ended left its last words in {log})" if rundir.has_log(name) else ""
     running = [other for other in rundir.names() if other != name]
     hint = (
         f"these run: {', '.join(running)}"
@@ -44,11 +46,24 @@ async def machine(name: str, *, timeout: float = 5.0) -> AsyncIterator[QMPClient
     Raises `NoSuchMachine`, `BadConfig` for what is no name, `ConnectFailed` where no monitor answers.
     """
     rundir.check_name(name)
-    path = rundir.files_of(name).monitor
-    if not rundir.answers(path):
-        raise no_such_machine(name)
-    async with QMPClient.connect(f"unix:{path}", timeout=timeout) as client:
+    address = UnixAddress(str(rundir.files_of(name).monitor))
+    try:
+        with trio.move_on_after(timeout) as scope:
+            sock = await connected(rundir.connect_monitor, name)
+    except OSError as error:
+        raise no_such_machine(name) from error
+    if scope.cancelled_caught:
+        raise ConnectFailed(f"the monitor at {address} has not answered for {timeout:g} s")
+    async with QMPClient.connect(address, timeout=timeout, sock=sock) as client:
         yield client
+
+
+async def connected(connect: Callable[[str], socket.socket | None], name: str) -> trio.socket.SocketType:
+    """What ``connect(name)`` connects to, as soon as there is room for one more. Raises as it does."""
+    await trio.lowlevel.checkpoint()
+    while (sock := connect(name)) is None:  # noqa: ASYNC110 - no event says so
+        await trio.sleep(_AGAIN)
+    return trio.socket.from_stdlib_socket(sock)
 
 
 def execute(name: str, command: str, arguments: Mapping[str, object] | None = None) -> int:
@@ -77,16 +92,7 @@ async def end_machine(client: QMPClient, name: str) -> None:
     """End a machine, and wait until it is gone. A cancel leaves it ending."""
     with suppress(ChannelBroken):  # it may be gone before its reply is here
         await client.execute("quit")
-    await trio.to_thread.run_sync(_wait_for_lock, rundir.files_of(name).lock, abandon_on_cancel=True)
-
-
-def _wait_for_lock(path: os.PathLike[str]) -> None:
-    with suppress(FileNotFoundError):
-        lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH)
-        finally:
-            os.close(lock)
+    await trio.to_thread.run_sync(rundir.wait_for_end, name, abandon_on_cancel=True)
 
 
 async def migration_figures(client: QMPClient) -> tuple[MigrationStatistics | None, dict[str, Any]]:

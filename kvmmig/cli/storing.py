@@ -6,19 +6,21 @@ import os
 
 from kvmmig.cli.logs import logging_to, to_stderr
 from kvmmig.errors import BadURI, KvmmigError
-from kvmmig.transport.registry import registrations, transport_for
+from kvmmig.transport.contract import Transport
+from kvmmig.transport.registry import Registration, registrations, transport_for
 from kvmmig.transport.uri import TransportURI
 
-_ANYTHING = "/guest.img"
 
-
-def storing_uri(scheme: str, path: str) -> TransportURI:
+def storing_uri(scheme: str, target: str) -> TransportURI:
     """The URI of a saved guest. Raises `BadURI` where that transport is unknown, or stores nothing.
 
-    Raises what the transport itself says of such a path. A relative path is one of this process's.
+    Raises what the transport itself says of such a target. Where targets are paths, a relative one is one of
+    this process's; otherwise the target is as it was given.
     """
-    uri = TransportURI(scheme, os.path.abspath(path))
     with logging_to(to_stderr):
+        found = [one for one in registrations() if one.scheme == scheme]
+        is_path = bool(found) and found[0].load().target_is_path
+        uri = TransportURI(scheme, os.path.abspath(target) if is_path else target)
         stores = transport_for(uri).stores
     if not stores:
         raise BadURI(
@@ -29,13 +31,13 @@ def storing_uri(scheme: str, path: str) -> TransportURI:
 
 
 def storing_schemes() -> list[str]:
-    """The schemes that `storing_uri` takes: built-in ones and those that packages bring, sorted."""
+    """The schemes whose transports all store: built-in ones and those that packages bring, sorted."""
     with logging_to(None):  # one that can't be loaded is nobody's affair here
-        return [one.scheme for one in registrations() if _stores(one.scheme)]
+        return [one.scheme for one in registrations() if _stores(one)]
 
 
-def _stores(scheme: str) -> bool:
+def _stores(one: Registration[Transport]) -> bool:
     try:
-        return transport_for(TransportURI(scheme, _ANYTHING)).stores
-    except KvmmigError:  # it can't be loaded, or its targets are no paths
+        return bool(one.load().stores)
+    except KvmmigError:  # it can't be loaded
         return False

@@ -22,6 +22,7 @@ from kvmmig.errors import BadURI, ConnectFailed
 from kvmmig.qmp.secret import read_secret
 from kvmmig.transport.toolkit import TCP_WORDS, tcpsockets, unixsockets, why
 from kvmmig.transport.toolkit.peers import is_loopback
+from kvmmig.units import PORT
 
 _LONGEST_PATH = 107  # bytes: sun_path of <sys/un.h> without its final zero
 _LOOPBACK = "127.0.0.1"
@@ -99,7 +100,7 @@ def parse_address(text: str) -> Address:
         return UnixAddress(rest)
     where, comma, options = rest.partition(",")
     match = _TCP.fullmatch(where)
-    if kind != "tcp" or match is None or int(match["port"]) > 65535:
+    if kind != "tcp" or match is None or int(match["port"]) not in PORT:
         raise BadURI(f"{text!r} is not a monitor's address: {_HOW}")
     given = _parse_options(text, comma + options)
     return TcpAddress(

@@ -197,6 +197,8 @@ class Transport(ABC):
     arrives_at_once: bool = False
     #: It runs a program that the URI names: where a machine's clients may start none, it is refused to them.
     starts_programs: bool = False
+    #: Its target is a path of the user's, which commands make absolute before it goes to another process.
+    target_is_path: ClassVar[bool] = False
     #: Whose it is, for errors: ``built in``, ``from kvmmig-extra 0.1``. Set by `transport_for`.
     origin: str = "from this program"
 

@@ -185,7 +185,7 @@ def background(kvmmig: Kvmmig, runtime_directory: Path) -> Iterator[Callable[...
                 if path.readlink() == lock:
                     os.kill(int(path.parts[2]), signal.SIGTERM)
         deadline = time.monotonic() + PATIENCE
-        while rundir.answers(rundir.files_of(name).monitor):
+        while rundir.answers(name):
             assert time.monotonic() < deadline
             time.sleep(0.01)
 

@@ -20,10 +20,10 @@ from kvmmig.errors import BadURI, ConnectFailed
 from kvmmig.qmp import QMPClient, QMPServer
 from kvmmig.qmp.secret import Proofs, read_secret
 from kvmmig.transport.toolkit.peers import Peer, is_loopback, peer_of
+from tests.strangers import NOBODY, needs_second_user
 
 from .conftest import PATIENCE, Commands, RawClient, Served, error
 
-_NOBODY = 65534
 _SECRET = "a secret that nobody guesses\n"
 # Becomes that user, who need not be able to read Python's own files; connects, is greeted, sends its
 # standard input, and prints what comes until the end.
@@ -48,8 +48,6 @@ except ConnectionError:
 """
 _POLITE = b'{"execute": "qmp_capabilities"}{"execute": "hello"}'
 
-second_user = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
-
 
 @pytest.fixture
 def open_directory() -> Iterator[Path]:
@@ -72,7 +70,7 @@ async def as_user(user: int, address: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@second_user
+@needs_second_user
 @pytest.mark.parametrize("kind", ["unix", "tcp:127.0.0.1:0", "tcp:[::1]:0"])
 async def test_another_user_of_this_host_is_told_that_it_is_not_for_him(
     commands: Commands,
@@ -87,13 +85,13 @@ async def test_another_user_of_this_host_is_told_that_it_is_not_for_him(
         address = await nursery.start(server.serve, wanted)
         if kind == "unix":
             os.chmod(open_directory / "a.sock", 0o666)
-        told = await as_user(_NOBODY, address)
+        told = await as_user(NOBODY, address)
         assert told == [error("this monitor is for its own user and root, and you are user 65534")]
     assert not commands.sessions
-    assert f"of user {_NOBODY} was refused at the monitor {address}" in caplog.text
+    assert f"of user {NOBODY} was refused at the monitor {address}" in caplog.text
 
 
-@second_user
+@needs_second_user
 async def test_insecure_means_everybody_and_the_log_says_who(
     commands: Commands, nursery: trio.Nursery, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -102,10 +100,10 @@ async def test_insecure_means_everybody_and_the_log_says_who(
         address = await nursery.start(server.serve, "tcp:127.0.0.1:0,insecure=on")
         async with QMPClient.connect(address):
             pass
-        nursery.start_soon(as_user, _NOBODY, address.removesuffix(",insecure=on"))
+        nursery.start_soon(as_user, NOBODY, address.removesuffix(",insecure=on"))
         while not commands.sessions:  # noqa: ASYNC110 - there is no event for it
             await trio.sleep(0.005)
-        assert commands.sessions[0].peer.endswith(f"of user {_NOBODY}")
+        assert commands.sessions[0].peer.endswith(f"of user {NOBODY}")
         assert f"{commands.sessions[0].peer} is connected to the monitor" in caplog.text
         nursery.cancel_scope.cancel()
 
@@ -335,7 +333,7 @@ def test_a_file_that_others_can_read_holds_no_secret(tmp_path: Path) -> None:
     path.chmod(0o600)
     assert read_secret(str(path)) == _SECRET.encode().rstrip()
     if os.geteuid() == 0:
-        os.chown(path, _NOBODY, _NOBODY)
+        os.chown(path, NOBODY, NOBODY)
         with pytest.raises(BadURI, match="belongs to user 65534"):
             read_secret(str(path))
 
