@@ -45,7 +45,12 @@ _qmp_option = click.option(
     "--qmp",
     multiple=True,
     metavar="ADDRESS",
-    help="Serve QMP here too, any number of times: unix:PATH or tcp:HOST:PORT.",
+    help="Serve QMP here too, any number of times: unix:PATH or tcp:HOST:PORT[,secret-file=PATH].",
+)
+_no_exec_option = click.option(
+    "--no-exec",
+    is_flag=True,
+    help="Whoever controls the machine may have it start no programs: no exec:, no helper= of pipe:.",
 )
 
 
@@ -83,6 +88,7 @@ _qmp_option = click.option(
 @_detach_option
 @_serial_option
 @_qmp_option
+@_no_exec_option
 @click.option("--migrate-to", metavar="URI", help='Move the guest there; "kvmmig transports" lists the ways.')
 @click.option(
     "--after",
@@ -106,6 +112,7 @@ def run(
     detach: bool,
     serial: str,
     qmp: tuple[str, ...],
+    no_exec: bool,
     migrate_to: str | None,
     after: float | None,
     incoming: str | None,
@@ -132,7 +139,9 @@ def run(
                 f"with --incoming a guest is as it was at its source, so {' and '.join(wrong)} can't go "
                 "with it"
             )
-        return _run_incoming(_incoming_uri(incoming), name=name, detach=detach, serial=serial, qmp=qmp)
+        return _run_incoming(
+            _incoming_uri(incoming), name=name, detach=detach, serial=serial, qmp=qmp, no_exec=no_exec
+        )
     if guest is None:
         raise click.UsageError(
             "name a guest or a file to run (kvmmig guests lists the guests), or --incoming URI"
@@ -161,7 +170,7 @@ def run(
                 cpus=1 if cpus is None else cpus,
                 settings=dict(settings),
             ),
-            ProcessOptions(name=name, serial=serial, qmp=qmp, background=background),
+            ProcessOptions(name=name, serial=serial, qmp=qmp, no_exec=no_exec, background=background),
             planned=planned,
         )
 
@@ -181,6 +190,7 @@ def run(
 @_detach_option
 @_serial_option
 @_qmp_option
+@_no_exec_option
 @click.option(
     "--transport",
     cls=StoringOption,
@@ -188,7 +198,13 @@ def run(
     "another transport that stores.",
 )
 def restore(
-    path: str, name: str | None, detach: bool, serial: str, qmp: tuple[str, ...], transport: str
+    path: str,
+    name: str | None,
+    detach: bool,
+    serial: str,
+    qmp: tuple[str, ...],
+    no_exec: bool,
+    transport: str,
 ) -> int:
     """Go on with the guest that "kvmmig save" has left in PATH. The file stays, and can be restored again."""
     import os
@@ -197,7 +213,9 @@ def restore(
 
     uri = storing_uri(transport, path)
     stem = os.path.splitext(os.path.basename(path))[0]
-    return _run_incoming(uri, name=name, default_name=stem, detach=detach, serial=serial, qmp=qmp)
+    return _run_incoming(
+        uri, name=name, default_name=stem, detach=detach, serial=serial, qmp=qmp, no_exec=no_exec
+    )
 
 
 def _incoming_uri(text: str) -> TransportURI | None:
@@ -214,6 +232,7 @@ def _run_incoming(
     detach: bool,
     serial: str,
     qmp: tuple[str, ...],
+    no_exec: bool,
 ) -> int:
     from kvmmig.cli.detach import Background, perhaps_in_background
 
@@ -221,7 +240,7 @@ def _run_incoming(
         from kvmmig.cli.machine_process import ProcessOptions
         from kvmmig.cli.run import run_incoming
 
-        options = ProcessOptions(name=name, serial=serial, qmp=qmp, background=background)
+        options = ProcessOptions(name=name, serial=serial, qmp=qmp, no_exec=no_exec, background=background)
         return run_incoming(uri, options, default_name=default_name)
 
     from_input = uri is not None and (uri.scheme, uri.target) == ("fd", "0")

@@ -35,6 +35,7 @@ class ProcessOptions:
     name: str | None
     serial: str
     qmp: tuple[str, ...] = ()
+    no_exec: bool = False
     background: Background | None = None
 
 
@@ -110,6 +111,7 @@ async def serve_machine(process: MachineProcess) -> AsyncIterator[tuple[MachineC
                 async with MachineControl.open(
                     name=process.name, output=write, on_populate=Populating(output), guest_follows=True
                 ) as control:
+                    control.settings.may_exec = not options.no_exec
                     async with _served(control, console, process, output):
                         async with trio.open_nursery() as nursery:
                             if port.keyboard is not None:

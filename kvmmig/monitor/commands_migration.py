@@ -6,10 +6,11 @@ from typing import Literal
 
 import msgspec
 
+from kvmmig.monitor import targets
 from kvmmig.monitor.control import MachineControl
 from kvmmig.monitor.parameters import ParameterChanges
 from kvmmig.monitor.replies import migration_info
-from kvmmig.monitor.targets import Channels, find_target
+from kvmmig.monitor.targets import Channels, Target
 from kvmmig.qmp import Arguments, CommandTable, NoArguments, QMPError, Session
 
 
@@ -41,6 +42,9 @@ class CapabilitiesArguments(Arguments, frozen=True):
 
 def add_migration_commands(table: CommandTable, control: MachineControl) -> None:
     """Add them to the table."""
+
+    async def find_target(session: Session, uri: str | None, channels: Channels | None) -> Target:
+        return await targets.find_target(session, uri, channels, may_exec=control.settings.may_exec)
 
     @table.command("migrate", MigrateArguments)
     async def migrate(session: Session, arguments: MigrateArguments) -> None:

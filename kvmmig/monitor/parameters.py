@@ -77,6 +77,8 @@ class MigrationSettings:
         self.parameters = MigrationParameters()
         self.capabilities = dict(CAPABILITIES)
         self.policy = PolicyChoice()
+        #: Whether its clients may name transports that start programs. They can't change it.
+        self.may_exec = True
         self._live: OutgoingMigration | None = None
         self._live_policy: Policy | None = None
 

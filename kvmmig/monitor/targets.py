@@ -85,8 +85,23 @@ class Target:
                 os.close(self.fd)
 
 
-async def find_target(session: Session, uri: str | None, channels: list[Channel] | None) -> Target:
-    """What ``uri``, or ``channels``, means for this client. Raises `QMPError`, `BadURI`, `TransportError`."""
+async def find_target(
+    session: Session, uri: str | None, channels: list[Channel] | None, *, may_exec: bool
+) -> Target:
+    """What ``uri``, or ``channels``, means for this client. Raises `QMPError`, `BadURI`, `TransportError`.
+
+    Unless it ``may_exec`` its target starts no program.
+    """
+    target = await _find_any_target(session, uri, channels)
+    if target.transport.starts_programs and not may_exec:
+        raise QMPError(
+            f"{target.transport.uri} would start a program, and this machine was told (--no-exec) that its "
+            "clients may start none"
+        )
+    return target
+
+
+async def _find_any_target(session: Session, uri: str | None, channels: list[Channel] | None) -> Target:
     if (uri is None) == (channels is None):
         raise QMPError("give either 'uri' or 'channels', and not both")
     if uri is not None:

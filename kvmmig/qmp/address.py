@@ -1,31 +1,35 @@
-"""Where a monitor listens: ``unix:PATH`` or ``tcp:HOST:PORT``, as QEMU's ``-qmp`` writes it.
+"""Where a monitor listens: ``unix:PATH`` or ``tcp:HOST:PORT[,OPTION=VALUE]``, as QEMU's ``-qmp`` writes it.
 
 A Unix socket's file is private to its user from the moment it exists, and takes the place only of one that
-a dead monitor has left behind. TCP has no such guard, so without a host it is this machine's loopback
-address.
+a dead monitor has left behind. TCP has no such guard. On a loopback address, which is the default, the kernel
+says whose the other end is; elsewhere clients prove that they know a secret, or somebody has said aloud that
+nobody is asked.
 """
 
 from __future__ import annotations
 
 import errno
-import ipaddress
 import os
 import re
 import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
 from kvmmig.errors import BadURI, ConnectFailed
+from kvmmig.qmp.secret import read_secret
 from kvmmig.transport.toolkit import TCP_WORDS, tcpsockets, unixsockets, why
+from kvmmig.transport.toolkit.peers import is_loopback
 from kvmmig.units import PORT
 
 _LONGEST_PATH = 107  # bytes: sun_path of <sys/un.h> without its final zero
 _LOOPBACK = "127.0.0.1"
 _TCP = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+(?:%[^\]]+)?)\]|(?P<host>[^:\[\]]*)):(?P<port>[0-9]{1,5})")
 _HOW = "write unix:PATH, such as unix:/tmp/a.sock, or tcp:HOST:PORT, such as tcp:127.0.0.1:4444"
+_OPTION = re.compile(r",(?P<name>[^=,]*)=(?P<value>(?:[^,]|,,)*)")  # QEMU's: a comma in a value is doubled
+_OPTIONS = "there are secret-file=PATH, and insecure=on, which lets everybody in"
 _AGAIN = 0.01  # seconds between two attempts to connect where others wait already
 _BACKLOG = 64
 
@@ -52,13 +56,22 @@ class UnixAddress:
 
 @dataclass(frozen=True)
 class TcpAddress:
-    """A host, by name or number, and a port; port 0 listens on any free one."""
+    """A host, by name or number, and a port; port 0 listens on any free one.
+
+    ``secret_file`` has what both sides prove that they know. Without it a monitor serves only this user's and
+    root's processes of this host, unless it ``asks_nobody``.
+    """
 
     host: str
     port: int
+    secret_file: str = ""
+    asks_nobody: bool = False
 
     def __str__(self) -> str:
-        return f"tcp:[{self.host}]:{self.port}" if ":" in self.host else f"tcp:{self.host}:{self.port}"
+        where = f"tcp:[{self.host}]:{self.port}" if ":" in self.host else f"tcp:{self.host}:{self.port}"
+        if self.secret_file:
+            where += f",secret-file={self.secret_file.replace(',', ',,')}"
+        return f"{where},insecure=on" if self.asks_nobody else where
 
 
 Address = UnixAddress | TcpAddress
@@ -66,11 +79,11 @@ Address = UnixAddress | TcpAddress
 
 @dataclass(frozen=True)
 class Listening:
-    """A socket that listens. ``private``: nobody else's processes and no other host can reach it unasked."""
+    """A socket that listens, and the secret of its clients, or None where there is none."""
 
     socket: trio.socket.SocketType
     address: Address
-    private: bool
+    secret: bytes | None = None
 
 
 def parse_address(text: str) -> Address:
@@ -85,22 +98,50 @@ def parse_address(text: str) -> Address:
                 "choose a shorter one"
             )
         return UnixAddress(rest)
-    match = _TCP.fullmatch(rest)
+    where, comma, options = rest.partition(",")
+    match = _TCP.fullmatch(where)
     if kind != "tcp" or match is None or int(match["port"]) not in PORT:
         raise BadURI(f"{text!r} is not a monitor's address: {_HOW}")
-    return TcpAddress(match["v6"] or match["host"] or _LOOPBACK, int(match["port"]))
+    given = _parse_options(text, comma + options)
+    return TcpAddress(
+        match["v6"] or match["host"] or _LOOPBACK,
+        int(match["port"]),
+        secret_file=given.get("secret-file", ""),
+        asks_nobody=given.get("insecure") == "on",
+    )
+
+
+def _parse_options(text: str, options: str) -> dict[str, str]:
+    given: dict[str, str] = {}
+    at = 0
+    while at < len(options):
+        match = _OPTION.match(options, at)
+        if match is None:
+            raise BadURI(f"{text!r}: after the port come options, as in ,secret-file=PATH; {_OPTIONS}")
+        name, value = match["name"], match["value"].replace(",,", ",")
+        if name not in ("secret-file", "insecure"):
+            raise BadURI(f"{text!r}: a monitor's address has no option {name!r}; {_OPTIONS}")
+        if name in given:
+            raise BadURI(f"{text!r} gives {name!r} twice; give it once")
+        if (name == "insecure" and value not in ("on", "off")) or not value or "\0" in value:
+            raise BadURI(f"{text!r}: {name}={value} is not understood; {_OPTIONS}")
+        given[name] = value
+        at = match.end()
+    if "secret-file" in given and given.get("insecure") == "on":
+        raise BadURI(f"{text!r}: with a secret it is not insecure; leave one of them out")
+    return given
 
 
 @asynccontextmanager
 async def open_listener(address: Address) -> AsyncIterator[Listening]:
-    """Listen as long as the block lasts. Raises `ConnectFailed`.
+    """Listen as long as the block lasts. Raises `ConnectFailed`; `BadURI` where anybody could come in.
 
     A socket file is removed at the end, unless another has taken its name meanwhile.
     """
     if isinstance(address, UnixAddress):
         # A thread, because looking up a path may wait for a disk.
         bound, file = await trio.to_thread.run_sync(_bind_unix, address)
-        listening = Listening(trio.socket.from_stdlib_socket(bound), address, private=True)
+        listening = Listening(trio.socket.from_stdlib_socket(bound), address)
     else:
         listening, file = await _listen_tcp(address), None
     try:
@@ -156,13 +197,20 @@ def _bind_unix(address: UnixAddress) -> tuple[socket.socket, unixsockets.SocketF
 
 async def _listen_tcp(address: TcpAddress) -> Listening:
     """On the first address that the host's name stands for."""
+    secret = await trio.to_thread.run_sync(read_secret, address.secret_file) if address.secret_file else None
     addresses = await _resolve(address)
+    if not (secret or address.asks_nobody or is_loopback(addresses[0][1][0])):
+        raise BadURI(
+            f"{address} can be reached from other hosts, and whoever is let in may do all that you may: "
+            f"write tcp:{_LOOPBACK}:PORT for your own processes on this host, add ,secret-file=PATH for "
+            "clients that know a secret, or ,insecure=on to let everybody in"
+        )
     try:
         sock = await tcpsockets.listen(addresses, _BACKLOG)
     except OSError as error:
         raise ConnectFailed(f"can't listen on {address}: {why(error, _WORDS)}") from error
     host, port = sock.getsockname()[:2]
-    return Listening(sock, TcpAddress(host, port), ipaddress.ip_address(host.partition("%")[0]).is_loopback)
+    return Listening(sock, replace(address, host=host, port=port), secret)
 
 
 async def _resolve(address: TcpAddress) -> list[tcpsockets.SocketAddress]:

@@ -15,8 +15,9 @@ import msgspec
 import trio
 
 from kvmmig.errors import ChannelBroken, ChannelClosed, ConnectFailed
-from kvmmig.qmp.address import Address, connect, parse_address
+from kvmmig.qmp.address import Address, TcpAddress, connect, parse_address
 from kvmmig.qmp.messages import QMPError
+from kvmmig.qmp.secret import CHALLENGE, PROVE, Proofs, new_nonce, read_secret
 
 _CONNECT_TIMEOUT = 5.0  # seconds
 _READ = 64 << 10  # bytes
@@ -70,6 +71,7 @@ class QMPClient:
         self.greeting: Mapping[str, Any] = {}
         #: How many events were lost because nobody took them.
         self.dropped_events = 0
+        self._challenge: str | None = None
         self._last_id = 0
         self._replies: dict[int, _Message | None] = {}  # by id; None has not come yet
         self._events: deque[Event] = deque()
@@ -91,16 +93,18 @@ class QMPClient:
     ) -> AsyncIterator[QMPClient]:
         """Connect and negotiate; closed at the end of the block.
 
-        ``address`` is ``unix:PATH`` or ``tcp:HOST:PORT``, ``timeout`` in seconds; ``sock`` is connected there
-        already, and is taken over. Raises `BadURI` and
+        ``address`` is ``unix:PATH`` or ``tcp:HOST:PORT[,secret-file=PATH]``, ``timeout`` in seconds; ``sock``
+        is connected there already, and is taken over. Where a secret is given, the monitor must know it too.
+        Raises `BadURI` and
         `ConnectFailed`, the latter also where somebody listens who does not speak QMP, or does not answer.
         """
         parsed = parse_address(address) if isinstance(address, str) else address
         client: QMPClient | None = None
         try:
             with trio.move_on_after(timeout) as scope:
+                secret = await _secret_of(parsed)
                 client = cls(sock or await connect(parsed), parsed)
-                await client._negotiate()
+                await client._negotiate(secret)
             if client is None or scope.cancelled_caught:
                 raise ConnectFailed(f"the monitor at {parsed} has not answered for {timeout:g} s")
             yield client
@@ -159,13 +163,32 @@ class QMPClient:
             await self._read_for_all(lambda: bool(self._events))
         return self._events.popleft()
 
-    async def _negotiate(self) -> None:
+    async def _negotiate(self, secret: bytes | None) -> None:
         try:
+            if secret is not None:
+                await self._prove(secret)
             while not self.greeting:
-                await self._read_for_all(lambda: bool(self.greeting))
+                await self._read_for_all(lambda: bool(self.greeting) or self._challenge is not None)
+                if secret is None and self._challenge is not None:
+                    raise ConnectFailed(
+                        f"the monitor at {self._address} asks for a secret; add ,secret-file=PATH"
+                    )
             await self.execute("qmp_capabilities")
         except (ChannelBroken, QMPError) as error:
             raise ConnectFailed(str(error)) from error
+
+    async def _prove(self, secret: bytes) -> None:
+        """Prove that this side knows the secret, and have the monitor prove it too."""
+        while self._challenge is None:
+            await self._read_for_all(lambda: bool(self.greeting) or self._challenge is not None)
+            if self.greeting:
+                raise ConnectFailed(
+                    f"the monitor at {self._address} does not ask for a secret; perhaps it is not yours"
+                )
+        proofs = Proofs(secret, self._challenge, new_nonce())
+        reply = await self.execute(PROVE, {"nonce": proofs.of_client, "proof": proofs.make("client")})
+        if not (isinstance(reply, dict) and proofs.check("server", str(reply.get("proof")))):
+            raise ConnectFailed(f"the monitor at {self._address} does not know the secret; it is not yours")
 
     def _encode(self, command: str, arguments: Mapping[str, object] | None, fds: Sequence[int]) -> _Outgoing:
         if fds and self._socket.family != socket.AF_UNIX:
@@ -221,6 +244,8 @@ class QMPClient:
             self._keep(message)
         elif message.greeting is not None:
             self.greeting = message.greeting
+        elif message.challenge is not None:
+            self._challenge = message.challenge.nonce
         elif message.request_id in self._replies:
             self._replies[message.request_id] = message
         elif (
@@ -249,9 +274,19 @@ class QMPClient:
 _WORDS = "has closed the connection"
 
 
+async def _secret_of(address: Address) -> bytes | None:
+    if not isinstance(address, TcpAddress) or not address.secret_file:
+        return None
+    return await trio.to_thread.run_sync(read_secret, address.secret_file)
+
+
 class _Error(msgspec.Struct, frozen=True):
     desc: str
     class_: str = msgspec.field(name="class", default="GenericError")
+
+
+class _Challenge(msgspec.Struct, frozen=True):
+    nonce: str
 
 
 class _Message(msgspec.Struct, frozen=True):
@@ -264,6 +299,7 @@ class _Message(msgspec.Struct, frozen=True):
     data: dict[str, Any] = {}
     timestamp: dict[str, Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]] = {}
     greeting: dict[str, Any] | None = msgspec.field(name="QMP", default=None)
+    challenge: _Challenge | None = msgspec.field(name=CHALLENGE, default=None)
 
 
 _decoder = msgspec.json.Decoder(_Message)

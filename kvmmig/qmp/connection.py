@@ -5,26 +5,31 @@ from __future__ import annotations
 import array
 import contextlib
 import logging
+import math
 import os
 import socket
-import struct
 import time
+from collections.abc import Callable
 
 import msgspec
 import trio
 
 from kvmmig.errors import KvmmigError
-from kvmmig.qmp.address import TcpAddress
 from kvmmig.qmp.framing import Malformed, MessageSplitter
 from kvmmig.qmp.messages import (
+    NotQMP,
     QMPError,
+    Request,
+    encode_challenge,
     encode_error,
     encode_reply,
     parse_id,
     parse_members,
+    parse_proof,
     parse_request,
 )
 from kvmmig.qmp.outbox import Outbox
+from kvmmig.qmp.secret import PROVE, Proofs, new_nonce
 from kvmmig.qmp.session import Session
 from kvmmig.qmp.table import CommandTable
 
@@ -37,20 +42,41 @@ _WORK = 0.0005  # seconds of answering at a time: the same loop moves a guest
 _REST = 2.0  # seconds of rest for each second of it: however much a client asks, two thirds are for others
 _MOST_FDS = 16  # in one read; the kernel closes the rest
 _MAX_REPLY = 4 << 20  # bytes
+#: Seconds that a client has from its greeting, or from the challenge, until it has negotiated.
+NEGOTIATION_LIMIT = 30.0
 
 
 class Connection:
-    """Takes over ``sock``. `run` it once; a cancel ends it, and so does the client.
+    """Takes over ``sock`` and closes ``session``. `run` it once; a cancel ends it, and so does the client.
 
     A command that has begun is finished even if its client leaves meanwhile; only a cancel from outside
-    ends it.
+    ends it. Until a client has negotiated it has `NEGOTIATION_LIMIT` seconds, and must send JSON objects and
+    nothing else: a browser that was told to post something here gets no command in.
+
+    With a ``secret`` it is asked to prove that it knows it before it is greeted; ``on_stranger`` is told, in
+    words that go behind its name, when it does not.
     """
 
-    def __init__(self, sock: trio.socket.SocketType, table: CommandTable, *, stall_limit: float) -> None:
-        self.session = Session(_peer(sock))
+    def __init__(
+        self,
+        sock: trio.socket.SocketType,
+        session: Session,
+        table: CommandTable,
+        *,
+        greeting: bytes,
+        stall_limit: float,
+        secret: bytes | None = None,
+        on_stranger: Callable[[str], None] = lambda words: None,
+    ) -> None:
+        self.session = session
         self._socket = sock
         self._table = table
+        self._greeting = greeting
         self._stall_limit = stall_limit
+        self._unproved = secret
+        self._on_stranger = on_stranger
+        self._nonce = new_nonce()
+        self._dismissed = False  # it has said what ends the connection
         self._outbox = Outbox()
         self._unsent = memoryview(b"")  # of what was taken from the outbox
         self._worked = 0.0  # seconds that have not been rested for
@@ -60,20 +86,25 @@ class Connection:
     def send_event(self, line: bytes) -> None:
         self._outbox.put_event(line)
 
-    async def run(self, greeting: bytes) -> None:
+    async def run(self) -> None:
         """Serve until the client ends the connection, breaks it, or reads nothing for too long."""
-        self._outbox.put_reply(greeting)
+        self._outbox.put_reply(self._greeting if self._unproved is None else encode_challenge(self._nonce))
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._send)
-                await self._read()
+                with trio.move_on_after(NEGOTIATION_LIMIT) as until_negotiated:
+                    await self._read(until_negotiated)
+                if until_negotiated.cancelled_caught:
+                    self._outbox.put_reply(
+                        encode_error(f"there was no 'qmp_capabilities' for {NEGOTIATION_LIMIT:g} s")
+                    )
                 self._outbox.end()
         finally:
             self._send_without_waiting()
             self._socket.close()
             self.session.close()
 
-    async def _read(self) -> None:
+    async def _read(self, until_negotiated: trio.CancelScope) -> None:
         splitter = MessageSplitter()
         while True:
             await self._outbox.room()
@@ -91,6 +122,10 @@ class Connection:
                 for message in splitter.feed(data[start : start + _SCAN]):
                     self._in_a_row += 1
                     self._outbox.put_reply(await self._answer(message))
+                    if self._dismissed:
+                        return
+                    if self.session.negotiated:
+                        until_negotiated.deadline = math.inf
                     await self._outbox.room()
                     if self._outbox.closed:
                         return
@@ -129,16 +164,23 @@ class Connection:
         request_id: msgspec.Raw | None = None
         try:
             if isinstance(message, Malformed):
-                raise QMPError(f"JSON parse error, {message.reason}")
+                raise NotQMP(f"JSON parse error, {message.reason}")
             members = parse_members(message)
             request_id = parse_id(members)
             request = parse_request(members)
+            if self._unproved is not None:
+                proof = self._check_proof(request, self._unproved)
+                return encode_reply({"proof": proof}, request_id) + self._greeting
             result = await self._table.execute(self.session, request.execute, request.arguments)
             reply = encode_reply(result, request_id)
             if len(reply) > _MAX_REPLY:
                 raise QMPError(f"the reply has {len(reply)} bytes, and may have {_MAX_REPLY}")
             return reply
         except QMPError as error:
+            if self._unproved is not None:  # it has one try
+                self._dismiss("does not know the monitor's secret")
+            elif isinstance(error, NotQMP) and not self.session.negotiated:
+                self._dismiss("does not speak QMP")
             return encode_error(error.desc, error.error_class, request_id)
         except KvmmigError as error:
             return encode_error(str(error), request_id=request_id)
@@ -147,6 +189,21 @@ class Connection:
             _log.exception("a command of %s failed in a way that nobody has foreseen", self.session.peer)
             words = f"a bug in kvmmig: {type(error).__name__}: {error}"
             return encode_error(words, request_id=request_id)
+
+    def _check_proof(self, request: Request, secret: bytes) -> str:
+        """The monitor's own proof, where the client's is good. Raises `QMPError`."""
+        if request.execute != PROVE:
+            raise QMPError(f"prove first, by '{PROVE}', that you know this monitor's secret")
+        theirs = parse_proof(request)
+        proofs = Proofs(secret, self._nonce, theirs.nonce)
+        if not proofs.check("client", theirs.proof):
+            raise QMPError("that does not prove that you know this monitor's secret")
+        self._unproved = None
+        return proofs.make("server")
+
+    def _dismiss(self, words: str) -> None:
+        self._dismissed = True
+        self._on_stranger(words)
 
     async def _send(self) -> None:
         while chunk := await self._outbox.take():
@@ -179,14 +236,3 @@ class Connection:
                 self._unsent = self._unsent[os.write(self._socket.fileno(), self._unsent) :]
         except OSError:  # it is gone, or does not read
             pass
-
-
-def _peer(sock: trio.socket.SocketType) -> str:
-    if sock.family == socket.AF_UNIX:
-        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        return f"process {struct.unpack('3i', credentials)[0]}"
-    try:
-        host, port = sock.getpeername()[:2]
-    except OSError:  # it has gone away already
-        return "a client"
-    return str(TcpAddress(host, port))

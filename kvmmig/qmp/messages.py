@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from kvmmig.errors import KvmmigError
+from kvmmig.qmp.secret import CHALLENGE
 from kvmmig.units import Range
 
 #: The classes of errors that a client may tell apart. All but the first are for a client that can do
@@ -37,6 +38,10 @@ class QMPError(KvmmigError):
         super().__init__(desc)
         self.desc = desc
         self.error_class = error_class
+
+
+class NotQMP(QMPError):
+    """What came is no JSON object: perhaps its sender speaks another protocol."""
 
 
 class Arguments(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
@@ -81,8 +86,16 @@ class Request(msgspec.Struct, frozen=True):
     arguments: msgspec.Raw
 
 
+class Proof(Arguments, frozen=True):
+    """The arguments of `PROVE`: hexadecimal digits."""
+
+    nonce: str
+    proof: str
+
+
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _string = msgspec.json.Decoder(str)
+_proof = msgspec.json.Decoder(Proof)
 _encoder = msgspec.json.Encoder()
 _NO_ARGUMENTS = msgspec.Raw(b"{}")
 
@@ -95,7 +108,7 @@ def parse_members(text: bytes | bytearray) -> dict[str, msgspec.Raw]:
         json.loads(text, object_pairs_hook=_no_duplicates, parse_int=str, parse_float=str)
         return members
     except msgspec.ValidationError as error:
-        raise QMPError("QMP input must be a JSON object") from error
+        raise NotQMP("QMP input must be a JSON object") from error
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise parse_error(error) from error
 
@@ -134,6 +147,14 @@ def parse_request(members: Mapping[str, msgspec.Raw]) -> Request:
     return Request(execute, arguments)
 
 
+def parse_proof(request: Request) -> Proof:
+    """Raises `QMPError`."""
+    try:
+        return _proof.decode(request.arguments)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise QMPError(f"'{request.execute}' needs 'nonce' and 'proof', both hexadecimal digits") from error
+
+
 def _parse_command(text: msgspec.Raw) -> str:
     try:
         return _string.decode(text)
@@ -143,7 +164,7 @@ def _parse_command(text: msgspec.Raw) -> str:
         raise parse_error(error) from error
 
 
-def parse_error(error: Exception) -> QMPError:
+def parse_error(error: Exception) -> NotQMP:
     """What is wrong with a text that is not JSON."""
     match error:
         case UnicodeDecodeError():
@@ -152,7 +173,7 @@ def parse_error(error: Exception) -> QMPError:
             reason = "it is nested too deeply"
         case _:
             reason = str(error).removeprefix("JSON is malformed: ")
-    return QMPError(f"JSON parse error, {reason[:1].lower()}{reason[1:]}")
+    return NotQMP(f"JSON parse error, {reason[:1].lower()}{reason[1:]}")
 
 
 def shortened(text: str) -> str:
@@ -162,6 +183,11 @@ def shortened(text: str) -> str:
 
 def encode_greeting(version: str) -> bytes:
     return _line({"QMP": {"version": version_info(version), "capabilities": []}})
+
+
+def encode_challenge(nonce: str) -> bytes:
+    """What comes before the greeting, where a secret is asked for."""
+    return _line({CHALLENGE: {"nonce": nonce}})
 
 
 def encode_reply(result: object, request_id: msgspec.Raw | None = None) -> bytes:

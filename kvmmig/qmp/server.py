@@ -6,19 +6,24 @@ import errno
 import logging
 import socket
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
 
 import trio
 
-from kvmmig.qmp.address import Address, open_listener, parse_address
+from kvmmig.qmp.address import Address, Listening, TcpAddress, open_listener, parse_address
+from kvmmig.qmp.admission import Admission, Refused
 from kvmmig.qmp.connection import Connection
 from kvmmig.qmp.messages import encode_error, encode_event, encode_greeting
+from kvmmig.qmp.session import Session
 from kvmmig.qmp.session_commands import add_session_commands
 from kvmmig.qmp.table import CommandTable
 from kvmmig.transport.toolkit import tcpsockets
+from kvmmig.transport.toolkit.peers import peer_of
 
 _log = logging.getLogger(__name__)
 
-_MOST_CLIENTS = 64  # each may hold up to 80 descriptors of the process's
+_MOST_FDS = 256  # of all clients together: a process may usually have 1024
 _STALL_LIMIT = 30.0  # seconds
 _TOO_MANY = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 _GONE = (errno.ECONNABORTED, errno.EPERM, errno.EPROTO)  # of one client only
@@ -50,6 +55,7 @@ class QMPServer:
         self._notices = notices
         self._stall_limit = stall_limit
         self._connections: set[Connection] = set()
+        self._admission = Admission()
         add_session_commands(table)
 
     @property
@@ -73,14 +79,14 @@ class QMPServer:
     ) -> None:
         """Listen until cancelled; ``task_status.started`` gets the address as text, with the real port.
 
-        Several may run at once. Raises `BadURI` and `ConnectFailed` before it has started. A cancel ends
-        every session of this address: what has been answered is still sent as far as it goes without
-        waiting.
+        Several may run at once, and share their clients' quotas. Raises `BadURI` and `ConnectFailed` before
+        it has started. A cancel ends every session of this address: what has been answered is still sent as
+        far as it goes without waiting.
         """
         parsed = parse_address(address) if isinstance(address, str) else address
         async with open_listener(parsed) as listening:
             text = str(listening.address)
-            if self._notices is not None and not listening.private:
+            if self._notices is not None and isinstance(parsed, TcpAddress) and parsed.asks_nobody:
                 self._notices(
                     f"the monitor listens on {text}: anyone who reaches that port controls the machine, "
                     "and may run programs with your rights"
@@ -88,7 +94,7 @@ class QMPServer:
             async with trio.open_nursery() as nursery:
                 task_status.started(text)
                 while True:
-                    nursery.start_soon(self._greet, await self._accept(listening.socket))
+                    nursery.start_soon(self._greet, await self._accept(listening.socket), listening)
 
     async def _accept(self, listener: trio.socket.SocketType) -> trio.socket.SocketType:
         while True:
@@ -101,25 +107,35 @@ class QMPServer:
                 elif error.errno not in _GONE:
                     raise
 
-    async def _greet(self, sock: trio.socket.SocketType) -> None:
+    async def _greet(self, sock: trio.socket.SocketType, listening: Listening) -> None:
         """Serve one client; whatever goes wrong with it is its own affair."""
         try:
-            if len(self._connections) >= _MOST_CLIENTS:
-                with sock:
-                    await sock.send(
-                        encode_error(f"{_MOST_CLIENTS} clients are connected already, and no more may be")
-                    )
-                return
-            if sock.family != socket.AF_UNIX:
-                tcpsockets.tune(sock)
-            connection = Connection(sock, self._table, stall_limit=self._stall_limit)
-            self._connections.add(connection)
-            try:
-                await connection.run(self._greeting)
-            finally:
-                self._connections.discard(connection)
+            peer = peer_of(sock)
+            with self._admission.admit(peer, listening.address):
+                if sock.family != socket.AF_UNIX:
+                    tcpsockets.tune(sock)
+                connection = Connection(
+                    sock,
+                    Session(str(peer), self._room_for_fds),
+                    self._table,
+                    greeting=self._greeting,
+                    stall_limit=self._stall_limit,
+                    secret=listening.secret,
+                    on_stranger=partial(self._admission.warn, peer),
+                )
+                self._connections.add(connection)
+                try:
+                    await connection.run()
+                finally:
+                    self._connections.discard(connection)
+        except Refused as refusal:
+            with sock, suppress(OSError):
+                await sock.send(encode_error(str(refusal)))
         except OSError:
             sock.close()
         except Exception:
             _log.exception("a connection to the monitor failed in a way that nobody has foreseen")
             sock.close()
+
+    def _room_for_fds(self) -> int:
+        return _MOST_FDS - sum(connection.session.held for connection in self._connections)

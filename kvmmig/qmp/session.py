@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from kvmmig.qmp.messages import QMPError
 
@@ -15,18 +15,25 @@ _MOST_NAMED = 64  # a client must not use up the whole process's
 class Session:
     """One client, from its greeting until it is gone. Owns the descriptors in it."""
 
-    def __init__(self, peer: str = "a client") -> None:
+    def __init__(self, peer: str = "a client", room: Callable[[], int] = lambda: _MOST_RECEIVED) -> None:
+        """``peer`` says who it is. ``room`` is for how many more descriptors the process has room."""
         self.peer = peer
+        self._room = room
         #: Whether it has sent ``qmp_capabilities``: only then it may do anything else, and gets events.
         self.negotiated = False
         #: Descriptors named by ``getfd``. Who takes one out of it owns it.
         self.fds: dict[str, int] = {}
         self._received: deque[int] = deque()
 
+    @property
+    def held(self) -> int:
+        """How many descriptors it keeps open."""
+        return len(self._received) + len(self.fds)
+
     def receive_fds(self, fds: Iterable[int]) -> None:
         """Take over descriptors that came with SCM_RIGHTS; those that are too many are closed."""
         for fd in fds:
-            if len(self._received) < _MOST_RECEIVED:
+            if len(self._received) < _MOST_RECEIVED and self._room() > 0:
                 self._received.append(fd)
             else:
                 os.close(fd)

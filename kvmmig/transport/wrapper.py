@@ -50,6 +50,7 @@ class Wrapper(Transport):
         self.inner = inner
         self.stores = inner.stores
         self.arrives_at_once = inner.arrives_at_once
+        self.starts_programs = self.starts_programs or inner.starts_programs
         self._given = self._take_options(uri.wrappers[0], uri.unwrapped()[0])
 
     @abstractmethod

@@ -44,6 +44,7 @@ def test_it_is_named_listed_and_ended(
     [
         (["nonsense"], "there is no guest 'nonsense'"),
         (["echo", "--qmp", "pigeon:home"], "pigeon:home"),
+        (["echo", "--qmp", "tcp:0.0.0.0:0"], "can be reached from other hosts"),
         (["echo", "--serial", "absent/log"], "--serial absent/log"),
         (["--incoming", "file:absent.img"], "absent.img"),
     ],

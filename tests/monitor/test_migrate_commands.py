@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -441,3 +442,42 @@ async def test_a_place_that_can_not_be_listened_at_may_be_followed_by_another(tm
                 await here("migrate", uri=uri)
                 await here.until_status("completed")
                 await there.control.incoming.wait()
+
+
+# -- a machine whose clients may start no program ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"uri": "exec:touch {there}"},
+        {"uri": "exec:touch {there}?live=on"},
+        {"uri": "throttle+exec:touch {there}"},
+        {"uri": "fault+throttle+exec:touch {there}"},
+        {"uri": "pipe:{there}?helper=/bin/true"},
+        {"uri": "pipe:{there}?helper.file={helper}"},
+        {"uri": "throttle+pipe:{there}?direct=off&helper=true"},
+        {"channels": [{"channel-type": "main", "addr": {"transport": "exec", "args": ["touch", "{there}"]}}]},
+    ],
+)
+@pytest.mark.parametrize("command", ["migrate", "migrate-incoming"])
+@pytest.mark.kvm
+async def test_a_machine_can_be_told_to_start_no_programs(
+    tmp_path: Path, command: str, given: dict[str, Any]
+) -> None:
+    (tmp_path / "helper").write_text("/bin/true")
+    text = json.dumps(given).replace("{there}", f"{tmp_path}/there").replace("{helper}", f"{tmp_path}/helper")
+    async with running(size=4 * MIB, hot="64KiB") if command == "migrate" else awaiting() as lab:
+        lab.control.settings.may_exec = False
+        with pytest.raises(QMPError, match=r"would start a program, and this machine was told \(--no-exec\)"):
+            await lab(command, **json.loads(text))
+        assert await lab("query-migrate") == {}
+    assert os.listdir(tmp_path) == ["helper"]
+
+
+@pytest.mark.kvm
+async def test_our_own_helper_is_no_program_of_a_clients(tmp_path: Path) -> None:
+    async with running(size=4 * MIB, hot="64KiB") as lab:
+        lab.control.settings.may_exec = False
+        await lab("migrate", uri=f"pipe:{tmp_path}/a.img")
+        await lab.until_status("completed")

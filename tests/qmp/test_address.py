@@ -30,6 +30,10 @@ from .conftest import PATIENCE
         ("tcp:example.org:4444", TcpAddress("example.org", 4444)),
         ("tcp:[::1]:0", TcpAddress("::1", 0)),
         ("tcp::65535", TcpAddress("127.0.0.1", 65535)),
+        ("tcp:h:1,insecure=on", TcpAddress("h", 1, asks_nobody=True)),
+        ("tcp:h:1,insecure=off", TcpAddress("h", 1)),
+        ("tcp:[::1]:1,secret-file=/a,,b=c d", TcpAddress("::1", 1, secret_file="/a,b=c d")),
+        ("tcp:h:1,secret-file=/a,insecure=off", TcpAddress("h", 1, secret_file="/a")),
     ],
 )
 def test_an_address_is_parsed(text: str, address: UnixAddress | TcpAddress) -> None:
@@ -49,6 +53,14 @@ def test_an_address_is_parsed(text: str, address: UnixAddress | TcpAddress) -> N
         ("tcp:::1:4444", "is not a monitor's address"),
         ("udp:host:1", "is not a monitor's address"),
         ("/run/a.sock", "is not a monitor's address"),
+        ("tcp:h:1,", "after the port come options"),
+        ("tcp:h:1,secret-file", "after the port come options"),
+        ("tcp:h:1,insecure=yes", "insecure=yes is not understood"),
+        ("tcp:h:1,secret-file=", "secret-file= is not understood"),
+        ("tcp:h:1,secret-file=a\0b", "is not understood"),
+        ("tcp:h:1,server=on", "has no option 'server'; there are secret-file=PATH, and insecure=on"),
+        ("tcp:h:1,insecure=on,insecure=off", "gives 'insecure' twice"),
+        ("tcp:h:1,insecure=on,secret-file=/a", "with a secret it is not insecure"),
     ],
 )
 def test_what_is_no_address_is_one_sentence(text: str, sentence: str) -> None:
@@ -69,8 +81,8 @@ async def test_a_socket_is_never_anybody_elses(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(socket.socket, "bind", observed)
     former = os.umask(0)
     try:
-        async with open_listener(UnixAddress(str(path))) as listening:
-            assert listening.private
+        async with open_listener(UnixAddress(str(path))):
+            pass
     finally:
         os.umask(former)
     assert seen == [0o600]
@@ -112,16 +124,15 @@ async def test_what_somebody_else_has_put_there_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "private", "listens"),
+    ("text", "listens"),
     [
-        ("tcp::0", True, "tcp:127.0.0.1:"),
-        ("tcp:localhost:0", True, "tcp:"),
-        ("tcp:0.0.0.0:0", False, "tcp:0.0.0.0:"),
+        ("tcp::0", "tcp:127.0.0.1:"),
+        ("tcp:localhost:0", "tcp:"),
+        ("tcp:0.0.0.0:0,insecure=on", "tcp:0.0.0.0:"),
     ],
 )
-async def test_tcp_knows_whether_other_hosts_can_reach_it(text: str, private: bool, listens: str) -> None:
+async def test_tcp_says_where_it_listens(text: str, listens: str) -> None:
     async with open_listener(parse_address(text)) as listening:
-        assert listening.private is private
         assert str(listening.address).startswith(listens)
         assert isinstance(listening.address, TcpAddress)
         assert listening.address.port != 0
@@ -129,10 +140,18 @@ async def test_tcp_knows_whether_other_hosts_can_reach_it(text: str, private: bo
             (await connect(listening.address)).close()
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "192.0.2.1"])
+async def test_an_address_that_others_can_reach_needs_a_secret_or_a_word(host: str) -> None:
+    for options in ("", ",insecure=off"):
+        with pytest.raises(BadURI, match=r"tcp:127\.0\.0\.1:PORT .*,secret-file=PATH .*,insecure=on"):
+            async with open_listener(parse_address(f"tcp:{host}:0{options}")):
+                pass
+
+
 @pytest.mark.parametrize(
     ("address", "sentence"),
     [
-        ("tcp:192.0.2.1:0", "that address is not one of this host's"),
+        ("tcp:192.0.2.1:0,insecure=on", "that address is not one of this host's"),
         ("tcp:no.such.host.invalid:1", "can't be resolved"),
         ("unix:/nonsense/a.sock", "there is no such file or directory"),
         ("unix:/proc/a.sock", "can't listen on unix:/proc/a.sock"),

@@ -49,6 +49,7 @@ class ExecTransport(Transport):
         ),
     )
     arrives_at_once = True
+    starts_programs = True
 
     def __init__(self, uri: TransportURI) -> None:
         super().__init__(uri)

@@ -52,6 +52,7 @@ class PipeTransport(Transport):
             raise BadURI(f"{str(uri)!r} names no file: write pipe:PATH, such as pipe:/var/tmp/guest.img")
         self._path = uri.target
         self._direct = self.option("direct") == "on"
+        self.starts_programs = bool(self.option("helper"))
         self._replace = Replace(self.option("replace"))
 
     @asynccontextmanager
