@@ -47,6 +47,15 @@ _qmp_option = click.option(
     metavar="ADDRESS",
     help="Serve QMP here too, any number of times: unix:PATH or tcp:HOST:PORT.",
 )
+_pass_fd_option = click.option(
+    "--pass-fd",
+    "pass_fds",
+    type=click.IntRange(min=0),
+    multiple=True,
+    metavar="N",
+    help="Let a monitor's client, too, name the descriptor N that this command was started with, as fd:N. Any "
+    "number of times; no other number means anything there.",
+)
 
 
 @click.command(
@@ -83,6 +92,7 @@ _qmp_option = click.option(
 @_detach_option
 @_serial_option
 @_qmp_option
+@_pass_fd_option
 @click.option("--migrate-to", metavar="URI", help='Move the guest there; "kvmmig transports" lists the ways.')
 @click.option(
     "--after",
@@ -106,6 +116,7 @@ def run(
     detach: bool,
     serial: str,
     qmp: tuple[str, ...],
+    pass_fds: tuple[int, ...],
     migrate_to: str | None,
     after: float | None,
     incoming: str | None,
@@ -132,7 +143,9 @@ def run(
                 f"with --incoming a guest is as it was at its source, so {' and '.join(wrong)} can't go "
                 "with it"
             )
-        return _run_incoming(_incoming_uri(incoming), name=name, detach=detach, serial=serial, qmp=qmp)
+        uri = _uri(incoming) if incoming != "defer" else None
+        _inherit(pass_fds)
+        return _run_incoming(uri, name=name, detach=detach, serial=serial, qmp=qmp)
     if guest is None:
         raise click.UsageError(
             "name a guest or a file to run (kvmmig guests lists the guests), or --incoming URI"
@@ -142,16 +155,14 @@ def run(
 
     from kvmmig.cli.detach import Background, perhaps_in_background
 
+    to = _uri(migrate_to) if migrate_to is not None else None
+    _inherit(pass_fds)
+
     def life(background: Background | None) -> int:
         from kvmmig.cli.machine_process import ProcessOptions
         from kvmmig.cli.run import NewGuest, PlannedMigration, run_guest
-        from kvmmig.transport.uri import TransportURI
 
-        planned = None
-        if migrate_to is not None:
-            planned = PlannedMigration(
-                uri=TransportURI.parse(migrate_to), after=1.0 if after is None else after
-            )
+        planned = PlannedMigration(uri=to, after=1.0 if after is None else after) if to is not None else None
 
         return run_guest(
             NewGuest(
@@ -200,10 +211,26 @@ def restore(
     return _run_incoming(uri, name=name, default_name=stem, detach=detach, serial=serial, qmp=qmp)
 
 
-def _incoming_uri(text: str) -> TransportURI | None:
+def _uri(text: str) -> TransportURI:
+    """Where a guest comes from, or goes to; the descriptor that it names is this command's own."""
     from kvmmig.transport.uri import TransportURI
 
-    return TransportURI.parse(text) if text != "defer" else None
+    uri = TransportURI.parse(text)
+    if uri.scheme == "fd" and uri.target:
+        from kvmmig.transport import descriptors
+
+        number = descriptors.number_of(uri.target)
+        if number is not None:
+            descriptors.inherit(number)
+    return uri
+
+
+def _inherit(numbers: tuple[int, ...]) -> None:
+    if numbers:
+        from kvmmig.transport import descriptors
+
+        for number in numbers:
+            descriptors.inherit(number)
 
 
 def _run_incoming(
@@ -224,5 +251,4 @@ def _run_incoming(
         options = ProcessOptions(name=name, serial=serial, qmp=qmp, background=background)
         return run_incoming(uri, options, default_name=default_name)
 
-    from_input = uri is not None and (uri.scheme, uri.target) == ("fd", "0")
-    return perhaps_in_background(detach, life, keep_input=from_input)
+    return perhaps_in_background(detach, life)

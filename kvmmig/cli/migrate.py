@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import click
 import trio
@@ -18,7 +19,7 @@ from kvmmig.errors import BadURI, ChannelBroken, MigrationError
 from kvmmig.migration.report import MigrationStatistics, Phase
 from kvmmig.qmp.client import QMPClient
 from kvmmig.qmp.messages import QMPError
-from kvmmig.transport import TransportURI
+from kvmmig.transport import TransportURI, descriptors
 
 _EVERY = 0.1  # seconds between two looks
 _FAILED, _LEFT_RUNNING, _INTERRUPTED = 1, 3, 130
@@ -34,18 +35,22 @@ def migrate_machine(
     """
 
     text = _sayable(uri)
+    number = _descriptor(uri)
 
     async def command() -> int:
         async with machine(name) as client:
+            said = text if number is None else await _pass(client, uri, number)
             if detach:
-                await client.execute("migrate", {"uri": text})
+                await client.execute("migrate", {"uri": said})
                 _say(f"the guest of {name!r} is being migrated; watch it with: kvmmig status {name} --watch")
                 return 0
             watch = _Watch(client, name, JsonLines() if as_json else LiveBlock(text) if _live() else Lines())
             try:
                 # From here on a Ctrl-C is about the migration, which may have begun before the reply is here.
                 with trio.open_signal_receiver(signal.SIGINT) as signals:
-                    await client.execute("migrate", {"uri": text})
+                    await client.execute("migrate", {"uri": said})
+                    if number is not None:  # else this command would keep a pipe open whose reader waits
+                        descriptors.let_go(number)
                     figures = await watch.until_end(signals)
                 if figures is None:
                     _say(f"it goes on without you; watch it with: kvmmig status {name} --watch")
@@ -188,6 +193,27 @@ async def _report_end(
             status = await client.execute("query-status")
             _say(f"the guest of {name!r} is here as before: {status['status']}")
             return _INTERRUPTED if interrupted and figures.phase is Phase.CANCELLED else _FAILED
+
+
+def _descriptor(uri: TransportURI) -> int | None:
+    """The descriptor of this command that the guest is to go to, if it is one. Raises `BadURI`."""
+    if uri.scheme != "fd":
+        return None
+    number = descriptors.number_of(uri.target)
+    if number is None:
+        raise BadURI(
+            f"fd:{uri.target}: a name means something to a monitor's client that has passed a descriptor by "
+            "it; here, write the number of one that this command was started with, such as fd:5"
+        )
+    descriptors.check_inherited(number)
+    return number
+
+
+async def _pass(client: QMPClient, uri: TransportURI, number: int) -> str:
+    """Pass the machine this command's descriptor; the URI that names it there."""
+    name = f"descriptor-{number}"
+    await client.execute("getfd", {"fdname": name}, fds=[number])
+    return str(replace(uri, target=name))
 
 
 def _sayable(uri: TransportURI) -> str:

@@ -27,7 +27,7 @@ from kvmmig.errors import GuestEnded, KvmmigError, WrongState
 from kvmmig.machine import MachineConfig, State
 from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.monitor.control import MachineControl, Outcome
-from kvmmig.transport import Transport, TransportURI, transport_for
+from kvmmig.transport import Transport, TransportURI, descriptors, transport_for
 from kvmmig.units import format_duration, format_size
 
 #: The exit status for a guest that crashed: EX_SOFTWARE of <sysexits.h>.
@@ -125,6 +125,7 @@ def _run(
     needs_monitor: bool = False,
 ) -> int:
     forced_exit = ForcedExit()
+    descriptors.only_given()
 
     async def command() -> int:
         status = status_of_quit
