@@ -53,7 +53,7 @@ _pass_fd_option = click.option(
     type=click.IntRange(min=0),
     multiple=True,
     metavar="N",
-    help="Let a monitor's client, too, name the descriptor N that this command was started with, as fd:N. Any "
+    help="Let a monitor's client, too, name the descriptor N that this command was started with: fd:N, any "
     "number of times; no other number means anything there.",
 )
 

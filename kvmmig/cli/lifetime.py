@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import signal
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import trio
 
@@ -32,7 +32,8 @@ def run_to_end(command: Callable[[], Awaitable[int]], *, forced_exit: ForcedExit
         def heed(number: int, frame: object) -> None:
             received.append(number)
             forced.begin(128 + received[0])  # at once: the event loop may be what is held up
-            token.run_sync_soon(scope.cancel, idempotent=True)
+            with suppress(OSError, trio.RunFinishedError):  # it may even be broken: the forced exit is not
+                token.run_sync_soon(scope.cancel, idempotent=True)
 
         try:
             with scope, _heeding(heed):
@@ -48,6 +49,10 @@ def run_to_end(command: Callable[[], Awaitable[int]], *, forced_exit: ForcedExit
     gc.freeze()
     try:
         return trio.run(main)
+    except trio.TrioInternalError as error:
+        # No block has ended in its own way, and threads of the guest may run on: nobody could reach them.
+        status = 128 + received[0] if received else 1
+        forced.leave(status, f"the event loop is broken, and this process ends: {error.__cause__ or error!r}")
     except BaseExceptionGroup as group:
         raise the_error(group) from None
     finally:

@@ -5,23 +5,44 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import os
+import signal
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
+import click
 import msgspec
 import trio
 
 from kvmmig.cli import rundir
+from kvmmig.cli.holder import holder, send_signal
 from kvmmig.cli.lifetime import run_to_end
-from kvmmig.errors import ChannelBroken, KvmmigError
+from kvmmig.errors import ChannelBroken, ConnectFailed, KvmmigError
 from kvmmig.migration.phases import PHASES
 from kvmmig.migration.report import MigrationStatistics
 from kvmmig.qmp.client import QMPClient
 
+#: Seconds for a monitor's word, and for an end after SIGTERM: a process leaves at its own, shorter bound.
+PATIENCE, TERM_TIME = 5.0, 15.0
+
+_AGAIN = 0.05  # seconds between two looks
+
 
 class NoSuchMachine(KvmmigError):
     """No machine of that name runs."""
+
+
+class DoesNotAnswer(KvmmigError):
+    """A machine's process is there, and its monitor says nothing."""
+
+    def __init__(self, name: str, pid: int | None) -> None:
+        process = f"process {pid}" if pid is not None else "whose process is not to be seen from here"
+        super().__init__(
+            f"the machine {name!r} ({process}) does not answer: it is stopped, very busy, or broken; "
+            f"kvmmig quit {name} ends it"
+        )
+        self.pid = pid
 
 
 def no_such_machine(name: str) -> NoSuchMachine:
@@ -38,16 +59,23 @@ def no_such_machine(name: str) -> NoSuchMachine:
 
 
 @asynccontextmanager
-async def machine(name: str, *, timeout: float = 5.0) -> AsyncIterator[QMPClient]:
-    """A connection to a machine's monitor; ``timeout`` in seconds.
+async def machine(name: str, *, timeout: float | None = None) -> AsyncIterator[QMPClient]:
+    """A connection to a machine's monitor; ``timeout`` in seconds, `PATIENCE` where it is None.
 
-    Raises `NoSuchMachine`, `BadConfig` for what is no name, `ConnectFailed` where no monitor answers.
+    Raises `NoSuchMachine`, `BadConfig` for what is no name, `DoesNotAnswer` where no monitor answers.
     """
     rundir.check_name(name)
-    path = rundir.files_of(name).monitor
-    if not rundir.answers(path):
-        raise no_such_machine(name)
-    async with QMPClient.connect(f"unix:{path}", timeout=timeout) as client:
+    files = rundir.files_of(name)
+    if not rundir.answers(files.monitor):
+        pid = holder(files.lock)
+        raise no_such_machine(name) if pid is None else DoesNotAnswer(name, pid)
+    async with AsyncExitStack() as stack:
+        try:
+            client = await stack.enter_async_context(
+                QMPClient.connect(f"unix:{files.monitor}", timeout=PATIENCE if timeout is None else timeout)
+            )
+        except ConnectFailed as error:
+            raise DoesNotAnswer(name, holder(files.lock)) from error
         yield client
 
 
@@ -63,11 +91,26 @@ def execute(name: str, command: str, arguments: Mapping[str, object] | None = No
 
 
 def quit_machine(name: str) -> int:
-    """End a machine, and wait until it is gone; returns 0. Raises `KvmmigError`."""
+    """End a machine, and wait until it is gone; returns 0. Raises `KvmmigError`.
+
+    One whose monitor does not do it is ended by SIGTERM, and by SIGKILL after `TERM_TIME`; it says so.
+    """
 
     async def ask() -> int:
-        async with machine(name) as client:
-            await end_machine(client, name)
+        lock = rundir.files_of(name).lock
+        try:
+            async with machine(name) as client:
+                with trio.move_on_after(PATIENCE) as scope:
+                    await _tell_quit(client)
+            if not scope.cancelled_caught and await _gone(lock, TERM_TIME):
+                return 0
+            raise DoesNotAnswer(name, holder(lock))
+        except DoesNotAnswer as error:
+            if not await _end_by_signals(name, lock):
+                raise
+            if error.pid is None:
+                return 0
+        await trio.to_thread.run_sync(rundir.clean)
         return 0
 
     return run_to_end(ask)
@@ -75,9 +118,52 @@ def quit_machine(name: str) -> int:
 
 async def end_machine(client: QMPClient, name: str) -> None:
     """End a machine, and wait until it is gone. A cancel leaves it ending."""
+    await _tell_quit(client)
+    await trio.to_thread.run_sync(_wait_for_lock, rundir.files_of(name).lock, abandon_on_cancel=True)
+
+
+async def _tell_quit(client: QMPClient) -> None:
     with suppress(ChannelBroken):  # it may be gone before its reply is here
         await client.execute("quit")
-    await trio.to_thread.run_sync(_wait_for_lock, rundir.files_of(name).lock, abandon_on_cancel=True)
+
+
+async def _end_by_signals(name: str, lock: Path) -> bool:
+    """Have the kernel end the process that holds a lock, and say how; False when there is none to be seen."""
+    for number, time in ((signal.SIGTERM, TERM_TIME), (signal.SIGKILL, PATIENCE)):
+        pid = send_signal(lock, number)
+        if pid is None:
+            return await _gone(lock, 0)
+        if await _gone(lock, time):
+            _say(f"{name!r} did not answer: {number.name} has ended its process {pid}")
+            return True
+        _say(
+            f"{name!r} did not answer, and {number.name} to its process {pid} has not ended it in {time:g} s"
+        )
+    return False
+
+
+async def _gone(lock: Path, time: float) -> bool:
+    """Whether nobody holds the lock any more, now or within ``time`` seconds."""
+    with trio.move_on_after(time):
+        while not _is_free(lock):  # noqa: ASYNC110 -- the kernel tells nobody
+            await trio.sleep(_AGAIN)
+    return _is_free(lock)
+
+
+def _is_free(path: Path) -> bool:
+    with suppress(FileNotFoundError):
+        lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(lock)
+    return True
+
+
+def _say(text: str) -> None:
+    click.echo(f"kvmmig: {text}", err=True)
 
 
 def _wait_for_lock(path: os.PathLike[str]) -> None:

@@ -13,6 +13,7 @@ import trio
 from kvmmig.cli.forced_exit import ForcedExit
 from kvmmig.cli.lifetime import run_to_end
 from kvmmig.cli.logs import logging_to, to_stderr
+from kvmmig.cli.loop_watch import watching_the_loop
 from kvmmig.cli.machine_process import (
     FAILED,
     MachineProcess,
@@ -134,17 +135,18 @@ def _run(
             options, default_name, needs_monitor=needs_monitor, forced_exit=forced_exit
         ) as process:
             async with serve_machine(process) as (control, output):
-                async with trio.open_nursery() as nursery:
+                with watching_the_loop(forced_exit, output.say):
+                    async with trio.open_nursery() as nursery:
 
-                    async def obey_quit() -> None:
-                        if (await control.wait()).ending is None:
-                            nursery.cancel_scope.cancel()
+                        async def obey_quit() -> None:
+                            if (await control.wait()).ending is None:
+                                nursery.cancel_scope.cancel()
 
-                    nursery.start_soon(obey_quit)
-                    run = MachineRun(control, output, process)
-                    nursery.start_soon(_report_outgoing, run)
-                    status = await life(run)
-                    nursery.cancel_scope.cancel()
+                        nursery.start_soon(obey_quit)
+                        run = MachineRun(control, output, process)
+                        nursery.start_soon(_report_outgoing, run)
+                        status = await life(run)
+                        nursery.cancel_scope.cancel()
                 forced_exit.begin(status)
         return status
 
