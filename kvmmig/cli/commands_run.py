@@ -9,6 +9,8 @@ import click
 from kvmmig.cli.arguments import GuestOrFile, Seconds, Setting, Size, StoringOption, examples
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kvmmig.transport.uri import TransportURI
 
 _STATUSES = """\b
@@ -145,7 +147,7 @@ def run(
             )
         uri = _uri(incoming) if incoming != "defer" else None
         _inherit(pass_fds)
-        return _run_incoming(uri, name=name, detach=detach, serial=serial, qmp=qmp)
+        return _run_incoming(lambda: uri, name=name, detach=detach, serial=serial, qmp=qmp)
     if guest is None:
         raise click.UsageError(
             "name a guest or a file to run (kvmmig guests lists the guests), or --incoming URI"
@@ -156,6 +158,10 @@ def run(
     from kvmmig.cli.detach import Background, perhaps_in_background
 
     to = _uri(migrate_to) if migrate_to is not None else None
+    if to is not None:
+        from kvmmig.cli.storing import checked
+
+        to = checked(to)
     _inherit(pass_fds)
 
     def life(background: Background | None) -> int:
@@ -201,14 +207,29 @@ def run(
 def restore(
     path: str, name: str | None, detach: bool, serial: str, qmp: tuple[str, ...], transport: str
 ) -> int:
-    """Go on with the guest that "kvmmig save" has left in PATH. The file stays, and can be restored again."""
+    """Go on with the guest that "kvmmig save" has left in PATH. The file stays, and can be restored again.
+
+    - is standard input: a pipe, a file, a block device.
+    """
     import os
 
     from kvmmig.cli.storing import storing_uri
+    from kvmmig.cli.streams import incoming_uri, own_descriptor
 
+    stream = own_descriptor(path, writing=False) if path == "-" or transport in ("file", "pipe") else None
+    if stream is not None:
+        fd = stream
+        return _run_incoming(
+            lambda: incoming_uri(fd),
+            name=name,
+            default_name="restored",
+            detach=detach,
+            serial=serial,
+            qmp=qmp,
+        )
     uri = storing_uri(transport, path)
     stem = os.path.splitext(os.path.basename(path))[0]
-    return _run_incoming(uri, name=name, default_name=stem, detach=detach, serial=serial, qmp=qmp)
+    return _run_incoming(lambda: uri, name=name, default_name=stem, detach=detach, serial=serial, qmp=qmp)
 
 
 def _uri(text: str) -> TransportURI:
@@ -234,7 +255,7 @@ def _inherit(numbers: tuple[int, ...]) -> None:
 
 
 def _run_incoming(
-    uri: TransportURI | None,
+    source: Callable[[], TransportURI | None],
     *,
     name: str | None,
     default_name: str = "incoming",
@@ -249,6 +270,6 @@ def _run_incoming(
         from kvmmig.cli.run import run_incoming
 
         options = ProcessOptions(name=name, serial=serial, qmp=qmp, background=background)
-        return run_incoming(uri, options, default_name=default_name)
+        return run_incoming(source(), options, default_name=default_name)
 
     return perhaps_in_background(detach, life)

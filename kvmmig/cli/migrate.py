@@ -15,6 +15,7 @@ from kvmmig.cli.display import Display, JsonLines, Lines, LiveBlock
 from kvmmig.cli.lifetime import run_to_end
 from kvmmig.cli.progress import summary
 from kvmmig.cli.remote import end_machine, has_ended, machine, migration_figures
+from kvmmig.cli.streams import Copying, is_pipe
 from kvmmig.errors import BadURI, ChannelBroken, MigrationError
 from kvmmig.migration.report import MigrationStatistics, Phase
 from kvmmig.qmp.client import QMPClient
@@ -27,15 +28,31 @@ _QUESTION = "Cancel the migration? (y: cancel, n: leave it running, Return: watc
 
 
 def migrate_machine(
-    name: str, uri: TransportURI, *, keep: bool, detach: bool, as_json: bool, then: str = ""
+    name: str,
+    uri: TransportURI,
+    *,
+    keep: bool,
+    detach: bool,
+    as_json: bool,
+    then: str = "",
+    stream: int | None = None,
 ) -> int:
     """Migrate a machine's guest, and show it; ``then`` is what can be done when it has moved.
+
+    A ``stream`` is a descriptor to write it to, in the place of what ``uri`` says; it is taken over.
 
     Returns the exit status. Raises `KvmmigError`.
     """
 
     text = _sayable(uri)
-    number = _descriptor(uri)
+    copying = None
+    if stream is None:
+        number = _descriptor(uri)
+    elif is_pipe(stream):
+        number = stream
+    else:
+        reading, number = os.pipe2(os.O_CLOEXEC)
+        copying = Copying(reading, stream)
 
     async def command() -> int:
         async with machine(name) as client:
@@ -55,6 +72,8 @@ def migrate_machine(
                 if figures is None:
                     _say(f"it goes on without you; watch it with: kvmmig status {name} --watch")
                     return _LEFT_RUNNING
+                if copying is not None and figures.phase is Phase.DONE:
+                    await _written(client, name, copying)
                 status = await _report_end(client, name, figures, watch.interrupted, keep=keep, quiet=as_json)
             except* ChannelBroken as errors:
                 raise MigrationError(f"the machine {name!r} has ended before its guest had moved") from errors
@@ -207,6 +226,16 @@ def _descriptor(uri: TransportURI) -> int | None:
         )
     descriptors.check_inherited(number)
     return number
+
+
+async def _written(client: QMPClient, name: str, copying: Copying) -> None:
+    """Wait until all is written. Where that fails, the guest goes on in its machine, which is still here."""
+    await trio.to_thread.run_sync(copying.wait, abandon_on_cancel=True)
+    if copying.error is not None:
+        await client.execute("x-kvmmig-take-back")
+        raise MigrationError(
+            f"it can't be written: {copying.error.strerror}; the guest of {name!r} goes on where it was"
+        ) from copying.error
 
 
 async def _pass(client: QMPClient, uri: TransportURI, number: int) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import trio
 
+from kvmmig.cli import rundir
 from kvmmig.cli.forced_exit import ForcedExit
 from kvmmig.cli.lifetime import run_to_end
 from kvmmig.cli.logs import logging_to, to_stderr
@@ -29,6 +30,7 @@ from kvmmig.machine import MachineConfig, State
 from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.monitor.control import MachineControl, Outcome
 from kvmmig.transport import Transport, TransportURI, descriptors, transport_for
+from kvmmig.transport.places import protect
 from kvmmig.units import format_duration, format_size
 
 #: The exit status for a guest that crashed: EX_SOFTWARE of <sysexits.h>.
@@ -127,6 +129,7 @@ def _run(
 ) -> int:
     forced_exit = ForcedExit()
     descriptors.only_given()
+    protect(rundir.directory())
 
     async def command() -> int:
         status = status_of_quit

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
+from kvmmig.cli import rundir
 from kvmmig.cli.logs import logging_to, to_stderr
 from kvmmig.errors import BadURI, KvmmigError
+from kvmmig.transport.places import check_place, protect
 from kvmmig.transport.registry import registrations, transport_for
 from kvmmig.transport.uri import TransportURI
 
 _ANYTHING = "/guest.img"
+_PATHS = ("file", "pipe", "unix")  # the schemes whose targets are paths of this host
 
 
 def storing_uri(scheme: str, path: str) -> TransportURI:
@@ -26,6 +30,19 @@ def storing_uri(scheme: str, path: str) -> TransportURI:
             f"{', '.join(storing_schemes())}"
         )
     return uri
+
+
+def checked(uri: TransportURI) -> TransportURI:
+    """The same URI with a path that means the same to a machine's process as to this one.
+
+    Raises `BadURI` where a guest would be written to a path that no guest can be saved to.
+    """
+    if uri.scheme not in _PATHS or not uri.target or "\0" in uri.target:
+        return uri  # the transport itself says what is wrong with it
+    if uri.scheme != "unix":
+        protect(rundir.directory())
+        check_place(uri.target)
+    return replace(uri, target=os.path.abspath(uri.target))
 
 
 def storing_schemes() -> list[str]:

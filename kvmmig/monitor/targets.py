@@ -11,6 +11,7 @@ import trio
 
 from kvmmig.qmp import QMPError, Session
 from kvmmig.transport import Transport, TransportURI, descriptors, transport_for
+from kvmmig.transport.places import check_place
 
 _NO_OFFSET = "{where}: a saved guest begins at the beginning of its file here; leave the offset out"
 
@@ -93,6 +94,8 @@ async def find_target(session: Session, uri: str | None, channels: list[Channel]
     else:
         assert channels is not None
         parsed = channels[0].addr.uri()
+    if parsed.scheme in ("file", "pipe"):
+        await trio.to_thread.run_sync(check_place, parsed.target)
     name = given = ""
     if parsed.scheme == "fd":
         name = parsed.target
