@@ -20,7 +20,7 @@ from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.migration.policy import Limits, Policy
 from kvmmig.migration.report import MigrationStatistics
 from kvmmig.transport import Transport, TransportURI, transport_for
-from kvmmig.units import parse_bandwidth, parse_size
+from kvmmig.units import MEMORY, parse_bandwidth, parse_size
 
 
 @asynccontextmanager
@@ -51,7 +51,7 @@ async def open_machine(
     Raises `BadConfig`, `BadImage`, `KvmError`. A cancel leaves nothing behind.
     """
     try:
-        size = parse_size(memory) if isinstance(memory, str) else memory
+        size = parse_size(memory, MEMORY) if isinstance(memory, str) else memory
     except ValueError as error:
         raise BadConfig(f"memory: {error}") from error
     MachineConfig(memory=size, cpus=cpus)  # what can't exist is refused before a guest is assembled for it

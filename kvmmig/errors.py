@@ -34,8 +34,26 @@ happens, and is kept as ``__cause__``::
 from __future__ import annotations
 
 
+def printable(text: str, keep: str = "") -> str:
+    """``text`` with nothing in it that a terminal would obey, or hide: such a character becomes ``\\x1b``.
+
+    For words from outside, whoever they are shown to: a peer's, an image's, a helper's, a name. Line breaks
+    count, too, for a second line could pass for one of ours; ``keep`` has the characters that stay as they
+    are.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() or letter in keep else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
 class KvmmigError(Exception):
-    """The root of the tree. ``str()`` of any of them is fit to be shown to a user."""
+    """The root of the tree. ``str()`` of any of them is one `printable` line, fit to be shown to a user."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class KvmError(KvmmigError):

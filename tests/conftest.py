@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from kvmmig.errors import KvmUnavailable
 from kvmmig.kvm import System
 
-# How long one example takes says more of the machine than of the code.
-settings.register_profile("kvmmig", deadline=None)
+# How long an example takes, or its making, says more of the machine than of the code.
+settings.register_profile("kvmmig", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("kvmmig")
 
 _outcomes = pytest.StashKey[Counter[str]]()
@@ -39,6 +41,14 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.pop(name, None)
     config.stash[_outcomes] = Counter()
     config.pluginmanager.register(_Counting(config))
+
+
+@pytest.fixture
+def open_directory() -> Iterator[Path]:
+    """A directory like ``/tmp``: everybody may make files in it, and remove only their own."""
+    with tempfile.TemporaryDirectory(prefix="kvmmig-") as made:
+        os.chmod(made, 0o1777)
+        yield Path(made)
 
 
 @pytest.hookimpl(trylast=True)

@@ -5,6 +5,7 @@ Those modules have the commands as far as ``--help`` needs them; what they do is
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Any
@@ -15,6 +16,7 @@ from kvmmig.cli.commands_basic import completion, demo, doctor, guests, transpor
 from kvmmig.cli.commands_control import console, ls, pause, quit_machine, reset, resume, set_settings, status
 from kvmmig.cli.commands_migrate import cancel, migrate, save
 from kvmmig.cli.commands_run import restore, run
+from kvmmig.cli.printing import echo
 from kvmmig.errors import KvmmigError
 
 
@@ -24,12 +26,14 @@ def run_command() -> int:
     try:
         status: Any = cli.main(standalone_mode=False, prog_name="kvmmig")
     except click.ClickException as error:
-        error.show()
+        said = io.StringIO()
+        error.show(said)
+        echo(said.getvalue(), err=True, nl=False)
         return error.exit_code
     except click.Abort:
         return 130
     except KvmmigError as error:
-        click.echo(f"kvmmig: {error}", err=True)
+        echo(f"kvmmig: {error}", err=True)
         return 1
     except BrokenPipeError:  # "kvmmig guests | head": python would complain again when it flushes
         sys.stdout = None

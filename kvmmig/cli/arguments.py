@@ -3,34 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
-from kvmmig.units import parse_duration, parse_size
+from kvmmig.units import CPUS, DURATION, MEMORY, parse_count, parse_duration, parse_size
 
 
-class Size(click.ParamType[int]):
-    """Bytes: 64MiB."""
+class Memory(click.ParamType[int]):
+    """Bytes of a machine's memory: 64MiB."""
 
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         try:
-            return value if isinstance(value, int) else parse_size(value)
+            return value if isinstance(value, int) else parse_size(value, MEMORY)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Cpus(click.ParamType[int]):
+    """How many vCPUs."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return value if isinstance(value, int) else parse_count(value, CPUS)
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
 
 class Seconds(click.ParamType[float]):
-    """A duration: 50ms."""
+    """A duration: 50ms; of a bare number the metavar must say that it is seconds."""
 
     name = "seconds"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         try:
-            return value if isinstance(value, float) else parse_duration(value)
+            return value if isinstance(value, float) else parse_duration(value, DURATION, bare="s")
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
@@ -57,9 +70,11 @@ class MachineName(click.ParamType[str]):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        from kvmmig.cli.rundir import names
+        from kvmmig.cli.rundir import RuntimeDirectoryUnusable, names
 
-        return [CompletionItem(name) for name in names() if name.startswith(incomplete)]
+        with suppress(RuntimeDirectoryUnusable):  # the command will say so
+            return [CompletionItem(name) for name in names() if name.startswith(incomplete)]
+        return []
 
 
 class StoringScheme(click.ParamType[str]):

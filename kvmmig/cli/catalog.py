@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import click
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from kvmmig.cli.printing import console, echo, words
 from kvmmig.errors import KvmmigError
 from kvmmig.guests import available, find
 from kvmmig.transport import Transport, Wrapper
@@ -20,26 +18,26 @@ def list_guests() -> None:
         parameters = "\n".join(
             f"{parameter.name}={parameter.default}  {parameter.help}" for parameter in guest.parameters
         )
-        table.add_row(guest.name, Text(guest.summary), Text(parameters))
-    Console().print(table)
+        table.add_row(guest.name, words(guest.summary), words(parameters))
+    console().print(table)
 
 
 def print_guest(name: str) -> None:
     """The source of one guest, as it is. Raises `BadImage` for a name that nobody has."""
-    click.echo(find(name).source, nl=False)
+    echo(find(name).source, nl=False)
 
 
 def list_transports() -> None:
     """A row for each transport, and one for each wrapper; one that can't be loaded says why."""
-    console = Console()
+    out = console()
     table = _table("transport", "how its URI is written, and what it is")
     for transport in registrations():
-        table.add_row(transport.scheme, Text("\n".join(_describe(transport, ""))))
-    console.print(table)
+        table.add_row(words(transport.scheme), words("\n".join(_describe(transport, ""))))
+    out.print(table)
     table = _table("wrapper", "how it stands before a transport, and what it does")
     for wrapper in wrapper_registrations():
-        table.add_row(wrapper.scheme, Text("\n".join(_describe(wrapper, f"{wrapper.scheme}."))))
-    console.print(table)
+        table.add_row(words(wrapper.scheme), words("\n".join(_describe(wrapper, f"{wrapper.scheme}."))))
+    out.print(table)
 
 
 def _describe(registration: Registration[Transport] | Registration[Wrapper], prefix: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from kvmmig.cli.arguments import Size
+from kvmmig.cli.arguments import Memory
 
 
 @click.command(
@@ -62,7 +62,7 @@ Example:
 """
 )
 @click.option(
-    "--memory", type=Size(), metavar="SIZE", default="1GiB", show_default=True, help="Guest memory."
+    "--memory", type=Memory(), metavar="SIZE", default="1GiB", show_default=True, help="Guest memory."
 )
 @click.option(
     "--directory",

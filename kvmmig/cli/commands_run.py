@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kvmmig.cli.arguments import GuestOrFile, Seconds, Setting, Size, StoringOption, examples
+from kvmmig.cli.arguments import Cpus, GuestOrFile, Memory, Seconds, Setting, StoringOption, examples
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,8 +80,8 @@ _pass_fd_option = click.option(
     help="How a flat image starts: in real mode at 0x7c00, or in 64-bit mode at 1 MiB. An ELF and an .asm "
     "say it themselves.",
 )
-@click.option("--memory", type=Size(), metavar="SIZE", help="Guest memory.  [default: 256MiB]")
-@click.option("--cpus", type=int, metavar="N", help="Number of vCPUs.  [default: 1]")
+@click.option("--memory", type=Memory(), metavar="SIZE", help="Guest memory.  [default: 256MiB]")
+@click.option("--cpus", type=Cpus(), metavar="N", help="Number of vCPUs.  [default: 1]")
 @click.option(
     "--set",
     "settings",

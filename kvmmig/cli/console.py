@@ -10,10 +10,10 @@ from contextlib import nullcontext, suppress
 import trio
 
 from kvmmig.cli.lifetime import run_to_end
-from kvmmig.cli.remote import no_such_machine
-from kvmmig.cli.rundir import check_name, files_of
+from kvmmig.cli.remote import connected, not_there
+from kvmmig.cli.rundir import check_name, connect_console
 from kvmmig.cli.terminal import Keyboard
-from kvmmig.errors import ConnectFailed
+from kvmmig.errors import ConnectFailed, printable
 
 _LEAVE = b"\x1d"  # Ctrl-]
 _CHUNK = 65536
@@ -40,16 +40,12 @@ def attach(name: str) -> int:
 
 
 async def _connect(name: str) -> trio.SocketStream:
-    sock = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
     try:
-        await sock.connect(str(files_of(name).console))
+        return trio.SocketStream(await connected(connect_console, name))
     except (FileNotFoundError, ConnectionRefusedError) as error:
-        sock.close()
-        raise no_such_machine(name) from error
+        raise not_there(name) from error
     except OSError as error:
-        sock.close()
         raise ConnectFailed(f"can't reach the serial port of {name!r}: {error.strerror}") from error
-    return trio.SocketStream(sock)
 
 
 async def _both_ways(stream: trio.SocketStream, keyboard: Keyboard) -> bool:
@@ -90,4 +86,5 @@ async def _show(stream: trio.SocketStream) -> None:
 
 
 def _say(text: str) -> None:
+    text = printable(text)
     print(f"\r\nkvmmig: {text}\r" if sys.stderr.isatty() else f"kvmmig: {text}", file=sys.stderr, flush=True)

@@ -6,18 +6,21 @@ only a position in it: a slow one finds that the ring has gone on, and loses wha
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from pathlib import Path
 
 import trio
+
+from kvmmig.transport.toolkit import unixsockets
 
 #: Bytes of serial output that are kept for those who come later.
 BACKLOG = 64 << 10
 _READ = 4096
+_BACKLOG = 16
 _SOON = 0.005
 _LAST_CHANCE = 0.2  # seconds in which watchers may take the last words
 
@@ -73,12 +76,12 @@ class ConsoleServer:
         return self._ring.read(0)[0]
 
     @asynccontextmanager
-    async def serving(self, path: Path) -> AsyncIterator[None]:
+    async def serving(self, path: str | os.PathLike[str]) -> AsyncIterator[None]:
         """Listen on a new socket, for this user alone. Raises `OSError`.
 
         At the end watchers get the last words, as far as they take them at once, and the socket is removed.
         """
-        listener = await _listen(path)
+        listener, file = _listen(os.fspath(path))
         try:
             async with trio.open_nursery() as nursery:
                 watchers = await nursery.start(self._hold_watchers)
@@ -95,8 +98,7 @@ class ConsoleServer:
                             await trio.sleep(_SOON)
                     nursery.cancel_scope.cancel()
         finally:
-            with suppress(OSError):
-                os.unlink(path)
+            file.remove()
 
     async def _hold_watchers(self, *, task_status: trio.TaskStatus[trio.Nursery]) -> None:
         async with trio.open_nursery() as nursery:
@@ -134,13 +136,9 @@ class ConsoleServer:
             await self._feed(data)
 
 
-async def _listen(path: Path) -> trio.SocketListener:
-    sock = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
+def _listen(path: str) -> tuple[trio.SocketListener, unixsockets.SocketFile]:
     try:
-        await sock.bind(str(path))
-        os.chmod(path, 0o600)  # before it listens nobody can connect
-        sock.listen()
-    except BaseException:
-        sock.close()
-        raise
-    return trio.SocketListener(sock)
+        sock, file = unixsockets.listen(path, _BACKLOG)
+    except unixsockets.PathTaken as taken:
+        raise FileExistsError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE), path) from taken
+    return trio.SocketListener(trio.socket.from_stdlib_socket(sock)), file

@@ -124,7 +124,7 @@ async def _demo(memory: int, scratch: str, output: Output) -> int:
             row.verdict = f"FAILED: {error}"
         rows.append(row)
         output.say(f"   {row.verdict}")
-    output.say("\n" + table(rows))
+    output.say("\n" + table(rows), drawn=True)
     return 0 if all(row.verdict == VERIFIED for row in rows) else 1
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from kvmmig.cli.printing import words
 from kvmmig.cli.progress import STOLEN
 from kvmmig.migration.report import MigrationStatistics
 from kvmmig.transport import TransportURI
@@ -70,10 +71,10 @@ def table(rows: list[Row]) -> str:
     console.print(drawn)
     for row in rows:
         if row.figures is not None and row.figures.stolen:
-            words = f"{row.case.name}: {format_duration(row.figures.stolen)} {STOLEN}"
-            console.print(Text(words), soft_wrap=True)
+            said = f"{row.case.name}: {format_duration(row.figures.stolen)} {STOLEN}"
+            console.print(words(said), soft_wrap=True)
         if row.verdict != VERIFIED:
-            console.print(Text(f"{row.case.name}: {row.verdict}", "bold red"), soft_wrap=True)
+            console.print(words(f"{row.case.name}: {row.verdict}", "bold red"), soft_wrap=True)
     return text.getvalue().rstrip("\n")
 
 

@@ -12,10 +12,9 @@ import signal
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from pathlib import Path
 
-import click
-
+from kvmmig.cli import rundir
+from kvmmig.cli.printing import echo
 from kvmmig.errors import KvmmigError
 
 
@@ -25,9 +24,9 @@ class Background:
     def __init__(self, fd: int) -> None:
         self._fd = fd
 
-    def log_to(self, path: Path) -> None:
-        """From here on messages go to a new log, and nothing is read from the terminal."""
-        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    def log_to(self, claim: rundir.Claim) -> None:
+        """From here on messages go to its new log, and nothing is read from the terminal."""
+        log = claim.open_log()
         nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -36,7 +35,7 @@ class Background:
         os.dup2(log, 2)
         os.close(nothing)
         os.close(log)
-        self._report({"log": str(path)})
+        self._report({"log": claim.name})
 
     def runs(self, name: str, what: str) -> None:
         """The machine runs, or waits for its guest, as ``what`` says: the command may return. Idempotent."""
@@ -97,35 +96,30 @@ def _wait(pid: int, reports: Iterable[str]) -> int:
     try:
         for line in reports:
             match json.loads(line):
-                case {"log": path}:
-                    log = path
+                case {"log": name}:
+                    log = name
                 case {"runs": name, "what": what}:
-                    click.echo(name)
-                    click.echo(_how_to_use(name, what), err=True)
+                    echo(name)
+                    echo(_how_to_use(name, what), err=True)
                     return 0
                 case {"failed": why}:
-                    click.echo(f"kvmmig: {why}", err=True)
+                    echo(f"kvmmig: {why}", err=True)
                     break
         else:
-            click.echo("kvmmig: the machine ended before it ran", err=True)
-            with suppress(OSError):
-                click.echo(Path(log).read_text(errors="replace") if log else "", err=True, nl=False)
+            echo("kvmmig: the machine ended before it ran", err=True)
+            echo(rundir.take_log(log) if log else "", err=True, nl=False)
     except KeyboardInterrupt:
         os.kill(pid, signal.SIGTERM)
         os.waitpid(pid, 0)
         for line in reports:  # what it has said meanwhile
             log = log or json.loads(line).get("log")
-        _remove(log)
+        if log is not None:
+            rundir.take_log(log)
         return 130
     os.waitpid(pid, 0)
-    _remove(log)
-    return 1
-
-
-def _remove(log: str | None) -> None:
     if log is not None:
-        with suppress(OSError):
-            os.unlink(log)
+        rundir.take_log(log)
+    return 1
 
 
 def _how_to_use(name: str, what: str) -> str:

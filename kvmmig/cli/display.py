@@ -7,9 +7,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
-import click
-import msgspec
-from rich.console import Console, Group
+from rich.console import Group
 from rich.constrain import Constrain
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -17,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kvmmig.cli.counters import counter_rows
+from kvmmig.cli.printing import console, echo, echo_json, words
 from kvmmig.cli.progress import PlainLines
 from kvmmig.migration.phases import PHASES
 from kvmmig.migration.report import MigrationStatistics, Phase
@@ -65,7 +64,7 @@ class Lines(Display):
     """A line for each phase and each round."""
 
     def __init__(self) -> None:
-        self._lines = PlainLines(click.echo)
+        self._lines = PlainLines(echo)
 
     def show(self, figures: MigrationStatistics, raw: Mapping[str, Any]) -> None:
         self._lines.show(figures, events=True)
@@ -75,7 +74,7 @@ class JsonLines(Display):
     """All figures, a line each time; the timeline and the histograms only in the last one."""
 
     def show(self, figures: MigrationStatistics, raw: Mapping[str, Any]) -> None:
-        click.echo(msgspec.json.encode(raw if PHASES[figures.phase].is_end else _brief(raw)))
+        echo_json(raw if PHASES[figures.phase].is_end else _brief(raw))
 
 
 def _brief(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,7 +89,7 @@ class LiveBlock(Display):
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
-        self._console = Console(highlight=False)
+        self._console = console()
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
         self._drawn = 0
         self._notices = 0
@@ -107,7 +106,7 @@ class LiveBlock(Display):
 
     def show(self, figures: MigrationStatistics, raw: Mapping[str, Any]) -> None:
         for notice in figures.notices[self._notices :]:
-            self._console.print(f"kvmmig: {notice}", markup=False)
+            self._console.print(words(f"kvmmig: {notice}"))
         self._notices = len(figures.notices)
         if self._hidden:
             return
@@ -207,11 +206,12 @@ def _counters(figures: MigrationStatistics) -> list[Table]:
     for _ in range(2):
         table.add_column(no_wrap=True, overflow="ellipsis")
     for name, value in counter_rows(figures.counters):
-        table.add_row(Text(name), value)
+        table.add_row(words(name), value)
     return [table]
 
 
 def _shortened(text: str, width: int) -> Text:
-    line = Text(text, no_wrap=True, overflow="ellipsis")
+    line = words(text)
+    line.no_wrap, line.overflow = True, "ellipsis"
     line.truncate(max(width, 10), overflow="ellipsis")
     return line

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from time import perf_counter
 
 import trio
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from kvmmig.cli.lifetime import run_to_end
+from kvmmig.cli.printing import console, words
 from kvmmig.errors import KvmmigError
 from kvmmig.guests import find
 from kvmmig.kvm import System, abi
@@ -74,17 +74,17 @@ def examine() -> int:
     """Print what was found; returns 0 when kvmmig can work here, else 1."""
     findings = [*_kvm(), *_host()]
     findings.append(_real_guest() if all(finding.ok is not False for finding in findings) else _no_guest())
-    console = Console()
+    out = console()
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in ("", "what", "found"):
         table.add_column(column, overflow="fold")
     marks = {True: Text("ok", "green"), False: Text("missing", "bold red"), None: Text("note", "yellow")}
     for finding in findings:
         said = f"{finding.found}; {finding.advice}" if finding.advice else finding.found
-        table.add_row(marks[finding.ok], Text(finding.what), Text(said))
-    console.print(table)
+        table.add_row(marks[finding.ok], words(finding.what), words(said))
+    out.print(table)
     works = all(finding.ok is not False for finding in findings)
-    console.print(
+    out.print(
         "\nkvmmig can work here." if works else "\nkvmmig can't work here until what is missing is mended.",
         style="green" if works else "bold red",
     )

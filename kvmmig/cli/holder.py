@@ -1,17 +1,27 @@
-"""Which process has a machine's name, as the kernel knows it: by the lock that it holds."""
+"""Which process has a machine's name, as the kernel knows it: by the lock that it holds.
+
+Everything here raises `RuntimeDirectoryUnusable` where that directory is not this user's alone.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 from contextlib import suppress
 from pathlib import Path
 
+from kvmmig.cli import rundir
 
-def holder(lock: Path) -> int | None:
-    """The process that holds a machine's lock; None where nobody does, or none that can be seen from here."""
+
+def holder(name: str) -> int | None:
+    """The process that has a machine's name; None where nobody has, or none that can be seen from here."""
     with suppress(OSError):
-        found = lock.stat()
+        lock = rundir.open_lock(name)
+        try:
+            found = os.fstat(lock)
+        finally:
+            os.close(lock)
         wanted = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
         for line in Path("/proc/locks").read_text().splitlines():
             fields = line.split()
@@ -22,9 +32,22 @@ def holder(lock: Path) -> int | None:
     return None
 
 
-def send_signal(lock: Path, number: signal.Signals) -> int | None:
+def is_free(name: str) -> bool:
+    """Whether no process has a machine's name, also none that can't be seen from here."""
+    with suppress(FileNotFoundError):
+        lock = rundir.open_lock(name)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(lock)
+    return True
+
+
+def send_signal(name: str, number: signal.Signals) -> int | None:
     """Send the holder a signal; the process that got it. Whoever has its number later gets none."""
-    pid = holder(lock)
+    pid = holder(name)
     if pid is None:
         return None
     try:
@@ -32,7 +55,7 @@ def send_signal(lock: Path, number: signal.Signals) -> int | None:
     except ProcessLookupError:
         return None
     try:
-        if holder(lock) != pid:  # it has ended meanwhile, and the number may be another's
+        if holder(name) != pid:  # it has ended meanwhile, and the number may be another's
             return None
         signal.pidfd_send_signal(process, number)
     except ProcessLookupError:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import click
-import msgspec
 import trio
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -18,6 +16,7 @@ from kvmmig.cli.counters import counter_rows
 from kvmmig.cli.display import figures_block, phase_words
 from kvmmig.cli.holder import holder
 from kvmmig.cli.lifetime import run_to_end
+from kvmmig.cli.printing import console, echo, echo_json, words
 from kvmmig.cli.remote import has_ended, machine, migration_figures
 from kvmmig.errors import ChannelBroken, KvmmigError
 from kvmmig.migration.report import MigrationStatistics, Phase
@@ -50,13 +49,11 @@ def list_machines(*, as_json: bool) -> int:
                 nursery.start_soon(ask, name)
         rows = [found[name] for name in sorted(found)]
         if as_json:
-            click.echo(msgspec.json.format(msgspec.json.encode(rows)))
+            echo_json(rows, indent=True)
         elif rows:
             _console().print(_table(rows))
         else:
-            click.echo(
-                "kvmmig: no machine runs; start one with: kvmmig run dirtier --name a --detach", err=True
-            )
+            echo("kvmmig: no machine runs; start one with: kvmmig run dirtier --name a --detach", err=True)
         return 0
 
     return run_to_end(command)
@@ -70,7 +67,7 @@ def show_status(name: str, *, watch: bool, as_json: bool) -> int:
             if not watch:
                 about, figures, raw = await _ask(client, name)
                 if as_json:
-                    click.echo(msgspec.json.format(msgspec.json.encode({**about, "migration": raw})))
+                    echo_json({**about, "migration": raw}, indent=True)
                 else:
                     _console().print(_status(about, figures, width=78))
             elif as_json:
@@ -85,7 +82,7 @@ def show_status(name: str, *, watch: bool, as_json: bool) -> int:
 def _silent(name: str) -> dict[str, Any]:
     """What is known of a machine that says nothing itself."""
     about = {"name": name, "status": "does not answer", "uptime": rundir.uptime(name)}
-    pid = holder(rundir.files_of(name).lock)
+    pid = holder(name)
     return about if pid is None else {**about, "pid": pid}
 
 
@@ -103,7 +100,7 @@ async def _watch_as_json(client: QMPClient, name: str) -> None:
     try:
         while True:
             about, _, raw = await _ask(client, name)
-            click.echo(msgspec.json.encode({**about, "migration": raw}))
+            echo_json({**about, "migration": raw})
             await trio.sleep(_LOOK_JSON)
     except ChannelBroken:  # it has ended
         return
@@ -127,7 +124,7 @@ async def _watch(client: QMPClient, name: str) -> None:
                 await trio.sleep(_LOOK)
         except ChannelBroken:
             pass
-    click.echo(f"kvmmig: {name!r} has ended", err=True)
+    echo(f"kvmmig: {name!r} has ended", err=True)
 
 
 async def _watch_as_lines(client: QMPClient, name: str) -> None:
@@ -139,7 +136,7 @@ async def _watch_as_lines(client: QMPClient, name: str) -> None:
             if figures is not None:
                 line += f"; migration to {figures.peer}: {phase_words(figures)}"
             if line != last:
-                click.echo(line)
+                echo(line)
                 last = line
             await trio.sleep(_LOOK)
     except ChannelBroken:
@@ -156,9 +153,9 @@ def _status(about: dict[str, Any], figures: MigrationStatistics | None, *, width
         return table
     if not has_ended(figures):
         return Group(table, Text(), figures_block(figures, figures.peer, width=min(width, 62)))
-    table.add_row("migration", Text(_ended(figures)))
+    table.add_row("migration", words(_ended(figures)))
     for counter, count in counter_rows(figures.counters):
-        table.add_row(Text(counter), count)
+        table.add_row(words(counter), count)
     return table
 
 
@@ -177,7 +174,7 @@ def _about_rows(about: dict[str, Any]) -> list[tuple[str, Text]]:
         ("process", str(about["pid"])),
         ("runs for", _age(about.get("uptime"))),
     ]
-    return [(name, Text(value)) for name, value in rows]
+    return [(name, words(value)) for name, value in rows]
 
 
 def _ended(figures: MigrationStatistics) -> str:
@@ -198,9 +195,9 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     for about in rows:
         answers = "pid" in about
         table.add_row(
-            Text(about["name"]),
-            Text(about["status"]),
-            Text(about.get("guest") or "-"),
+            words(about["name"]),
+            words(about["status"]),
+            words(about.get("guest") or "-"),
             format_size(about["memory"]) if about.get("memory") else "-",
             str(about.get("cpus") or "-"),
             str(about["pid"]) if answers else "-",
@@ -222,4 +219,4 @@ def _age(seconds: float | None) -> str:
 
 
 def _console() -> Console:
-    return Console(highlight=False) if os.isatty(1) else Console(highlight=False, width=_LOG_WIDTH)
+    return console(width=None if os.isatty(1) else _LOG_WIDTH)

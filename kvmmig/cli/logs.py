@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from kvmmig.errors import printable
+
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -29,7 +31,7 @@ class _Handler(logging.Handler):
 
 def to_stderr(text: str) -> None:
     """For `logging_to`, where there is no `Output` yet."""
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text, "\n\t"), file=sys.stderr, flush=True)
 
 
 @contextmanager

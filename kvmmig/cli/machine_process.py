@@ -76,7 +76,7 @@ def open_process(
     try:
         with forced_exit.before(claim.release) if claim is not None else nullcontext():
             if background is not None and claim is not None:
-                background.log_to(claim.files.log)
+                background.log_to(claim)
             yield MachineProcess(name, claim, options, forced_exit, notice)
     finally:
         if claim is not None:
@@ -166,8 +166,8 @@ async def _served(
                 process.monitors.append(real)
                 output.say(f"kvmmig: its monitor listens on {real}")
             if process.claim is not None:
-                await start(f"unix:{process.claim.files.monitor}")
-            async with console.serving(process.claim.files.console) if process.claim else nullcontext():
+                await start(f"unix:{process.claim.monitor}")
+            async with console.serving(process.claim.console) if process.claim else nullcontext():
                 yield
         except OSError as error:
             raise MachineError(f"the serial port's socket can't be made: {error.strerror}") from error

@@ -8,11 +8,11 @@ import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
-import click
 import trio
 
 from kvmmig.cli.display import Display, JsonLines, Lines, LiveBlock
 from kvmmig.cli.lifetime import run_to_end
+from kvmmig.cli.printing import echo
 from kvmmig.cli.progress import summary
 from kvmmig.cli.remote import end_machine, has_ended, machine, migration_figures
 from kvmmig.cli.streams import Copying, is_pipe
@@ -196,7 +196,7 @@ async def _report_end(
     match figures.phase:
         case Phase.DONE:
             if not quiet:
-                click.echo(summary(figures))
+                echo(summary(figures))
             if keep:
                 _say(f"{name!r} stays here, stopped, until: kvmmig quit {name}")
             else:
@@ -265,4 +265,4 @@ def _can_ask() -> bool:
 
 
 def _say(text: str) -> None:
-    click.echo(f"kvmmig: {text}", err=True)
+    echo(f"kvmmig: {text}", err=True)

@@ -17,7 +17,7 @@ from typing import Self
 
 import trio
 
-from kvmmig.errors import MachineError
+from kvmmig.errors import MachineError, printable
 from kvmmig.units import format_size
 
 #: Bytes of serial output that may wait for a slow reader.
@@ -75,8 +75,12 @@ class Output:
                 self._queue.append((False, bytearray(data)))
             self._changed.notify_all()
 
-    def say(self, text: str) -> None:
-        """Write a message of one or more lines, above the status line. Thread-safe, never blocks."""
+    def say(self, text: str, *, drawn: bool = False) -> None:
+        """Write a message of one or more lines, above the status line. Thread-safe, never blocks.
+
+        What a terminal would obey is taken out of it, unless it was ``drawn`` with that.
+        """
+        text = text if drawn else printable(text, "\n\t")
         with self._changed:
             if len(self._queue) < _MESSAGES:
                 self._queue.append((True, bytearray(text.encode(errors="replace") + b"\n")))
@@ -86,7 +90,7 @@ class Output:
         """Show this line below everything else, where that can be done; an empty one takes it away."""
         if self.live:
             with self._changed:
-                self._status = text
+                self._status = printable(text)
                 self._changed.notify_all()
 
     async def watch(self) -> None:

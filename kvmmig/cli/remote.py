@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
-import os
 import signal
-from collections.abc import AsyncIterator, Mapping
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from pathlib import Path
 from typing import Any
 
-import click
 import msgspec
 import trio
 
 from kvmmig.cli import rundir
-from kvmmig.cli.holder import holder, send_signal
+from kvmmig.cli.holder import holder, is_free, send_signal
 from kvmmig.cli.lifetime import run_to_end
+from kvmmig.cli.printing import echo
 from kvmmig.errors import ChannelBroken, ConnectFailed, KvmmigError
 from kvmmig.migration.phases import PHASES
 from kvmmig.migration.report import MigrationStatistics
+from kvmmig.qmp.address import UnixAddress
 from kvmmig.qmp.client import QMPClient
 
 #: Seconds for a monitor's word, and for an end after SIGTERM: a process leaves at its own, shorter bound.
 PATIENCE, TERM_TIME = 5.0, 15.0
-
-_AGAIN = 0.05  # seconds between two looks
+_AGAIN = 0.01  # seconds between two looks, or attempts to connect where others wait already
 
 
 class NoSuchMachine(KvmmigError):
@@ -42,13 +40,12 @@ class DoesNotAnswer(KvmmigError):
             f"the machine {name!r} ({process}) does not answer: it is stopped, very busy, or broken; "
             f"kvmmig quit {name} ends it"
         )
-        self.pid = pid
 
 
 def no_such_machine(name: str) -> NoSuchMachine:
     """The error, with what can be done instead."""
     log = rundir.files_of(name).log
-    ended = f" (one that has ended left its last words in {log})" if log.exists() else ""
+    ended = f" (one that has ended left its last words in {log})" if rundir.has_log(name) else ""
     running = [other for other in rundir.names() if other != name]
     hint = (
         f"these run: {', '.join(running)}"
@@ -58,6 +55,16 @@ def no_such_machine(name: str) -> NoSuchMachine:
     return NoSuchMachine(f"there is no machine {name!r}{ended}; {hint}")
 
 
+def not_there(name: str) -> NoSuchMachine | DoesNotAnswer:
+    """The error for a machine that nobody can connect to, whether its process lives or not."""
+    return no_such_machine(name) if is_free(name) else DoesNotAnswer(name, holder(name))
+
+
+def _silent(name: str, error: ConnectFailed) -> KvmmigError:
+    """The same for one that says nothing; ``error`` where it is no machine, but somebody's own monitor."""
+    return error if is_free(name) else DoesNotAnswer(name, holder(name))
+
+
 @asynccontextmanager
 async def machine(name: str, *, timeout: float | None = None) -> AsyncIterator[QMPClient]:
     """A connection to a machine's monitor; ``timeout`` in seconds, `PATIENCE` where it is None.
@@ -65,18 +72,28 @@ async def machine(name: str, *, timeout: float | None = None) -> AsyncIterator[Q
     Raises `NoSuchMachine`, `BadConfig` for what is no name, `DoesNotAnswer` where no monitor answers.
     """
     rundir.check_name(name)
-    files = rundir.files_of(name)
-    if not rundir.answers(files.monitor):
-        pid = holder(files.lock)
-        raise no_such_machine(name) if pid is None else DoesNotAnswer(name, pid)
+    address = UnixAddress(str(rundir.files_of(name).monitor))
+    patience = PATIENCE if timeout is None else timeout
     async with AsyncExitStack() as stack:
         try:
-            client = await stack.enter_async_context(
-                QMPClient.connect(f"unix:{files.monitor}", timeout=PATIENCE if timeout is None else timeout)
-            )
+            with trio.fail_after(patience):
+                sock = await connected(rundir.connect_monitor, name)
+            client = await stack.enter_async_context(QMPClient.connect(address, timeout=patience, sock=sock))
+        except OSError as error:
+            raise not_there(name) from error
+        except trio.TooSlowError as error:
+            raise _silent(name, ConnectFailed(f"{address} has not answered for {patience:g} s")) from error
         except ConnectFailed as error:
-            raise DoesNotAnswer(name, holder(files.lock)) from error
+            raise _silent(name, error) from error
         yield client
+
+
+async def connected(connect: Callable[[str], socket.socket | None], name: str) -> trio.socket.SocketType:
+    """What ``connect(name)`` connects to, as soon as there is room for one more. Raises as it does."""
+    await trio.lowlevel.checkpoint()
+    while (sock := connect(name)) is None:  # noqa: ASYNC110 - no event says so
+        await trio.sleep(_AGAIN)
+    return trio.socket.from_stdlib_socket(sock)
 
 
 def execute(name: str, command: str, arguments: Mapping[str, object] | None = None) -> int:
@@ -97,19 +114,16 @@ def quit_machine(name: str) -> int:
     """
 
     async def ask() -> int:
-        lock = rundir.files_of(name).lock
         try:
             async with machine(name) as client:
                 with trio.move_on_after(PATIENCE) as scope:
                     await _tell_quit(client)
-            if not scope.cancelled_caught and await _gone(lock, TERM_TIME):
+            if not scope.cancelled_caught and await _gone(name, TERM_TIME):
                 return 0
-            raise DoesNotAnswer(name, holder(lock))
-        except DoesNotAnswer as error:
-            if not await _end_by_signals(name, lock):
+            raise DoesNotAnswer(name, holder(name))
+        except DoesNotAnswer:
+            if not await _end_by_signals(name):
                 raise
-            if error.pid is None:
-                return 0
         await trio.to_thread.run_sync(rundir.clean)
         return 0
 
@@ -119,7 +133,7 @@ def quit_machine(name: str) -> int:
 async def end_machine(client: QMPClient, name: str) -> None:
     """End a machine, and wait until it is gone. A cancel leaves it ending."""
     await _tell_quit(client)
-    await trio.to_thread.run_sync(_wait_for_lock, rundir.files_of(name).lock, abandon_on_cancel=True)
+    await trio.to_thread.run_sync(rundir.wait_for_end, name, abandon_on_cancel=True)
 
 
 async def _tell_quit(client: QMPClient) -> None:
@@ -127,52 +141,26 @@ async def _tell_quit(client: QMPClient) -> None:
         await client.execute("quit")
 
 
-async def _end_by_signals(name: str, lock: Path) -> bool:
-    """Have the kernel end the process that holds a lock, and say how; False when there is none to be seen."""
+async def _end_by_signals(name: str) -> bool:
+    """Have the kernel end the process that has a name, and say how; False when there is none to be seen."""
     for number, time in ((signal.SIGTERM, TERM_TIME), (signal.SIGKILL, PATIENCE)):
-        pid = send_signal(lock, number)
+        pid = send_signal(name, number)
         if pid is None:
-            return await _gone(lock, 0)
-        if await _gone(lock, time):
-            _say(f"{name!r} did not answer: {number.name} has ended its process {pid}")
+            return await _gone(name, 0)
+        if await _gone(name, time):
+            echo(f"kvmmig: {name!r} did not answer: {number.name} has ended its process {pid}", err=True)
             return True
-        _say(
-            f"{name!r} did not answer, and {number.name} to its process {pid} has not ended it in {time:g} s"
-        )
+        without = f"{number.name} to its process {pid} has not ended it in {time:g} s"
+        echo(f"kvmmig: {name!r} did not answer, and {without}", err=True)
     return False
 
 
-async def _gone(lock: Path, time: float) -> bool:
-    """Whether nobody holds the lock any more, now or within ``time`` seconds."""
+async def _gone(name: str, time: float) -> bool:
+    """Whether nobody has the name any more, now or within ``time`` seconds."""
     with trio.move_on_after(time):
-        while not _is_free(lock):  # noqa: ASYNC110 -- the kernel tells nobody
+        while not is_free(name):  # noqa: ASYNC110 -- the kernel tells nobody
             await trio.sleep(_AGAIN)
-    return _is_free(lock)
-
-
-def _is_free(path: Path) -> bool:
-    with suppress(FileNotFoundError):
-        lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        finally:
-            os.close(lock)
-    return True
-
-
-def _say(text: str) -> None:
-    click.echo(f"kvmmig: {text}", err=True)
-
-
-def _wait_for_lock(path: os.PathLike[str]) -> None:
-    with suppress(FileNotFoundError):
-        lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH)
-        finally:
-            os.close(lock)
+    return is_free(name)
 
 
 async def migration_figures(client: QMPClient) -> tuple[MigrationStatistics | None, dict[str, Any]]:

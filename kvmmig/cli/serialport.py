@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from kvmmig.cli.forced_exit import ForcedExit
 from kvmmig.cli.output import Output
 from kvmmig.cli.terminal import Keyboard
 from kvmmig.errors import MachineError
+from kvmmig.transport.toolkit import why
+from kvmmig.transport.toolkit.paths import UnsafePath, open_to_append
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +57,9 @@ async def _ends(path: str) -> tuple[Output, Keyboard | None]:
         return Output(), Keyboard(0)
     try:
         fd = await trio.to_thread.run_sync(_open, path)
-    except OSError as error:
+    except (OSError, UnsafePath) as error:
         raise MachineError(
-            f"--serial {path}: it can't be opened for writing: {error.strerror}; name a file, a named pipe "
+            f"--serial {path}: it can't be opened for writing: {why(error)}; name a file, a named pipe "
             "or a terminal"
         ) from error
     # Never closed: the thread that writes may be held in it for ever, and the command's end is the process's.
@@ -66,11 +67,5 @@ async def _ends(path: str) -> tuple[Output, Keyboard | None]:
 
 
 def _open(path: str) -> int:
-    try:
-        mode = os.stat(path).st_mode
-    except FileNotFoundError:
-        mode = 0
     # A named pipe that is open both ways neither waits for a reader nor breaks when one goes.
-    both_ways = stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
-    flags = os.O_RDWR if both_ways else os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    return os.open(path, flags | os.O_NOCTTY | os.O_CLOEXEC, 0o666)
+    return open_to_append(path, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)

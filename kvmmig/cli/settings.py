@@ -9,10 +9,20 @@ from typing import Any
 import click
 
 from kvmmig.cli.lifetime import run_to_end
+from kvmmig.cli.printing import echo
 from kvmmig.cli.remote import machine
-from kvmmig.errors import BadConfig
 from kvmmig.qmp.client import QMPClient
-from kvmmig.units import format_duration, format_rate, parse_duration, parse_rate
+from kvmmig.units import (
+    DOWNTIME_LIMIT,
+    STALL_TIMEOUT,
+    TIMEOUT,
+    Range,
+    format_duration,
+    format_rate,
+    parse_milliseconds,
+    parse_percent,
+    parse_rate,
+)
 
 _NONE = "none"
 
@@ -28,19 +38,18 @@ class _Setting:
     show: Callable[[Any], str]
 
 
-def _milliseconds(text: str) -> int:
-    return round(parse_duration(text) * 1000)
-
-
-def _per_cent(text: str) -> int:
-    try:
-        return int(text.removesuffix("%"))
-    except ValueError:
-        raise ValueError(f"{text!r} is not a share; write it like 20%") from None
-
-
 def _or_none(parse: Callable[[str], int]) -> Callable[[str], int]:
-    return lambda text: 0 if text == _NONE else parse(text)
+    def parse_or_none(text: str) -> int:
+        try:
+            return 0 if text == _NONE else parse(text)
+        except ValueError as error:
+            raise ValueError(f"{error}; {_NONE} is no limit") from error
+
+    return parse_or_none
+
+
+def _milliseconds(within: Range) -> Callable[[str], int]:
+    return lambda text: parse_milliseconds(text, within)
 
 
 def _show_milliseconds(value: int) -> str:
@@ -48,7 +57,7 @@ def _show_milliseconds(value: int) -> str:
 
 
 _SETTINGS = (
-    _Setting("downtime-limit", "downtime-limit", "50ms", _milliseconds, _show_milliseconds),
+    _Setting("downtime-limit", "downtime-limit", "50ms", _milliseconds(DOWNTIME_LIMIT), _show_milliseconds),
     _Setting(
         "bandwidth",
         "max-bandwidth",
@@ -56,18 +65,20 @@ _SETTINGS = (
         _or_none(parse_rate),
         lambda value: format_rate(value) if value else _NONE,
     ),
-    _Setting("throttle-initial", "cpu-throttle-initial", "20%", _per_cent, "{} %".format),
-    _Setting("throttle-increment", "cpu-throttle-increment", "10%", _per_cent, "{} %".format),
-    _Setting("throttle-max", "max-cpu-throttle", "99%", _per_cent, "{} %".format),
+    _Setting("throttle-initial", "cpu-throttle-initial", "20%", parse_percent, "{} %".format),
+    _Setting("throttle-increment", "cpu-throttle-increment", "10%", parse_percent, "{} %".format),
+    _Setting("throttle-max", "max-cpu-throttle", "99%", parse_percent, "{} %".format),
     _Setting(
         "timeout",
         "x-kvmmig-timeout",
         "2min, or none",
-        _or_none(_milliseconds),
+        _or_none(_milliseconds(TIMEOUT)),
         lambda value: _show_milliseconds(value) if value else _NONE,
     ),
     _Setting("on-timeout", "x-kvmmig-on-timeout", "cancel, or force", str, str),
-    _Setting("stall-timeout", "x-kvmmig-stall-timeout", "30s", _milliseconds, _show_milliseconds),
+    _Setting(
+        "stall-timeout", "x-kvmmig-stall-timeout", "30s", _milliseconds(STALL_TIMEOUT), _show_milliseconds
+    ),
 )
 _BY_NAME = {name: setting for setting in _SETTINGS for name in (setting.name, setting.parameter)}
 _AUTO_CONVERGE, _POLICY = "auto-converge", "policy"
@@ -75,7 +86,11 @@ _SWITCH = {"on": True, "off": False}
 
 
 def change(name: str, pairs: Sequence[tuple[str, str]]) -> int:
-    """Change settings of one machine; returns 0. Raises `KvmmigError`: some may have changed by then."""
+    """Change settings of one machine; returns 0.
+
+    Raises `click.UsageError` for what makes no sense, changing nothing, and `KvmmigError`: some may have
+    changed by then.
+    """
     parameters: dict[str, object] = {}
     commands: list[tuple[str, dict[str, object]]] = []
     for setting, value in pairs:
@@ -83,7 +98,7 @@ def change(name: str, pairs: Sequence[tuple[str, str]]) -> int:
             parameters[_BY_NAME[setting].parameter] = _parse(_BY_NAME[setting], value)
         elif setting == _AUTO_CONVERGE:
             if value not in _SWITCH:
-                raise BadConfig(f"{setting} {value}: it is on or off")
+                raise click.UsageError(f"{setting} {value}: it is on or off")
             capability = {"capability": setting, "state": _SWITCH[value]}
             commands.append(("migrate-set-capabilities", {"capabilities": [capability]}))
         elif setting == _POLICY:
@@ -92,7 +107,7 @@ def change(name: str, pairs: Sequence[tuple[str, str]]) -> int:
             commands.append(("x-kvmmig-set-knob", {"name": setting, "value": value}))
         else:
             known = ", ".join((*(each.name for each in _SETTINGS), _AUTO_CONVERGE, _POLICY))
-            raise BadConfig(
+            raise click.UsageError(
                 f"there is no setting {setting!r}; there are {known}, and a migration's own, such as "
                 "throttle.rate, while it runs"
             )
@@ -114,7 +129,7 @@ def show(name: str) -> int:
     async def ask() -> int:
         async with machine(name) as client:
             for row in await _rows(client):
-                click.echo("{:<20} {:<12} {}".format(*row).rstrip())
+                echo("{:<20} {:<12} {}".format(*row).rstrip())
         return 0
 
     return run_to_end(ask)
@@ -141,4 +156,4 @@ def _parse(setting: _Setting, value: str) -> object:
     try:
         return setting.parse(value)
     except ValueError as error:
-        raise BadConfig(f"{setting.name}: {error}") from error
+        raise click.UsageError(f"{setting.name}: {error}") from error

@@ -8,21 +8,20 @@ from dataclasses import replace
 from kvmmig.cli import rundir
 from kvmmig.cli.logs import logging_to, to_stderr
 from kvmmig.errors import BadURI, KvmmigError
+from kvmmig.transport.contract import Transport
 from kvmmig.transport.places import check_place, protect
-from kvmmig.transport.registry import registrations, transport_for
+from kvmmig.transport.registry import Registration, registrations, target_is_path, transport_for
 from kvmmig.transport.uri import TransportURI
 
-_ANYTHING = "/guest.img"
-_PATHS = ("file", "pipe", "unix")  # the schemes whose targets are paths of this host
 
-
-def storing_uri(scheme: str, path: str) -> TransportURI:
+def storing_uri(scheme: str, target: str) -> TransportURI:
     """The URI of a saved guest. Raises `BadURI` where that transport is unknown, or stores nothing.
 
-    Raises what the transport itself says of such a path. A relative path is one of this process's.
+    Raises what the transport itself says of such a target. Where targets are paths, a relative one is one of
+    this process's; otherwise the target is as it was given.
     """
-    uri = TransportURI(scheme, os.path.abspath(path))
     with logging_to(to_stderr):
+        uri = TransportURI(scheme, os.path.abspath(target) if target_is_path(scheme) else target)
         stores = transport_for(uri).stores
     if not stores:
         raise BadURI(
@@ -37,22 +36,26 @@ def checked(uri: TransportURI) -> TransportURI:
 
     Raises `BadURI` where a guest would be written to a path that no guest can be saved to.
     """
-    if uri.scheme not in _PATHS or not uri.target or "\0" in uri.target:
+    if not uri.target or "\0" in uri.target:
         return uri  # the transport itself says what is wrong with it
-    if uri.scheme != "unix":
+    with logging_to(to_stderr):
+        stored = target_is_path(uri.scheme)
+    if stored:
         protect(rundir.directory())
         check_place(uri.target)
+    elif uri.scheme != "unix":
+        return uri
     return replace(uri, target=os.path.abspath(uri.target))
 
 
 def storing_schemes() -> list[str]:
-    """The schemes that `storing_uri` takes: built-in ones and those that packages bring, sorted."""
+    """The schemes whose transports all store: built-in ones and those that packages bring, sorted."""
     with logging_to(None):  # one that can't be loaded is nobody's affair here
-        return [one.scheme for one in registrations() if _stores(one.scheme)]
+        return [one.scheme for one in registrations() if _stores(one)]
 
 
-def _stores(scheme: str) -> bool:
+def _stores(one: Registration[Transport]) -> bool:
     try:
-        return transport_for(TransportURI(scheme, _ANYTHING)).stores
-    except KvmmigError:  # it can't be loaded, or its targets are no paths
+        return bool(one.load().stores)
+    except KvmmigError:  # it can't be loaded
         return False

@@ -29,15 +29,13 @@ def own_descriptor(path: str, *, writing: bool) -> int | None:
     number = standard if path == "-" else descriptor_of(path)
     try:
         if number is None:
-            if not stat.S_ISFIFO(os.stat(path).st_mode):
+            if not _is_fifo(path):
                 return None
             fd = os.open(path, (os.O_WRONLY if writing else os.O_RDONLY) | os.O_CLOEXEC)
         else:
             if number > 2:
                 descriptors.check_inherited(number)
             fd = os.dup(number)
-    except FileNotFoundError:
-        return None
     except OSError as error:
         raise BadURI(f"{path} can't be opened: {os.strerror(error.errno or 0)}") from error
     why_not = _unfit(fd, writing)
@@ -100,6 +98,12 @@ class Copying:
             for fd in (self._source, self._sink):
                 with suppress(OSError):
                     os.close(fd)
+
+
+def _is_fifo(path: str) -> bool:
+    with suppress(OSError, ValueError):  # who opens it says what is wrong with it
+        return stat.S_ISFIFO(os.stat(path).st_mode)
+    return False
 
 
 def _unfit(fd: int, writing: bool) -> str:

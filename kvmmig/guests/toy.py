@@ -28,12 +28,11 @@ from kvmmig.guests.check import Check
 from kvmmig.machine import Machine
 from kvmmig.machine.boot import LONG_START, REAL_START, Entry, Program
 from kvmmig.machine.memory import GuestMemory
-from kvmmig.units import parse_size
+from kvmmig.units import PARAMETER, parse_size
 
 _TITLE = re.compile(r"#\s*([A-Za-z0-9][\w.-]*):\s*(\S.*)")
 _PARAMETER = re.compile(r"([a-z][a-z0-9_]*)\s*=\s*(\S+)\s*(.*)")
 _PREDEFINED = ("memory", "cpus")
-_LARGEST = (1 << 63) - 1  # the assembler's numbers are signed
 
 _Mode = tuple[Literal[16, 64], int]
 _MODES: Mapping[Entry, _Mode] = {Entry.REAL16: (16, REAL_START), Entry.LONG64: (64, LONG_START)}
@@ -130,12 +129,11 @@ class ToyGuest:
 
     def _number(self, name: str, value: int | str) -> int:
         try:
-            number = parse_size(value) if isinstance(value, str) else value
+            if isinstance(value, str):
+                return parse_size(value, PARAMETER)
+            return PARAMETER.check_whole(value, "it")
         except ValueError as error:
-            raise BadConfig(f"{self.name}: {name}={value}: {error}") from error
-        if not 0 <= number <= _LARGEST:
-            raise BadConfig(f"{self.name}: {name}={value} is out of range; use 0 to {_LARGEST}")
-        return number
+            raise BadConfig(f"{self.name}: {name}: {error}") from error
 
 
 def available() -> tuple[ToyGuest, ...]:

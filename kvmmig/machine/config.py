@@ -13,16 +13,13 @@ from kvmmig.kvm.abi import KVM_CAP_IRQCHIP, KVM_CAP_MAX_VCPUS
 from kvmmig.machine.cpuid import CpuidTuple, missing_features
 from kvmmig.machine.devices import DEVICE_VERSIONS
 from kvmmig.machine.memory import MEMORY_UNIT, pc_regions
-from kvmmig.units import format_size
+from kvmmig.units import CPUS, MEMORY, format_size
 
 if TYPE_CHECKING:
     from kvmmig.kvm import System
 
-MIN_MEMORY = 1 << 20
-MAX_MEMORY = 64 << 30
-MAX_CPUS = 16
-
 _U32 = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
+_Parameter = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 _Size = Annotated[int, msgspec.Meta(ge=0, le=1 << 52)]
 _Name = Annotated[str, msgspec.Meta(max_length=200)]
 
@@ -43,18 +40,16 @@ class MachineConfig:
     parameters: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not MIN_MEMORY <= self.memory <= MAX_MEMORY:
-            raise BadConfig(
-                f"a machine can't have {self.memory} bytes of memory ({format_size(self.memory)}); "
-                f"use {format_size(MIN_MEMORY)} to {format_size(MAX_MEMORY)}"
-            )
+        try:
+            MEMORY.check_whole(self.memory, "a machine's memory")
+            CPUS.check_whole(self.cpus, "a machine's number of vCPUs")
+        except ValueError as error:
+            raise BadConfig(str(error)) from error
         if self.memory % MEMORY_UNIT:
             raise BadConfig(
                 f"a machine can't have {self.memory} bytes of memory; "
                 f"use a multiple of {MEMORY_UNIT // 1024} KiB"
             )
-        if not 1 <= self.cpus <= MAX_CPUS:
-            raise BadConfig(f"a machine can't have {self.cpus} vCPUs; use 1 to {MAX_CPUS}")
 
     def check_host(self, system: System) -> None:
         """Raise `BadConfig` when this host has not got the memory, or KVM not that many vCPUs."""
@@ -88,7 +83,7 @@ class MachineDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     cpus: _U32
     irqchip: bool
     name: _Name
-    parameters: Annotated[dict[_Name, int], msgspec.Meta(max_length=100)]
+    parameters: Annotated[dict[_Name, _Parameter], msgspec.Meta(max_length=100)]
     cpuid: Annotated[list[tuple[_U32, _U32, _U32, _U32, _U32, _U32, _U32]], msgspec.Meta(max_length=512)]
     tsc_khz: _U32
     devices: Annotated[dict[_Name, _U32], msgspec.Meta(max_length=100)]  # name -> version of its state

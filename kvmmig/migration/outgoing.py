@@ -99,6 +99,7 @@ class OutgoingMigration:
         self._record = self._precopy.record
         self._channel: GuardedChannel | None = None
         self._scope = trio.CancelScope()
+        self._channel_lied = False
         self._reason: KvmmigError | None = None  # why ``_scope`` was cancelled
         self._on_phase = on_phase
         self._phase_listeners: list[Callable[[str], None]] = []
@@ -206,6 +207,7 @@ class OutgoingMigration:
 
     def _verdict(self, problem: BaseException) -> BaseException | None:
         """Enter the phase that ends it, as the table says. Returns what to raise; None where all is well."""
+        problem = _alone(problem)
         row, error = PHASES[self.phase], problem
         if row.on_error is Phase.UNKNOWN and (
             self._record.is_gone or self._peer.has_said(stream.Kind.RUNNING)
@@ -221,6 +223,11 @@ class OutgoingMigration:
                 f'the guest was handed over ("go" was sent to {self._peer_name}), but nobody said that it '
                 f"runs there: {error}. Look there first; it is stopped here and does not start again by "
                 "itself"
+            )
+        elif self._transport.stores and self.phase is Phase.COMMIT and self._channel_lied:
+            error = ChannelBroken(
+                f"{error}; it may have stored the guest all the same, and that copy must not be started: the "
+                "guest goes on here"
             )
         self._record.error = str(error) or type(error).__name__
         end = (cancelled and row.on_cancel) or row.on_error
@@ -245,7 +252,9 @@ class OutgoingMigration:
                     )
                 finally:
                     if self._channel is not None:  # what was left behind may come back, and must not go on
+                        self._channel_lied = self._channel.is_broken_contract
                         self._channel.fail(f"the migration to {self._peer_name} has ended")
+                        self._channel.abort()
         if self._reason is not None and self._scope.cancelled_caught:
             raise self._reason
 
@@ -353,6 +362,13 @@ class OutgoingMigration:
                 listener(str(self.phase))
             except Exception:
                 _log.exception("a listener of %s failed in the phase %s", self._transport.uri, self.phase)
+
+
+def _alone(problem: BaseException) -> BaseException:
+    """What failed, out of the group that a cancel at the same moment has put around it."""
+    while isinstance(problem, ExceptionGroup) and len(problem.exceptions) == 1:
+        problem = problem.exceptions[0]
+    return problem
 
 
 def _only_cancelled(problem: BaseException) -> bool:

@@ -14,6 +14,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from kvmmig.units import BOUND, STEP, parse_bandwidth
+
 PAGE_SIZE = 4096
 
 
@@ -37,6 +39,15 @@ class Limits:
     on_timeout: Literal["cancel", "force"] = "cancel"
     #: The most bytes a second; None is no limit. It can be changed while the migration runs.
     bandwidth: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raises `ValueError` for what can be no bound."""
+        STEP.check(self.step, "the step of Limits")
+        for name in ("connect_timeout", "setup_timeout", "stall_timeout", "handover_timeout", "timeout"):
+            seconds = getattr(self, name)
+            if seconds is not None or name != "timeout":
+                BOUND.check(seconds, f"the {name} of Limits")
+        parse_bandwidth(self.bandwidth)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,7 @@ from kvmmig.migration.undo import Undo
 from kvmmig.transport import SendChannel
 from kvmmig.transport.guard import GuardedChannel
 from kvmmig.transport.toolkit.rate import TokenBucket
+from kvmmig.units import RATE, SHARE
 
 T = TypeVar("T")
 
@@ -200,12 +201,24 @@ class PreCopy:
     async def _obey(self, decision: Decision) -> None:
         if isinstance(decision, GiveUp):
             raise MigrationError(f"the migration to {self._name} was given up: {decision.reason}")
+        self._check(decision)
         if decision.bandwidth is not None:
             # The user's own limit holds, whatever a policy wants.
             self.bucket.rate = min(decision.bandwidth, self.limits.bandwidth or math.inf)
         if isinstance(decision, Continue) and decision.throttle is not None:
             await self._slow_down(decision.throttle)
             self.record.note(f"the vCPUs stand still for {decision.throttle:.0%} of the time")
+
+    def _check(self, decision: Continue | Stop) -> None:
+        try:
+            if decision.bandwidth is not None:
+                RATE.check(decision.bandwidth, "a bandwidth")
+            if isinstance(decision, Continue) and decision.throttle is not None:
+                SHARE.check(decision.throttle, "the vCPUs' share of time without running")
+        except ValueError as error:
+            raise MigrationError(
+                f"the migration to {self._name} was given up: its policy wants what can't be: {error}"
+            ) from error
 
     async def _slow_down(self, share: float) -> None:
         if share != self.throttled:

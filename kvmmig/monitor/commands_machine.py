@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
-
-import msgspec
+from typing import Literal
 
 import kvmmig
 from kvmmig.monitor.control import MachineControl
 from kvmmig.qmp import Arguments, CommandTable, NoArguments, QMPError, Session, version_info
+from kvmmig.units import CALC_TIME
 
 _MIB = 1 << 20
-#: What QEMU allows for calc-time, in milliseconds: more than 0, and at most a minute.
-_LONGEST_MEASUREMENT = 60_000
 
 
 class CalcDirtyRateArguments(Arguments, frozen=True):
-    calc_time: Annotated[int, msgspec.Meta(ge=1)]
+    calc_time: int
     calc_time_unit: Literal["second", "millisecond"] = "second"
     mode: Literal["dirty-bitmap", "page-sampling", "dirty-ring"] = "dirty-bitmap"
 
@@ -85,8 +82,8 @@ def add_machine_commands(table: CommandTable, control: MachineControl) -> None:
         if arguments.mode != "dirty-bitmap":
             raise QMPError(f"there is no mode '{arguments.mode}' here; use 'dirty-bitmap', or leave it out")
         milliseconds = arguments.calc_time * (1000 if arguments.calc_time_unit == "second" else 1)
-        if milliseconds > _LONGEST_MEASUREMENT:
-            raise QMPError("Parameter 'calc-time' expects at most a minute")
+        if milliseconds not in CALC_TIME:
+            raise QMPError(f"Parameter 'calc-time' expects {CALC_TIME.in_words}")
         await control.settled()
         control.dirty_rate.begin(milliseconds / 1000)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Annotated
+from typing import ClassVar
 
 import msgspec
 
@@ -13,12 +13,12 @@ from kvmmig.monitor.control import MachineControl
 from kvmmig.monitor.policies import POLICIES, PolicyChoice
 from kvmmig.monitor.replies import migration_figures, page_map
 from kvmmig.qmp import Arguments, CommandTable, NoArguments, QMPError, Session
-
-_MOST_BLOCKS = 65536
+from kvmmig.units import MAP_BLOCKS
 
 
 class PageMapArguments(Arguments, frozen=True):
-    blocks: Annotated[int, msgspec.Meta(ge=1, le=_MOST_BLOCKS)] = 256
+    ranges: ClassVar = {"blocks": MAP_BLOCKS}
+    blocks: int = 256
 
 
 class SetPolicyArguments(Arguments, frozen=True):
@@ -64,7 +64,7 @@ def add_own_commands(table: CommandTable, control: MachineControl) -> None:
                         "default": default,
                         "description": meaning,
                     }
-                    for name, (default, meaning) in policy.parameters.items()
+                    for name, (default, _, meaning) in policy.parameters.items()
                 },
             }
             for policy in POLICIES

@@ -7,7 +7,7 @@ begins with, and hands what is changed later to the one that runs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import ClassVar, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -16,44 +16,48 @@ from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.migration.policy import AutoConverge, DowntimeLimit, FirstOf, Limits, Policy
 from kvmmig.monitor.policies import PolicyChoice
 from kvmmig.qmp import Arguments, QMPError
-
-#: The longest downtime limit that QEMU takes, in milliseconds: 2000 s.
-MAX_DOWNTIME_MS = 2_000_000
-
-_Milliseconds = Annotated[int, msgspec.Meta(ge=0)]
-_Percent = Annotated[int, msgspec.Meta(ge=1, le=99)]
+from kvmmig.units import DOWNTIME_LIMIT, MAX_BANDWIDTH, NO_TIMEOUT_OR, PERCENT, STALL_TIMEOUT
 
 
 class MigrationParameters(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """All parameters of migrations, as ``query-migrate-parameters`` shows them."""
 
     #: Bytes a second; 0 is no limit.
-    max_bandwidth: Annotated[int, msgspec.Meta(ge=0)] = 0
+    max_bandwidth: int = 0
     #: Milliseconds.
-    downtime_limit: Annotated[int, msgspec.Meta(ge=0, le=MAX_DOWNTIME_MS)] = 300
+    downtime_limit: int = 300
     # Per cent of the time that auto-converge lets the vCPUs stand still: at first, more each time, at most.
-    cpu_throttle_initial: _Percent = 20
-    cpu_throttle_increment: _Percent = 10
-    max_cpu_throttle: _Percent = 99
+    cpu_throttle_initial: int = 20
+    cpu_throttle_increment: int = 10
+    max_cpu_throttle: int = 99
     #: Milliseconds for the whole migration; 0 is no limit.
-    x_kvmmig_timeout: _Milliseconds = 0
+    x_kvmmig_timeout: int = 0
     #: What happens then: the guest is given back, or stopped and moved anyway.
     x_kvmmig_on_timeout: Literal["cancel", "force"] = "cancel"
     #: Not one byte accepted for so many milliseconds ends the migration.
-    x_kvmmig_stall_timeout: Annotated[int, msgspec.Meta(ge=1)] = 30_000
+    x_kvmmig_stall_timeout: int = 30_000
 
 
 class ParameterChanges(Arguments, frozen=True):
     """The arguments of ``migrate-set-parameters``: those of `MigrationParameters` that are to change."""
 
-    max_bandwidth: Annotated[int, msgspec.Meta(ge=0)] | UnsetType = UNSET
-    downtime_limit: Annotated[int, msgspec.Meta(ge=0, le=MAX_DOWNTIME_MS)] | UnsetType = UNSET
-    cpu_throttle_initial: _Percent | UnsetType = UNSET
-    cpu_throttle_increment: _Percent | UnsetType = UNSET
-    max_cpu_throttle: _Percent | UnsetType = UNSET
-    x_kvmmig_timeout: _Milliseconds | UnsetType = UNSET
+    ranges: ClassVar = {
+        "max_bandwidth": MAX_BANDWIDTH,
+        "downtime_limit": DOWNTIME_LIMIT,
+        "cpu_throttle_initial": PERCENT,
+        "cpu_throttle_increment": PERCENT,
+        "max_cpu_throttle": PERCENT,
+        "x_kvmmig_timeout": NO_TIMEOUT_OR,
+        "x_kvmmig_stall_timeout": STALL_TIMEOUT,
+    }
+    max_bandwidth: int | UnsetType = UNSET
+    downtime_limit: int | UnsetType = UNSET
+    cpu_throttle_initial: int | UnsetType = UNSET
+    cpu_throttle_increment: int | UnsetType = UNSET
+    max_cpu_throttle: int | UnsetType = UNSET
+    x_kvmmig_timeout: int | UnsetType = UNSET
     x_kvmmig_on_timeout: Literal["cancel", "force"] | UnsetType = UNSET
-    x_kvmmig_stall_timeout: Annotated[int, msgspec.Meta(ge=1)] | UnsetType = UNSET
+    x_kvmmig_stall_timeout: int | UnsetType = UNSET
 
 
 #: The capabilities, and whether they are on when nobody has set them.

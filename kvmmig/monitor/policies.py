@@ -15,21 +15,22 @@ from kvmmig.migration.policy import (
     RateAdaptive,
 )
 from kvmmig.qmp import QMPError
+from kvmmig.units import RATE, ROUNDS, SHRINK, Range
 
 
 @dataclass(frozen=True, slots=True)
 class NamedPolicy:
-    """One policy that can be chosen. ``parameters`` has each one's default and what it means."""
+    """One policy that can be chosen. ``parameters`` has each one's default, its range and what it means."""
 
     name: str
     description: str
-    parameters: Mapping[str, tuple[float, str]]
+    parameters: Mapping[str, tuple[float, Range, str]]
     make: Callable[[Mapping[str, float]], Policy]
 
 
-_ROUNDS = (30.0, "rounds at the most")
-_PATIENCE = (3.0, "rounds that may leave no less than the best one")
-_SHRINK = (0.95, "a round makes progress when it leaves less than this share of the best one")
+_ROUNDS = (30, ROUNDS, "rounds at the most")
+_PATIENCE = (3, ROUNDS, "rounds that may leave no less than the best one")
+_SHRINK = (0.95, SHRINK, "a round makes progress when it leaves less than this share of the best one")
 
 POLICIES = (
     NamedPolicy(
@@ -60,8 +61,8 @@ POLICIES = (
         "rate-adaptive",
         "sends each round at the last dirty rate + 50 Mbit/s (Clark et al., NSDI 2005)",
         {
-            "minimum": (100e6 / 8, "bytes a second, of the first round"),
-            "maximum": (500e6 / 8, "bytes a second; it stops when it would need more"),
+            "minimum": (100e6 / 8, RATE, "bytes a second, of the first round"),
+            "maximum": (500e6 / 8, RATE, "bytes a second; it stops when it would need more"),
         },
         lambda given: RateAdaptive(given["minimum"], given["maximum"]),
     ),
@@ -90,8 +91,10 @@ class PolicyChoice:
             if name not in known:
                 right = f"it has {', '.join(known)}" if known else "it has none of its own"
                 raise QMPError(f"the policy {self.name} has no parameter {name!r}; {right}")
-            if not value > 0:
-                raise QMPError(f"the policy {self.name} needs {name} above 0, not {value:g}")
+            default, within, _ = known[name]
+            if value not in within or (isinstance(default, int) and value != int(value)):
+                whole = "a whole number of " if isinstance(default, int) else ""
+                raise QMPError(f"the policy {self.name} can't have {value:g} as {name}; use {whole}{within}")
         minimum, maximum = (self.parameters.get(name, 0.0) for name in ("minimum", "maximum"))
         if minimum > maximum:
             raise QMPError(f"the policy {self.name} needs a minimum that is not above its maximum")
@@ -99,7 +102,7 @@ class PolicyChoice:
     @property
     def parameters(self) -> dict[str, float]:
         """All its parameters with the values that they have."""
-        defaults = {name: value for name, (value, _) in _BY_NAME[self.name].parameters.items()}
+        defaults = {name: value for name, (value, _, _) in _BY_NAME[self.name].parameters.items()}
         return {**defaults, **self.given}
 
     def build(self) -> Policy:

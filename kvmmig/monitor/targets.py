@@ -12,6 +12,7 @@ import trio
 from kvmmig.qmp import QMPError, Session
 from kvmmig.transport import Transport, TransportURI, descriptors, transport_for
 from kvmmig.transport.places import check_place
+from kvmmig.transport.registry import target_is_path
 
 _NO_OFFSET = "{where}: a saved guest begins at the beginning of its file here; leave the offset out"
 
@@ -94,7 +95,8 @@ async def find_target(session: Session, uri: str | None, channels: list[Channel]
     else:
         assert channels is not None
         parsed = channels[0].addr.uri()
-    if parsed.scheme in ("file", "pipe"):
+    # These import modules, and look for packages that bring more of them: 20 ms, the first time.
+    if await trio.to_thread.run_sync(target_is_path, parsed.scheme):
         await trio.to_thread.run_sync(check_place, parsed.target)
     name = given = ""
     if parsed.scheme == "fd":
@@ -107,7 +109,6 @@ async def find_target(session: Session, uri: str | None, channels: list[Channel]
         else:
             descriptors.check_named(name)
     try:
-        # It imports modules, and looks for packages that bring more of them: 20 ms, the first time.
         return Target(await trio.to_thread.run_sync(transport_for, parsed), name, given)
     except BaseException:
         descriptors.forget(given)

@@ -20,6 +20,7 @@ import trio
 
 from kvmmig.errors import BadURI, ConnectFailed
 from kvmmig.transport.toolkit import TCP_WORDS, tcpsockets, unixsockets, why
+from kvmmig.units import PORT
 
 _LONGEST_PATH = 107  # bytes: sun_path of <sys/un.h> without its final zero
 _LOOPBACK = "127.0.0.1"
@@ -85,7 +86,7 @@ def parse_address(text: str) -> Address:
             )
         return UnixAddress(rest)
     match = _TCP.fullmatch(rest)
-    if kind != "tcp" or match is None or int(match["port"]) > 65535:
+    if kind != "tcp" or match is None or int(match["port"]) not in PORT:
         raise BadURI(f"{text!r} is not a monitor's address: {_HOW}")
     return TcpAddress(match["v6"] or match["host"] or _LOOPBACK, int(match["port"]))
 

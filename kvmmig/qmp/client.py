@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import trio
@@ -83,18 +83,23 @@ class QMPClient:
     @classmethod
     @asynccontextmanager
     async def connect(
-        cls, address: str | Address, *, timeout: float = _CONNECT_TIMEOUT
+        cls,
+        address: str | Address,
+        *,
+        timeout: float = _CONNECT_TIMEOUT,
+        sock: trio.socket.SocketType | None = None,
     ) -> AsyncIterator[QMPClient]:
         """Connect and negotiate; closed at the end of the block.
 
-        ``address`` is ``unix:PATH`` or ``tcp:HOST:PORT``, ``timeout`` in seconds. Raises `BadURI` and
+        ``address`` is ``unix:PATH`` or ``tcp:HOST:PORT``, ``timeout`` in seconds; ``sock`` is connected there
+        already, and is taken over. Raises `BadURI` and
         `ConnectFailed`, the latter also where somebody listens who does not speak QMP, or does not answer.
         """
         parsed = parse_address(address) if isinstance(address, str) else address
         client: QMPClient | None = None
         try:
             with trio.move_on_after(timeout) as scope:
-                client = cls(await connect(parsed), parsed)
+                client = cls(sock or await connect(parsed), parsed)
                 await client._negotiate()
             if client is None or scope.cancelled_caught:
                 raise ConnectFailed(f"the monitor at {parsed} has not answered for {timeout:g} s")
@@ -257,7 +262,7 @@ class _Message(msgspec.Struct, frozen=True):
     request_id: int | None = msgspec.field(name="id", default=None)
     event: str | None = None
     data: dict[str, Any] = {}
-    timestamp: dict[str, int] = {}
+    timestamp: dict[str, Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]] = {}
     greeting: dict[str, Any] | None = msgspec.field(name="QMP", default=None)
 
 

@@ -7,14 +7,16 @@ Protocol Specification", docs/interop/qmp-spec.rst in QEMU's sources.
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
 from kvmmig.errors import KvmmigError
+from kvmmig.units import Range
 
 #: The classes of errors that a client may tell apart. All but the first are for a client that can do
 #: something else.
@@ -38,7 +40,12 @@ class QMPError(KvmmigError):
 
 
 class Arguments(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
-    """The base of every command's arguments: ``max_bandwidth`` here is ``max-bandwidth`` there."""
+    """The base of every command's arguments: ``max_bandwidth`` here is ``max-bandwidth`` there.
+
+    ``ranges`` has those of its numbers that have one, by the name that they have here.
+    """
+
+    ranges: ClassVar[Mapping[str, Range]] = {}
 
 
 class NoArguments(Arguments, frozen=True):
@@ -84,11 +91,19 @@ def parse_members(text: bytes | bytearray) -> dict[str, msgspec.Raw]:
     """The members of one request. Raises `QMPError`."""
     try:
         text.decode()  # the decoder looks only at strings that it unpacks
-        return _members.decode(text)
+        members = _members.decode(text)
+        json.loads(text, object_pairs_hook=_no_duplicates, parse_int=str, parse_float=str)
+        return members
     except msgspec.ValidationError as error:
         raise QMPError("QMP input must be a JSON object") from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise parse_error(error) from error
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> None:
+    """Of two values for one name, no two programs mean the same."""
+    if len(dict(pairs)) < len(pairs):
+        raise QMPError("JSON parse error, duplicate key")
 
 
 def parse_id(members: Mapping[str, msgspec.Raw]) -> msgspec.Raw | None:

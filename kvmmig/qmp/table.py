@@ -10,14 +10,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 
 import msgspec
+from msgspec import UNSET
 
-from kvmmig.qmp.messages import NoArguments, QMPError, parse_error, shortened
+from kvmmig.qmp.messages import Arguments, NoArguments, QMPError, parse_error, shortened
 from kvmmig.qmp.session import Session
+from kvmmig.units import Range
 
 ArgsT = TypeVar("ArgsT", bound=msgspec.Struct)
 
@@ -30,6 +32,7 @@ HandlerT = TypeVar("HandlerT", bound=Callable[..., Awaitable[object]])
 @dataclass(frozen=True)
 class _Command:
     arguments: msgspec.json.Decoder[Any]
+    ranges: Mapping[str, Range]
     handler: Handler[Any]
     before_negotiation: bool
 
@@ -69,7 +72,8 @@ class CommandTable:
             raise TypeError(f"{schema.__name__} would take unknown arguments; derive it from Arguments")
         if name in self._commands:
             raise ValueError(f"there is a command {name!r} already")
-        self._commands[name] = _Command(msgspec.json.Decoder(schema), handler, before_negotiation)
+        ranges = schema.ranges if issubclass(schema, Arguments) else {}
+        self._commands[name] = _Command(msgspec.json.Decoder(schema), ranges, handler, before_negotiation)
 
     def command(
         self, name: str, arguments: type[msgspec.Struct] | None = None
@@ -105,9 +109,13 @@ class CommandTable:
             checked = command.arguments.decode(arguments)
         except msgspec.ValidationError as error:
             known = command.arguments.type.__struct_encode_fields__
-            raise QMPError(_sentence(str(error), known)) from error
+            raise QMPError(_sentence(str(error), known, command.ranges)) from error
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise parse_error(error) from error
+        for parameter, within in command.ranges.items():
+            value = getattr(checked, parameter)
+            if value not in (None, UNSET) and value not in within:
+                raise QMPError(_expects(_spelled(parameter), within))
         return await command.handler(session, checked)
 
 
@@ -116,11 +124,12 @@ _MISSING = re.compile(r"Object missing required field `(?P<name>[^`]*)`")
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>.*)`", re.DOTALL)
 _TYPE = re.compile(r"Expected `(?P<type>[^`]*)`, got `[^`]*`")
 _VALUE = re.compile(r"Invalid enum value (?P<value>.*)", re.DOTALL)
+_OUT_OF_RANGE = re.compile(r"(?:Integer value|Number) out of range")
 _AT = re.compile(r" - at `(?:key in )?\$(?P<path>[^`]*)`$")
 _TYPES = {"str": "string", "int": "integer", "float": "number", "bool": "boolean"}
 
 
-def _sentence(message: str, known: Sequence[str]) -> str:
+def _sentence(message: str, known: Sequence[str], ranges: Mapping[str, Range]) -> str:
     """What is wrong with an argument, in QEMU's words."""
     at = _AT.search(message)
     path = "" if at is None else at["path"].removeprefix(".")
@@ -135,7 +144,18 @@ def _sentence(message: str, known: Sequence[str]) -> str:
         return f"Invalid parameter type for '{path}', expected: {' or '.join(kinds)}"
     if match := _VALUE.fullmatch(what):
         return f"Parameter '{path}' does not accept value {shortened(match['value'])}"
+    if _OUT_OF_RANGE.fullmatch(what):  # so far out that it can't even be read
+        within = {_spelled(name): within for name, within in ranges.items()}
+        return _expects(path, within[path]) if path in within else f"Parameter '{path}' is out of range"
     return f"Parameter '{path}' expects {what.removeprefix('Expected ').replace('`', '')}"
+
+
+def _expects(name: str, within: Range) -> str:
+    return f"Parameter '{name}' expects {within.in_words}"
+
+
+def _spelled(name: str) -> str:
+    return name.replace("_", "-")
 
 
 def _joined(path: str, name: str) -> str:

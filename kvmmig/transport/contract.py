@@ -195,6 +195,8 @@ class Transport(ABC):
     stores: bool = False
     #: What `listen` receives is there when it begins, as a file is; otherwise it waits for a source.
     arrives_at_once: bool = False
+    #: Its target is a path of the user's, which commands make absolute before it goes to another process.
+    target_is_path: ClassVar[bool] = False
     #: Whose it is, for errors: ``built in``, ``from kvmmig-extra 0.1``. Set by `transport_for`.
     origin: str = "from this program"
 

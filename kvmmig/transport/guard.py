@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NoReturn, TypeVar
@@ -48,7 +49,9 @@ def culprit(transport: Transport) -> str:
 
 
 @contextmanager
-def blaming(who: str, call: str, kind: type[TransportError] = ChannelBroken) -> Iterator[None]:
+def blaming(
+    who: str, call: str | Callable[[], str], kind: type[TransportError] = ChannelBroken
+) -> Iterator[None]:
     """Whatever else than a `TransportError` leaves this block becomes a ``kind`` that names ``who``.
 
     A cancel that comes from outside passes, and so does the Ctrl-C of a person.
@@ -58,14 +61,14 @@ def blaming(who: str, call: str, kind: type[TransportError] = ChannelBroken) -> 
     except TransportError:
         raise
     except BaseException as problem:
-        error = _translated(problem, who, call, kind)
+        error = _translated(problem, who, call if isinstance(call, str) else call(), kind)
         if error is problem:
             raise
         raise error from problem
 
 
 def _translated(problem: BaseException, who: str, call: str, kind: type[TransportError]) -> BaseException:
-    if isinstance(problem, KeyboardInterrupt | GeneratorExit):
+    if isinstance(problem, KeyboardInterrupt) and _ctrl_c_raises():
         return problem
     rest: BaseException | None = problem
     if isinstance(problem, BaseExceptionGroup):
@@ -83,6 +86,12 @@ def _translated(problem: BaseException, who: str, call: str, kind: type[Transpor
         return kind(f"{who} raised Cancelled from {call} where nobody had cancelled it")
     words = " ".join(f"{type(rest).__name__}: {rest}".split())
     return kind(f"{who} raised {words} from {call}; only a TransportError may come out of it")
+
+
+def _ctrl_c_raises() -> bool:
+    """Whether a `KeyboardInterrupt` may be a person's: Python's handler of SIGINT is in force, or trio's."""
+    handler = signal.getsignal(signal.SIGINT)
+    return handler is signal.default_int_handler or getattr(handler, "__module__", "").startswith("trio.")
 
 
 class GuardedChannel(Channel):
@@ -110,6 +119,8 @@ class GuardedChannel(Channel):
         self._without = 0
         #: Seconds after which the engine cancels a `send_some`.
         self.send_bound = math.inf
+        #: Set when the context that it lives in has been left.
+        self.context_left: trio.Event | None = None
         self._sending_since = math.inf
         self._due: dict[str, float] = {}  # other calls that are under way, and when they will be cancelled
         self._failure = ""
@@ -127,6 +138,7 @@ class GuardedChannel(Channel):
         try:
             count = await self._send.send_some(buffers)
         except BaseException as problem:
+            await self._explained(problem)
             self._raise(problem, "send_some")
         finally:
             self._sending_since = before
@@ -147,6 +159,7 @@ class GuardedChannel(Channel):
         try:
             count = await self._receive.receive_some(buffer)
         except BaseException as problem:
+            await self._explained(problem)
             self._raise(problem, "receive_some")
         if type(count) is not int or not 0 <= count <= len(buffer):
             raise self._broke(f"returned {count!r} from receive_some into a buffer of {len(buffer)} bytes")
@@ -219,6 +232,11 @@ class GuardedChannel(Channel):
             late.append("send_some")
         return f"{self._who} did not return from {late[0]} {GRACE:g} s after it was cancelled" if late else ""
 
+    @property
+    def is_broken_contract(self) -> bool:
+        """It has broken a rule: what it says of what it did proves nothing."""
+        return bool(self._failure)
+
     def fail(self, sentence: str) -> None:
         """Nothing more is expected of it: every call from now on, and when it comes back, raises this."""
         self._failure = self._failure or sentence
@@ -235,6 +253,7 @@ class GuardedChannel(Channel):
         try:
             await call()
         except BaseException as problem:
+            await self._explained(problem)
             self._raise(problem, name)
         finally:
             self._due.pop(name, None)
@@ -249,6 +268,12 @@ class GuardedChannel(Channel):
         if self._without > _MOST_WITHOUT:
             raise self._broke(f"returned from {call} {_MOST_WITHOUT} times without a checkpoint")
         await trio.lowlevel.cancel_shielded_checkpoint()
+
+    async def _explained(self, problem: BaseException) -> None:
+        """Where it was closed, and not by us, its context is failing: let that say why."""
+        if isinstance(problem, ChannelClosed) and not self._closed and self.context_left is not None:
+            with trio.move_on_after(GRACE, shield=True):
+                await self.context_left.wait()
 
     def _raise(self, problem: BaseException, call: str) -> NoReturn:
         error = problem

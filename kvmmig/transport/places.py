@@ -51,11 +51,9 @@ def check_place(path: str) -> None:
         )
     real = os.path.realpath(path)
     parent, name = os.path.split(real)
-    longest = max(len(os.fsencode(one)) for one in (name, f".{name[:200]}.12345678.partial"))
-    if longest > _LONGEST_NAME:
+    if (length := len(os.fsencode(name))) > _LONGEST_NAME:
         raise BadURI(
-            f"{path}: with what a file has in its name until it is whole, that name has {longest} bytes, and "
-            f"may have {_LONGEST_NAME}; choose a shorter one"
+            f"{path}: its name has {length} bytes; a file's may have {_LONGEST_NAME}: choose a shorter one"
         )
     if any(_is_in(real, directory) for directory in _protected):
         raise BadURI(f"{path} is in the directory of kvmmig's own sockets and locks; choose another place")

@@ -33,7 +33,7 @@ class _Hosted(Generic[T]):
         self._call = call
         # Only who has entered it ends it: a cancel from outside must leave it time for last words.
         self._scope = trio.CancelScope(shield=True)
-        self._entered, self._leave, self._left = trio.Event(), trio.Event(), trio.Event()
+        self._entered, self._leave, self.left = trio.Event(), trio.Event(), trio.Event()
         self._thing: list[T] = []
         self._failure: BaseException | None = None
         #: Called with a sentence when the context fails by itself while it is in use.
@@ -42,7 +42,7 @@ class _Hosted(Generic[T]):
     async def run(self) -> None:
         try:
             with self._scope:
-                with blaming(self._who, self._call, ConnectFailed):
+                with blaming(self._who, self._where, ConnectFailed):
                     async with self._make() as thing:
                         self._thing.append(thing)
                         self._entered.set()
@@ -54,8 +54,11 @@ class _Hosted(Generic[T]):
             if self._thing:
                 self.on_failure(str(error))
         finally:
-            self._left.set()
+            self.left.set()
             self._entered.set()
+
+    def _where(self) -> str:
+        return f"the block of {self._call}, or a task in it" if self._thing else self._call
 
     async def enter(self, nursery: trio.Nursery) -> T:
         """Raises what it fails with. A cancel is its cancel."""
@@ -74,15 +77,15 @@ class _Hosted(Generic[T]):
         """What it then fails with is an affair of the log: what counted has been said by `aclose`."""
         self._leave.set()
         await self._wait_left()
-        if not self._left.is_set():
+        if not self.left.is_set():
             self._scope.cancel()
             await self._wait_left()
-        if not self._left.is_set():
+        if not self.left.is_set():
             _log.error("%s does not leave %s; it is left behind", self._who, self._call)
 
     async def _wait_left(self) -> None:
         with trio.move_on_after(guard.GRACE, shield=True):
-            await self._left.wait()
+            await self.left.wait()
 
 
 @asynccontextmanager
@@ -115,6 +118,7 @@ async def _channel(
 ) -> AsyncIterator[GuardedChannel]:
     async with _hosted(make, who, call, kind, strays) as (channel, hosted):
         guarded = GuardedChannel(channel, who)
+        guarded.context_left = hosted.left
 
         def failed(sentence: str) -> None:
             guarded.fail(sentence)
@@ -143,9 +147,11 @@ class GuardedListener:
 
     def __init__(self, listener: Listener, who: str, strays: trio.Nursery) -> None:
         with blaming(who, "its attributes", ConnectFailed):
-            uri = listener.uri
-            #: Where it listens in fact.
-            self.uri = uri if isinstance(uri, TransportURI) else TransportURI.parse(str(uri))
+            uri: object = listener.uri
+        if not isinstance(uri, TransportURI):
+            raise ConnectFailed(f"{who} gave a listener whose uri is {uri!r}, and no TransportURI")
+        #: Where it listens in fact.
+        self.uri = uri
         self._listener = listener
         self._who = who
         self._strays = strays

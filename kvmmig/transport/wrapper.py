@@ -83,6 +83,10 @@ class Wrapper(Transport):
         below = GuardedChannel(channel, culprit(self.inner))
         with trio.CancelScope(deadline=trio.current_time() + self.handshake_timeout) as scope:
             async with self.wrap(below, side=side) as wrapped:
+                if not isinstance(wrapped, AnyChannel):
+                    raise ConnectFailed(
+                        f"{culprit(self)} gave a {type(wrapped).__name__} from wrap where a channel is due"
+                    )
                 scope.deadline = math.inf
                 yield wrapped
         if scope.cancelled_caught:

@@ -63,8 +63,8 @@ async def test_an_asm_runs_with_its_settings(tmp_path: Path) -> None:
     ("arguments", "sentence"),
     [
         ({"guest": "hello", "memory": "much"}, "memory: 'much' is not a size; write it like 64MiB"),
-        ({"guest": "hello", "memory": 5}, "a machine can't have 5 bytes of memory"),
-        ({"guest": "hello", "cpus": 0}, "a machine can't have 0 vCPUs"),
+        ({"guest": "hello", "memory": 5}, "a machine's memory can't be 5B; use 1MiB to 64GiB"),
+        ({"guest": "hello", "cpus": 0}, "a machine's number of vCPUs can't be 0"),
         ({"guest": "helo"}, "there is no guest 'helo'; use dirtier, echo, hello"),
         ({"guest": "hello", "settings": {"hot": 1}}, "hello has no parameter 'hot'"),
         ({"guest": os.devnull, "entry": "bios"}, "entry 'bios': a program starts in real16, long64, elf"),
@@ -155,9 +155,16 @@ async def test_a_guest_that_cannot_leave_goes_on(
 @pytest.mark.kvm
 async def test_a_cancel_gives_the_guest_back() -> None:
     async with running_dirtier() as machine:
-        with trio.move_on_after(0.2) as scope:
-            await kvmmig.migrate(machine, STALLED)
-        assert scope.cancelled_caught
+        begun = trio.Event()
+        migration = kvmmig.OutgoingMigration(
+            machine, STALLED, on_phase=lambda phase: begun.set() if phase is kvmmig.Phase.ROUNDS else None
+        )
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(migration.run)
+            await begun.wait()
+            await trio.sleep(0.05)  # somewhere in its steps
+            nursery.cancel_scope.cancel()
+        assert migration.statistics().phase is kvmmig.Phase.CANCELLED
         assert state_of(machine) is kvmmig.State.RUNNING
         assert await memory_is_right(machine)
 

@@ -89,7 +89,8 @@ class Screen:
         assert self.process is not None
         status = self.process.wait(PATIENCE)
         assert termios.tcgetattr(self.slave) == self._modes
-        time.sleep(0.05)  # what it wrote last is still on its way to the screen
+        os.write(self.slave, b"\x1b]2;over\x07")  # a title, which comes behind all that the command wrote
+        self.wait_for(lambda _: self._screen.title == "over")
         assert "Traceback" not in self.text()
         return status
 

@@ -76,10 +76,10 @@ def test_a_machine_is_paused_resumed_reset_and_tuned(background: Background, com
 @pytest.mark.parametrize(
     ("arguments", "status", "sentence"),
     [
-        (["set", "a", "speed", "1"], 1, "there are downtime-limit, bandwidth"),
-        (["set", "a", "bandwidth", "fast"], 1, "write it like 500MB/s"),
-        (["set", "a", "downtime-limit", "soon"], 1, "write it like 2s"),
-        (["set", "a", "auto-converge", "maybe"], 1, "on or off"),
+        (["set", "a", "speed", "1"], 2, "there are downtime-limit, bandwidth"),
+        (["set", "a", "bandwidth", "fast"], 2, "write it like 500MB/s"),
+        (["set", "a", "downtime-limit", "soon"], 2, "write it like 2s"),
+        (["set", "a", "auto-converge", "maybe"], 2, "on or off"),
         (["set", "a", "bandwidth"], 2, "has no value"),
         (["migrate", "a", "tcp:x:1", "--keep", "--detach"], 2, "--keep"),
         (["status", "../a"], 1, "can't be a machine's name"),

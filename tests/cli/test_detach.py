@@ -130,7 +130,7 @@ def test_a_killed_one_is_not_listed_and_its_name_is_free(
         (about,) = json.loads(command("ls", "--json")[1])
         os.kill(about["pid"], signal.SIGKILL)
         deadline = time.monotonic() + PATIENCE
-        while rundir.answers(rundir.files_of("a").monitor):  # a killed process takes a moment to be gone
+        while rundir.answers("a"):  # a killed process takes a moment to be gone
             assert time.monotonic() < deadline
             time.sleep(0.01)
     status, listed, said = command("ls")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import types
+from pathlib import Path
 from typing import Any
 
 import trio
@@ -18,6 +20,18 @@ from .conftest import Kvmmig
 
 class Target(Arguments, frozen=True):
     uri: str
+
+
+async def asleep(pid: int) -> int:
+    """Wait until a process waits; returns how often it has done so: once more when a signal has woken it."""
+    while True:
+        status = Path(f"/proc/{pid}/status").read_text()  # noqa: ASYNC240 - it is no disk
+        if re.search(r"^State:\s+S", status, re.MULTILINE):
+            break
+        await trio.sleep(0.001)
+    found = re.search(r"^voluntary_ctxt_switches:\s+(\d+)", status, re.MULTILINE)
+    assert found is not None
+    return int(found[1])
 
 
 async def test_a_ctrl_c_while_the_migration_is_being_begun_cancels_it(
@@ -50,14 +64,16 @@ async def test_a_ctrl_c_while_the_migration_is_being_begun_cancels_it(
         return {"status": "running", "running": True}
 
     monitor = rundir.files_of("a").monitor
-    rundir.directory().mkdir()
+    rundir.directory().mkdir(mode=0o700)
     server = QMPServer(table, version="kvmmig 0.4.1")
     with trio.fail_after(60):
         await nursery.start(server.serve, f"unix:{monitor}")
         command = kvmmig.start("migrate", "a", "tcp:127.0.0.1:1")
         await asked.wait()
+        before = await asleep(command.pid)
         command.interrupt()
-        await trio.sleep(0.1)  # a signal is told to nobody
+        while await asleep(command.pid) == before:  # noqa: ASYNC110 - a signal is told to nobody
+            await trio.sleep(0.01)
         interrupted.set()
         status = await trio.to_thread.run_sync(command.end)
     assert "the guest of 'a' is here as before: running" in command.stderr

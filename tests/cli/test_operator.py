@@ -49,7 +49,7 @@ def test_a_guest_whose_fate_is_unknown_is_kept_until_the_operator_lets_it_go_on(
     before = len(source.stdout)
     os.kill(source.pid, signal.SIGUSR1)
     source.wait_for(lambda it: len(it.stdout) > before + 3)
-    assert "the guest goes on running here" in source.stderr
+    source.wait_for(lambda it: "the guest goes on running here" in it.stderr)
     assert "FAIL" not in source.stdout
     source.interrupt()
     assert source.end() == 130

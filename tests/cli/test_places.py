@@ -91,7 +91,7 @@ def test_what_can_not_be_written_to_the_end_leaves_the_guest_here(
         ("/proc/absent", "choose a directory on a disk"),
         ("/dev/null", "is no regular file"),
         ("/dev/fd/99", "was started without a descriptor 99"),
-        ("ü" * 121, "choose a shorter one"),
+        ("ü" * 128, "choose a shorter one"),
         ("RUN/kvmmig/a.lock", "kvmmig's own sockets and locks"),
         ("RUN/kvmmig/b.img", "kvmmig's own sockets and locks"),
     ],

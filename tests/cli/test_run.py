@@ -164,8 +164,8 @@ def test_an_output_that_nobody_reads_holds_up_neither_guest_nor_ctrl_c(kvmmig: K
         (["run", "absent.asm"], 1, "absent.asm: it can't be read"),
         (["run", "/"], 1, "/: it is not a regular file"),
         (["run", "hello", "--memory", "3 apples"], 2, "is not a size"),
-        (["run", "hello", "--memory", "100"], 1, "can't have 100 bytes of memory"),
-        (["run", "hello", "--cpus", "99"], 1, "can't have 99 vCPUs"),
+        (["run", "hello", "--memory", "100"], 2, "did you mean 100MiB"),
+        (["run", "hello", "--cpus", "99"], 2, "use 1 to 16"),
         (["run", "hello", "--cpus", "many"], 2, "--cpus"),
         (["run", "hello", "--entry", "real16"], 1, "--entry real16"),
         (["run", "hello", "--entry", "smm"], 2, "--entry"),
@@ -188,7 +188,7 @@ def test_an_output_that_nobody_reads_holds_up_neither_guest_nor_ctrl_c(kvmmig: K
         (["fly"], 2, "fly"),
         (["guests", "nonsense"], 1, "there is no guest 'nonsense'"),
         (["demo", "--directory", "absent"], 1, "--directory absent"),
-        (["demo", "--memory", "65GiB"], 1, "of memory"),
+        (["demo", "--memory", "65GiB"], 2, "use 1MiB to 64GiB"),
     ],
 )
 def test_bad_input_is_one_sentence(

@@ -70,7 +70,7 @@ def test_one_that_stands_still_is_seen_by_all_and_ended(
     monkeypatch.setattr(remote, "PATIENCE", 1.0)
     background("run", *SMALL)
     pid = json.loads(command("status", "a", "--json")[1])["pid"]
-    assert holder(rundir.files_of("a").lock) == pid
+    assert holder("a") == pid
     os.kill(pid, signal.SIGSTOP)
     (row,) = json.loads(command("ls", "--json")[1])
     assert (row["name"], row["status"], row["pid"]) == ("a", "does not answer", pid)

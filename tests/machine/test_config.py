@@ -33,10 +33,10 @@ def description(**changes: object) -> MachineDescription:
     ("memory", "cpus", "message"),
     [
         (4 * MIB + 4096, 1, "use a multiple of 256 KiB"),
-        (MIB // 2, 1, "use 1.0 MiB to 64.0 GiB"),
-        (65 << 30, 1, "use 1.0 MiB to 64.0 GiB"),
-        (MIB, 0, "a machine can't have 0 vCPUs; use 1 to 16"),
-        (MIB, 17, "a machine can't have 17 vCPUs; use 1 to 16"),
+        (MIB // 2, 1, "use 1MiB to 64GiB"),
+        (65 << 30, 1, "use 1MiB to 64GiB"),
+        (MIB, 0, "a machine's number of vCPUs can't be 0; use 1 to 16"),
+        (MIB, 17, "a machine's number of vCPUs can't be 17; use 1 to 16"),
     ],
 )
 def test_a_machine_that_cannot_exist_is_refused_with_what_would_be_right(

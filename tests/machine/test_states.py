@@ -85,7 +85,7 @@ def command(machine: Machine, program: Program, name: str) -> Callable[[], Await
 @pytest.mark.parametrize("before", list(State), ids=lambda state: state.name.lower())
 async def test_each_command_leads_where_the_table_says(spinner: Program, name: str, before: State) -> None:
     after = EXPECTED[name][before]
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with Machine.open(SMALL) as machine:
             await bring(machine, spinner, before)
             call = command(machine, spinner, name)
@@ -120,7 +120,7 @@ async def test_a_machine_that_moved_away_says_so(spinner: Program) -> None:
 async def test_after_mark_moved_wait_returns_moved_and_by_force_it_runs_again(
     spinner: Program, wait_until: WaitUntil
 ) -> None:
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with Machine.open(SMALL) as machine:
             await bring(machine, spinner, M)
             assert (await machine.wait()).kind == "moved"
@@ -140,7 +140,7 @@ async def test_wait_returns_when_another_task_stops_the_machine(spinner: Program
     async def watch(machine: Machine) -> None:
         endings.append(await machine.wait())
 
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with Machine.open(SMALL) as machine, trio.open_nursery() as nursery:
             await bring(machine, spinner, R)
             nursery.start_soon(watch, machine)
@@ -151,7 +151,7 @@ async def test_wait_returns_when_another_task_stops_the_machine(spinner: Program
 
 
 async def test_a_guest_that_ends_itself_takes_the_machine_to_ended(quitter: Program) -> None:
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with Machine.open(SMALL) as machine:
             await machine.load(quitter)
             await machine.start()
@@ -165,7 +165,7 @@ async def test_a_guest_that_has_ended_is_not_set_running_by_a_resume_that_came_t
     long64: Callable[[str], Program],
 ) -> None:
     source = "out 0xf4, al; again: inc qword ptr [0x200000]; jmp again"
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with Machine.open(SMALL) as machine:
             await machine.load(long64(source))
             await machine.start()
@@ -178,7 +178,7 @@ async def test_a_guest_that_has_ended_is_not_set_running_by_a_resume_that_came_t
 
 
 async def test_pausing_a_guest_that_ends_meanwhile_says_that_it_has_ended(quitter: Program) -> None:
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with Machine.open(SMALL) as machine:
             await machine.load(quitter)
             await machine.start()

@@ -17,6 +17,7 @@ from kvmmig.errors import (
 from kvmmig.machine.machine import State
 from kvmmig.machine.memory import MEMORY_UNIT, PAGE_SIZE
 from kvmmig.migration.outgoing import OutgoingMigration
+from kvmmig.migration.phases import Phase
 from kvmmig.migration.policy import Continue, Decision, Policy, RoundFigures
 from kvmmig.stream.format import NEXT
 from kvmmig.testing.machine import FakeMachine
@@ -110,9 +111,19 @@ def restored(machine: FakeMachine, state: State = State.RUNNING) -> bool:
 
 
 async def run_to_failure(migration: OutgoingMigration) -> KvmmigError:
-    with trio.fail_after(10), pytest.raises(KvmmigError) as caught:
+    with trio.fail_after(60), pytest.raises(KvmmigError) as caught:
         await migration.run()
     return caught.value
+
+
+def time_from(phase: Phase, clock: trio.testing.MockClock) -> Callable[[Phase], None]:
+    """For ``on_phase``: time stands still until ``phase``, so that no limit is up before it on any host."""
+
+    def on_phase(now: Phase) -> None:
+        if now is phase:
+            clock.rate = 1.0
+
+    return on_phase
 
 
 def machine_with_pages() -> FakeMachine:

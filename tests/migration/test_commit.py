@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
 
 import pytest
 import trio
-import trio.testing
+from trio.testing import MockClock
 
 from kvmmig import stream
 from kvmmig.errors import (
@@ -22,7 +21,17 @@ from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.migration.policy import Limits, MaxRounds
 from kvmmig.migration.report import Phase
 
-from .fakes import POLITE, Conversation, Given, Sink, machine_with_pages, received, restored, run_to_failure
+from .fakes import (
+    POLITE,
+    Conversation,
+    Given,
+    Sink,
+    machine_with_pages,
+    received,
+    restored,
+    run_to_failure,
+    time_from,
+)
 
 
 async def test_the_hand_over_is_ready_go_running() -> None:
@@ -47,13 +56,14 @@ async def test_the_hand_over_is_ready_go_running() -> None:
     ],
 )
 async def test_before_go_whatever_the_other_side_says_the_source_keeps_the_guest(
-    at: str, answer: str, kind: type[KvmmigError], sentence: str
+    at: str, answer: str, kind: type[KvmmigError], sentence: str, mock_clock: MockClock
 ) -> None:
     machine = machine_with_pages()
     peer = Conversation({**POLITE, at: answer})
-    error = await run_to_failure(
-        OutgoingMigration(machine, Given(peer), limits=Limits(setup_timeout=0.1, handover_timeout=0.1))
-    )
+    # Silence alone is waited for.
+    on_phase = time_from(Phase.SETUP if at == "Hello" else Phase.COMMIT, mock_clock) if not answer else None
+    limits = Limits(setup_timeout=0.05, handover_timeout=0.05)
+    error = await run_to_failure(OutgoingMigration(machine, Given(peer), limits=limits, on_phase=on_phase))
     assert isinstance(error, kind)
     assert sentence in str(error)
     assert "Signal" not in peer.heard, "go was never said"
@@ -62,10 +72,12 @@ async def test_before_go_whatever_the_other_side_says_the_source_keeps_the_guest
 
 
 @pytest.mark.parametrize("answer", ["close", "", "fail it would not start", "garbage"])
-async def test_after_go_the_source_never_runs_again_by_itself(answer: str) -> None:
+async def test_after_go_the_source_never_runs_again_by_itself(answer: str, mock_clock: MockClock) -> None:
     machine = machine_with_pages()
     peer = Conversation({**POLITE, "Signal": answer})
-    migration = OutgoingMigration(machine, Given(peer), limits=Limits(handover_timeout=0.1))
+    on_phase = time_from(Phase.HANDED_OVER, mock_clock)
+    limits = Limits(handover_timeout=0.05)
+    migration = OutgoingMigration(machine, Given(peer), limits=limits, on_phase=on_phase)
     error = await run_to_failure(migration)
     assert isinstance(error, OutcomeUnknown)
     assert "Look there first" in str(error)
@@ -100,7 +112,7 @@ def leave_the_process(room: int) -> int:
     ],
 )
 async def test_once_go_is_offered_whatever_the_channel_says_proves_nothing(
-    at_go: Callable[[int], int], two_way: bool
+    at_go: Callable[[int], int], two_way: bool, mock_clock: MockClock
 ) -> None:
     """What lies about a call may have sent its bytes: the other side may run the guest."""
 
@@ -109,8 +121,9 @@ async def test_once_go_is_offered_whatever_the_channel_says_proves_nothing(
 
     machine = machine_with_pages()
     sink = Conversation({**POLITE, "Signal": ""}, on_send) if two_way else Sink(on_send)
-    limits = Limits(handover_timeout=0.1, stall_timeout=0.1)
-    migration = OutgoingMigration(machine, Given(sink), limits=limits)
+    on_phase = time_from(Phase.HANDED_OVER, mock_clock)
+    limits = Limits(handover_timeout=0.05, stall_timeout=0.05)
+    migration = OutgoingMigration(machine, Given(sink), limits=limits, on_phase=on_phase)
     error = await run_to_failure(migration)
     assert isinstance(error, OutcomeUnknown)
     assert "Look there first" in str(error)
@@ -148,10 +161,11 @@ async def test_who_may_have_started_the_guest_does_not_lose_it_to_a_failure(stor
         assert machine.state is State.MOVED
 
 
-async def test_a_reader_that_never_ends_keeps_the_guest_too() -> None:
+async def test_a_reader_that_never_ends_keeps_the_guest_too(mock_clock: MockClock) -> None:
     machine, sink = machine_with_pages(), Reader(trio.sleep_forever)
+    on_phase = time_from(Phase.HANDED_OVER, mock_clock)
     limits = Limits(handover_timeout=0.05)
-    error = await run_to_failure(OutgoingMigration(machine, Given(sink), limits=limits))
+    error = await run_to_failure(OutgoingMigration(machine, Given(sink), limits=limits, on_phase=on_phase))
     assert isinstance(error, OutcomeUnknown)
     assert machine.state is State.MOVED
 
@@ -170,15 +184,20 @@ async def test_what_keeps_a_reader_from_taking_all_of_it_is_found_out_before_go(
 
 
 @pytest.mark.parametrize("hangs", [False, True])
-async def test_a_cancel_from_outside_after_go_waits_a_moment_for_the_last_byte(hangs: bool) -> None:
+async def test_a_cancel_from_outside_after_go_waits_a_moment_for_the_last_byte(
+    hangs: bool, mock_clock: MockClock
+) -> None:
     """Or a reader would have "go" and no end of the stream, and the guest would be nowhere."""
     machine = machine_with_pages()
-    sink = Reader(trio.sleep_forever if hangs else partial(trio.sleep, 0.001))
-    with trio.fail_after(10):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(OutgoingMigration(machine, Given(sink)).run)
-            await sink.closing.wait()
-            nursery.cancel_scope.cancel()
+    cancelled = trio.Event()
+    sink = Reader(trio.sleep_forever if hangs else cancelled.wait)
+    # The moment is over where nothing more comes, and lasts where something does.
+    on_phase = time_from(Phase.HANDED_OVER, mock_clock) if hangs else None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(OutgoingMigration(machine, Given(sink), on_phase=on_phase).run)
+        await sink.closing.wait()
+        nursery.cancel_scope.cancel()
+        cancelled.set()
     assert machine.state is State.MOVED
     assert sink.closed != hangs
     assert sink.aborted == hangs

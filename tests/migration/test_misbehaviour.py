@@ -7,7 +7,8 @@ moment on.
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -69,6 +70,14 @@ async def value_error(offered: int) -> object:
 
 async def system_exit(offered: int) -> object:
     raise SystemExit(3)
+
+
+async def ctrl_c(offered: int) -> object:
+    raise KeyboardInterrupt
+
+
+async def generator_exit(offered: int) -> object:
+    raise GeneratorExit
 
 
 async def group(offered: int) -> object:
@@ -248,7 +257,7 @@ async def move(plan: Plan, around: str = "") -> Outcome:
             except KvmmigError as error:
                 errors.append(error)
             over.set()
-            nursery.cancel_scope.deadline = trio.current_time() + (0.5 if waits else 30)
+            nursery.cancel_scope.deadline = trio.current_time() + (5 if waits else 30)
         outcome.source, outcome.errors = source.state, tuple(errors)
         if outcome.unknown:
             await source.resume(force=True)
@@ -256,6 +265,14 @@ async def move(plan: Plan, around: str = "") -> Outcome:
         while STRAYS:
             STRAYS.pop().cancel()
     return outcome
+
+
+@pytest.fixture(autouse=True)
+def _ctrl_c_is_no_person_s() -> Iterator[None]:
+    """As in a machine's process, which has a handler of its own."""
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 async def judge(plan: Plan, around: str = "") -> None:
@@ -284,8 +301,21 @@ WORDS: dict[Slip, str] = {
     value_error: "raised ValueError: a slip from",
     system_exit: "raised SystemExit: 3 from",
     group: "raised BaseExceptionGroup: several",
+    ctrl_c: "raised KeyboardInterrupt",
+    generator_exit: "raised GeneratorExit",
 }
-SLIPS = [too_many, less_than_nothing, no_number, no_checkpoint, value_error, system_exit, group, never]
+SLIPS = [
+    ctrl_c,
+    generator_exit,
+    too_many,
+    less_than_nothing,
+    no_number,
+    no_checkpoint,
+    value_error,
+    system_exit,
+    group,
+    never,
+]
 PHASES = ["setup", "rounds", "final", "commit", "handed-over"]
 
 
@@ -303,6 +333,20 @@ async def test_whatever_a_destination_s_channel_does_one_side_runs(slip: Slip, a
     for method, calls in (("send_some", (1, 2, 3)), ("receive_some", (1, 2, 5, 8)), ("aclose", (1,))):
         for call in calls:
             await judge(Plan(Side.DESTINATION, method, call, slip), around)
+
+
+async def test_a_failing_task_of_a_channel_is_named_and_not_what_it_brings_down() -> None:
+    outcome = await move(Plan(Side.SOURCE, "background", "rounds", value_error))
+    assert "the transport 'bad' (from this program) raised ValueError: a slip" in str(outcome.errors)
+
+
+async def test_a_channel_that_is_left_behind_is_aborted_so_that_its_other_side_knows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(guard, "GRACE", 0.05)
+    with trio.fail_after(60):
+        outcome = await move(Plan(Side.SOURCE, "send_some", "rounds", not_even_when_cancelled))
+    assert any("the other side has closed it" in str(error) for error in outcome.errors)
 
 
 @pytest.mark.parametrize("slip", [value_error, system_exit, group])

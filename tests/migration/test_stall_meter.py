@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import time
 
 import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvmmig.migration import stall_meter
 from kvmmig.migration.stall_meter import Histogram, StallMeter
 
 
@@ -29,17 +29,50 @@ def test_an_empty_histogram_has_no_worst_and_no_quantile() -> None:
     assert (Histogram().worst, Histogram().quantile(0.99)) == (0.0, 0.0)
 
 
-async def test_a_task_that_holds_the_loop_is_seen() -> None:
-    with StallMeter() as meter:
-        await trio.lowlevel.checkpoint()
-        time.sleep(0.05)  # noqa: ASYNC251  # the very thing to be measured
-        await trio.lowlevel.checkpoint()
-    assert meter.turns.worst == pytest.approx(0.05, abs=0.04)
-    assert meter.turns.worst >= 0.05
+class Clock:
+    """The meter's: time passes when a test says so, and beside it in each of the loop's waits for I/O."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
-async def test_waiting_is_no_stall() -> None:
+class Waits(trio.abc.Instrument):
+    def __init__(self, clock: Clock, seconds: float) -> None:
+        self._clock = clock
+        self._seconds = seconds
+
+    def before_io_wait(self, timeout: float) -> None:
+        self._clock.now += self._seconds  # told after the meter, which was there before
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(stall_meter, "perf_counter", made)
+    return made
+
+
+async def test_a_task_that_holds_the_loop_is_seen(clock: Clock) -> None:
+    async def hold() -> None:
+        clock.now += 0.05
+
     with StallMeter() as meter:
-        await trio.sleep(0.2)
-    assert meter.turns.worst < 0.2
-    assert meter.turns.count >= 1
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hold)
+        await trio.lowlevel.checkpoint()
+    assert meter.turns.worst == pytest.approx(0.05)
+    assert meter.culprit.endswith("hold")
+
+
+async def test_waiting_is_no_stall(clock: Clock) -> None:
+    with StallMeter() as meter:
+        waits = Waits(clock, 0.2)
+        trio.lowlevel.add_instrument(waits)
+        for _ in range(3):
+            await trio.lowlevel.checkpoint()
+        trio.lowlevel.remove_instrument(waits)
+    assert clock.now >= 0.6
+    assert (meter.turns.worst, meter.turns.count) == (0.0, 3)

@@ -156,7 +156,7 @@ async def test_a_measurement_that_makes_no_sense_is_refused() -> None:
             await lab("calc-dirty-rate", calc_time=1, mode="page-sampling")
         with pytest.raises(QMPError, match="calc-time"):
             await lab("calc-dirty-rate", calc_time=0)
-        with pytest.raises(QMPError, match="at most a minute"):
+        with pytest.raises(QMPError, match="calc-time' expects an integer in the range of 1 to 60000 ms"):
             await lab("calc-dirty-rate", calc_time=61)
         with pytest.raises(QMPError, match="sample-pages"):
             await lab("calc-dirty-rate", calc_time=1, sample_pages=512)

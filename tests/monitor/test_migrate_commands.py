@@ -123,7 +123,7 @@ async def test_policies_are_listed_and_chosen_with_their_parameters() -> None:
         for policy, parameters, sentence in (
             ("hope", {}, "there are combined, downtime-limit"),
             ("max-rounds", {"patience": 3}, "it has rounds"),
-            ("max-rounds", {"rounds": 0}, "above 0"),
+            ("max-rounds", {"rounds": 0}, "use a whole number of 1 to 1000000"),
             ("rate-adaptive", {"minimum": 9e9}, "not above its maximum"),
         ):
             with pytest.raises(QMPError, match=sentence):

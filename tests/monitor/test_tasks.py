@@ -17,7 +17,7 @@ async def test_a_cancel_reaches_the_block_first_and_its_tasks_when_that_has_ende
         finally:
             ended.append("task")
 
-    with trio.fail_after(10), trio.CancelScope() as scope:
+    with trio.fail_after(60), trio.CancelScope() as scope:
         async with outliving() as tasks:
             tasks.start_soon(task)
             await trio.testing.wait_all_tasks_blocked()

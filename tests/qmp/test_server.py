@@ -343,3 +343,19 @@ async def test_other_hosts_are_let_in_only_with_a_warning(nursery: trio.Nursery)
         f"the monitor listens on {address}: anyone who reaches that port controls the machine, "
         "and may run programs with your rights"
     ]
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        '{"execute": "query-status", "execute": "quit"}',
+        '{"execute": "echo", "arguments": {"text": "a", "text": "b"}}',
+        '{"execute": "echo", "arguments": {"text": "a", "te\\u0078t": "b"}}',
+        '{"execute": "echo", "id": {"a": [{"b": 1, "b": 1}]}}',
+        '{"execute": "echo", "arguments": {"a": 1}, "arguments": {}}',
+    ],
+)
+async def test_a_name_that_has_two_values_is_an_error(served: Served, request_: str) -> None:
+    client = await served.negotiated()
+    assert await client.ask(request_) == error("JSON parse error, duplicate key")
+    assert "return" in await client.ask({"execute": "query-commands"})

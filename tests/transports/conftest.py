@@ -60,18 +60,18 @@ def everything_applies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def nothing_left(tmp_path: Path) -> Iterator[None]:
-    """No thread of a channel, no child process, no file descriptor and no partial file outlives a test.
+    """No thread of a channel, child process, file descriptor, partial file or claim outlives a test.
 
     They may end a moment after `abort`, which waits for nothing.
     """
     before = _left()
     yield
     _wait_for(lambda: not _left() - before, "left behind", lambda: _left() - before)
-    assert not list(tmp_path.rglob("*.partial"))
+    assert not [path for path in tmp_path.rglob(".*") if path.suffix in (".partial", ".saving")]
 
 
 def _wait_for(done: Callable[[], bool], what: str, left: Callable[[], object] = lambda: "") -> None:
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while not done():
         assert time.monotonic() < end, f"{what} {left()}"
         time.sleep(0.01)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import trio
 
 from kvmmig.errors import BadURI, ChannelBroken
 from kvmmig.transport import Transport, TransportURI
+from tests.transports.saver import other_saver
 from tests.transports.using import read_all, send_all
 
 Make = Callable[[str | TransportURI], Transport]
@@ -19,7 +22,7 @@ _DATA = bytes(range(256)) * 40_000
 
 
 async def _save(transport: Transport, data: bytes) -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with transport.connect() as channel:
             await send_all(channel, data)
 
@@ -85,12 +88,38 @@ async def test_an_abort_kills_all_that_the_command_has_started(transport: Make, 
     pid = tmp_path / "pid"
     command = f"(trap '' TERM; echo $$ > {pid}.new; mv {pid}.new {pid}; sleep 1000) | sleep 1000"
     async with transport(f"exec:{command}").connect() as channel:
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while not pid.exists():  # noqa: ASYNC110 - a shell tells nobody
                 await trio.sleep(0.01)
             channel.abort()
             while _of_group(int(pid.read_text())):  # noqa: ASYNC110 - nor does its end
                 await trio.sleep(0.01)
+
+
+@pytest.mark.parametrize("command", ["cat > {0}/new", "(cat > {0}/new)", "cat | cat > {0}/new"])
+@pytest.mark.parametrize("live", ["", "?live=off"])
+def test_a_command_is_killed_before_it_sees_the_end_of_a_killed_saver(
+    command: str, live: str, tmp_path: Path
+) -> None:
+    stopped = f"echo $$ > {tmp_path}/group; {command.format(tmp_path)} && mv {tmp_path}/new {tmp_path}/whole"
+    with other_saver(f"exec:{stopped}{live}") as saver:
+        group = int((tmp_path / "group").read_text())
+        saver.send_signal(signal.SIGKILL)
+        saver.wait()
+    deadline = time.monotonic() + 20
+    while _of_group(group):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert not (tmp_path / "whole").exists()
+
+
+def test_a_command_that_goes_on_with_the_guest_is_left_to_judge_it_by_itself(tmp_path: Path) -> None:
+    with other_saver(f"exec:cat >/dev/null; touch {tmp_path}/went-on?live=on") as saver:
+        saver.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "went-on").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def _of_group(group: int) -> list[str]:

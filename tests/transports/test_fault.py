@@ -50,7 +50,7 @@ class Faulty:
         ("fault.what=melt", "what=melt is not understood; write what=cut or what=stall"),
         ("fault.phase=lunch", "write phase=setup or"),
         ("fault.at=x", "'x' is not a size"),
-        ("fault.seed=x", "invalid literal"),
+        ("fault.seed=x", "'x' is not a number; use 0 to"),
         ("fault.seed=1&fault.at=0", "there is no byte below 0"),
         ("fault.for=1s&fault.at=1", "cut happens at once; fault.for is for what lasts"),
         ("fault.which=1", "fault has no option 'which'; it knows what, side, at, phase, seed, for"),

@@ -62,8 +62,9 @@ class ExecTransport(Transport):
         """Starts the command. `abort` kills it and all that it has started in its session; but not what may
         run the guest: see above.
         """
-        process = await self._start(fed=True)
         goes_on = self.option("live") == "on" or bool(_INCOMING.search(self.uri.target))
+        # One that goes on with the guest knows a stream that was cut; others take its end for the end.
+        process = await self._start(fed=True, dies_with_us=not goes_on)
         if self.stores:
             command = ProcessSender(process, self._peer)
         else:
@@ -80,10 +81,11 @@ class ExecTransport(Transport):
     async def _read(self) -> ReceiveChannel:
         return ProcessReceiver(await self._start(fed=False), self._peer)
 
-    async def _start(self, *, fed: bool) -> Process:
+    async def _start(self, *, fed: bool, dies_with_us: bool = False) -> Process:
         def make() -> Process:
             try:
-                return Process(["/bin/sh", "-c", self.uri.target], self._peer, fed=fed)
+                command = ["/bin/sh", "-c", self.uri.target]
+                return Process(command, self._peer, fed=fed, dies_with_us=dies_with_us)
             except OSError as error:
                 raise ConnectFailed(f"can't start {self._peer}: {why(error)}") from error
 

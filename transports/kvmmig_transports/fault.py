@@ -30,7 +30,7 @@ from kvmmig.transport import (
     on_phase,
 )
 from kvmmig.transport.toolkit import Interrupts, OneAtATime, TokenBucket, prefix
-from kvmmig.units import format_size, parse_duration, parse_size
+from kvmmig.units import SEED, format_size, parse_count, parse_duration, parse_size
 
 _ALL = 1 << 62
 _TRICKLE = 100.0  # bytes a second
@@ -76,7 +76,7 @@ class FaultWrapper(Wrapper):
                 sending=self.option("side") == "send",
                 at=parse_size(at) if at else None,
                 phase=self.option("phase"),
-                seed=int(seed) if seed else None,
+                seed=parse_count(seed, SEED) if seed else None,
                 lasts=parse_duration(lasts) if lasts else math.inf,
             )
         except ValueError as error:

@@ -1,4 +1,4 @@
-"""``file:PATH?direct=on|off``: a saved guest in a file, written and read by threads."""
+"""``file:PATH?direct=on|off&replace=seen|any|none``: a saved guest in a file, written and read by threads."""
 
 from __future__ import annotations
 
@@ -10,15 +10,25 @@ import trio
 
 from kvmmig.errors import BadURI
 from kvmmig.transport import Listener, Option, SendChannel, Transport, TransportURI
-from kvmmig.transport.toolkit import AtOnceListener, BlockFileReceiver, BlockFileSender
+from kvmmig.transport.toolkit import (
+    REPLACE_OPTION,
+    AtOnceListener,
+    BlockFileReceiver,
+    BlockFileSender,
+    Replace,
+)
 
 
 class FileTransport(Transport):
     """Saves to, or restores from, one regular file."""
 
     summary = "a file on a disk, written by threads with O_DIRECT"
-    syntax = "file:PATH[?direct=on|off]"
-    options = (Option("direct", "go around the page cache with O_DIRECT", "on", ("on", "off")),)
+    syntax = "file:PATH[?direct=on|off&replace=seen|any|none]"
+    options = (
+        Option("direct", "go around the page cache with O_DIRECT", "on", ("on", "off")),
+        REPLACE_OPTION,
+    )
+    target_is_path = True
     stores = True
     arrives_at_once = True
 
@@ -27,11 +37,13 @@ class FileTransport(Transport):
         if not uri.target or "\0" in uri.target:
             raise BadURI(f"{str(uri)!r} names no file: write file:PATH, such as file:/var/tmp/guest.img")
         self._direct = self.option("direct") == "on"
+        self._replace = Replace(self.option("replace"))
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[SendChannel]:
         """The file at PATH, if there is one, stays as it is until the channel's `aclose`."""
-        async with await BlockFileSender.open(self.uri.target, direct=self._direct) as channel:
+        opening = BlockFileSender.open(self.uri.target, direct=self._direct, replace=self._replace)
+        async with await opening as channel:
             yield channel
 
     @asynccontextmanager

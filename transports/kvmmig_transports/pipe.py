@@ -1,4 +1,4 @@
-"""``pipe:PATH?direct=on|off&helper=PROGRAM``: a saved guest in a file that a helper process writes.
+"""``pipe:PATH?direct=on|off&replace=seen|any|none&helper=PROGRAM``: a file that a helper writes.
 
 The monitor writes to a non-blocking pipe, which can be polled as a file can't; the helper does the waiting
 for the disk. We open the file, the helper inherits it, so it needs no rights of its own. The default helper
@@ -17,10 +17,12 @@ import trio
 from kvmmig.errors import BadURI, ChannelBroken, ChannelClosed, ConnectFailed
 from kvmmig.transport import Listener, Option, ReceiveChannel, SendChannel, Transport, TransportURI
 from kvmmig.transport.toolkit import (
+    REPLACE_OPTION,
     AtOnceListener,
     Process,
     ProcessReceiver,
     ProcessSender,
+    Replace,
     SavedFile,
     SaveFile,
     Workers,
@@ -34,11 +36,13 @@ class PipeTransport(Transport):
     """Saves to, or restores from, one regular file, through a helper process."""
 
     summary = "a file on a disk, through a pipe to an I/O helper process"
-    syntax = "pipe:PATH[?direct=on|off&helper=PROGRAM]"
+    syntax = "pipe:PATH[?direct=on|off&replace=seen|any|none&helper=PROGRAM]"
     options = (
         Option("direct", "open the file with O_DIRECT, around the page cache", "on", ("on", "off")),
+        REPLACE_OPTION,
         Option("helper", "a program with libvirt's FILENAME FD command line, instead of our own"),
     )
+    target_is_path = True
     stores = True
     arrives_at_once = True
 
@@ -48,13 +52,14 @@ class PipeTransport(Transport):
             raise BadURI(f"{str(uri)!r} names no file: write pipe:PATH, such as pipe:/var/tmp/guest.img")
         self._path = uri.target
         self._direct = self.option("direct") == "on"
+        self._replace = Replace(self.option("replace"))
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[SendChannel]:
         """The file at PATH, if there is one, stays as it is until the channel's `aclose`."""
 
         def make() -> tuple[SaveFile, Process]:
-            save = SaveFile.create(self._path, direct=self._direct)
+            save = SaveFile.create(self._path, direct=self._direct, replace=self._replace)
             try:
                 return save, self._start_helper(save.fd, writes_file=True)
             except BaseException:

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, closing
 from kvmmig.errors import BadURI, ConnectFailed
 from kvmmig.transport import Channel, Listener, Transport, TransportURI
 from kvmmig.transport.toolkit import TCP_WORDS, SocketListener, TcpChannel, address, tcpsockets, why
+from kvmmig.units import PORT
 
 _TARGET = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+(?:%[^\]]+)?)\]|(?P<host>[^:\[\]]+)):(?P<port>[0-9]{1,5})")
 _BACKLOG = 128
@@ -23,7 +24,7 @@ class TcpTransport(Transport):
     def __init__(self, uri: TransportURI) -> None:
         super().__init__(uri)
         match = _TARGET.fullmatch(uri.target)
-        if match is None or int(match["port"]) > 65535:
+        if match is None or int(match["port"]) not in PORT:
             raise BadURI(
                 f"{str(uri)!r} is not a TCP address: write tcp:HOST:PORT with a port up to 65535, and an "
                 "IPv6 address in brackets, such as tcp:127.0.0.1:4444 or tcp:[::1]:4444"

@@ -28,7 +28,7 @@ from kvmmig.transport import (
     Wrapper,
 )
 from kvmmig.transport.toolkit import Interrupts, OneAtATime, TokenBucket, own_tasks, prefix
-from kvmmig.units import format_duration, format_rate, parse_duration, parse_size
+from kvmmig.units import format_duration, format_rate, parse_duration, parse_rate
 
 _MOST_BYTES = 1 << 20  # copied in one call
 _SMALLEST_LINE = 1 << 20
@@ -50,7 +50,7 @@ class ThrottleWrapper(Wrapper):
     def __init__(self, uri: TransportURI, inner: Transport) -> None:
         super().__init__(uri, inner)
         try:
-            self._rate = _parse_rate(self.option("rate")) if self.option("rate") else None
+            self._rate = parse_rate(self.option("rate")) if self.option("rate") else None
             self._latency = parse_duration(self.option("latency"))
             self._jitter = parse_duration(self.option("jitter"))
         except ValueError as error:
@@ -97,7 +97,7 @@ class LimitedChannel(PassingChannel):
 
     def _turn_rate(self, value: str) -> None:
         try:
-            rate = None if value == "none" else _parse_rate(value)
+            rate = None if value == "none" else parse_rate(value)
         except ValueError as error:
             raise KnobError(f"throttle.rate: {error}; none is no limit") from error
         self._out.rate = self._in.rate = rate
@@ -319,10 +319,3 @@ def _broken(error: BaseException) -> ChannelBroken:
     return ChannelBroken(
         str(error) if isinstance(error, TransportError) else f"{type(error).__name__}: {error}"
     )
-
-
-def _parse_rate(text: str) -> int:
-    rate = parse_size(text.removesuffix("/s"))
-    if rate == 0:
-        raise ValueError("a rate of 0 would never end; write it like 50MB/s")
-    return rate

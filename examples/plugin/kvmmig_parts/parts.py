@@ -27,6 +27,7 @@ class PartsTransport(Transport):
     summary = "a saved guest in numbered parts, beside a manifest"
     syntax = "parts:PATH"
     options = (Option("size", "bytes of a part", default="8MiB"),)
+    target_is_path = True
     stores = True
     arrives_at_once = True
 

@@ -7,7 +7,7 @@ Listeners: `SocketListener`, `AtOnceListener`.
 
 Parts of channels: `OneAtATime`, `prefix`, `Interrupts`, `own_tasks`, `TokenBucket`; `Workers`,
 `open_in_thread` and `attempt` for calls that may hang; `PipeWriter` and `PipeReader`, `Process` and
-`ProcessWatch`; `SaveFile` and `SavedFile`; `why` and `kind` for sentences.
+`ProcessWatch`; `SaveFile`, `SavedFile`, `Replace` and `REPLACE_OPTION`; `why` and `kind` for sentences.
 
 Each is imported when it is first used: a command that needs a socket does not wait for numpy.
 """
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from kvmmig.transport.toolkit.pumped import pumped_sender as pumped_sender
     from kvmmig.transport.toolkit.rate import TokenBucket as TokenBucket
     from kvmmig.transport.toolkit.reframing import reframed as reframed
+    from kvmmig.transport.toolkit.savefile import REPLACE_OPTION as REPLACE_OPTION
+    from kvmmig.transport.toolkit.savefile import Replace as Replace
     from kvmmig.transport.toolkit.savefile import SavedFile as SavedFile
     from kvmmig.transport.toolkit.savefile import SaveFile as SaveFile
     from kvmmig.transport.toolkit.sockets import SOCKET_WORDS as SOCKET_WORDS
@@ -68,7 +70,7 @@ _NAMES = {
     "pumped": "pumped_channel pumped_receiver pumped_sender",
     "rate": "TokenBucket",
     "reframing": "reframed",
-    "savefile": "SavedFile SaveFile",
+    "savefile": "REPLACE_OPTION Replace SavedFile SaveFile",
     "sockets": "SOCKET_WORDS SocketChannel SocketListener",
     "stored": "in_thread stored_receiver stored_sender",
     "tasks": "own_tasks",

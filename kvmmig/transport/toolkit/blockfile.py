@@ -9,7 +9,6 @@ accepted. Reading is the same, the other way round: the threads read ahead.
 from __future__ import annotations
 
 import contextlib
-import errno
 import mmap
 import os
 from collections import deque
@@ -24,7 +23,7 @@ import trio
 from kvmmig.errors import ChannelBroken, ChannelClosed
 from kvmmig.transport.contract import ReceiveChannel, SendChannel
 from kvmmig.transport.toolkit.one_at_a_time import OneAtATime
-from kvmmig.transport.toolkit.savefile import SavedFile, SaveFile
+from kvmmig.transport.toolkit.savefile import Replace, SavedFile, SaveFile
 from kvmmig.transport.toolkit.words import why
 from kvmmig.transport.toolkit.workers import Workers, open_in_thread
 from kvmmig.units import format_size
@@ -34,6 +33,9 @@ _BLOCKS = 5  # one in each thread, one ready for whichever is done first, one be
 _THREADS = 3  # each copies as long as it writes, or less
 _MOST_BYTES = 1 << 20  # copied in one call, on the event loop: about 0.1 ms
 _LARGE = 1 << 16  # what is larger is left where it is, and copied by a thread
+#: So much is written before the disk is asked to have it for good, while more is being written: what is left
+#: for `BlockFileSender.flush`, when the guest stands still, is no more than about that.
+_SYNC_EVERY = 64 << 20
 _ALIGNMENT = 4096  # of O_DIRECT's addresses, offsets and lengths, on every common disk
 
 
@@ -79,7 +81,7 @@ class BlockFileSender(SendChannel):
     """
 
     @classmethod
-    async def open(cls, path: str, *, direct: bool) -> Self:
+    async def open(cls, path: str, *, direct: bool, replace: Replace = Replace.SEEN) -> Self:
         """What is at ``path`` stays as it is until `aclose`.
 
         Raises `ConnectFailed`; a cancel leaves nothing.
@@ -87,7 +89,7 @@ class BlockFileSender(SendChannel):
 
         def make() -> tuple[SaveFile, list[memoryview]]:
             blocks = _blocks()
-            return SaveFile.create(path, direct=direct), blocks
+            return SaveFile.create(path, direct=direct, replace=replace), blocks
 
         return cls(*await open_in_thread(make, lambda made: made[0].close()))
 
@@ -96,7 +98,7 @@ class BlockFileSender(SendChannel):
         self.peer = save.path
         self.notices = save.notices
         self._save = save
-        self._workers = Workers(f"write {save.path}", _THREADS, save.close)
+        self._workers = Workers(f"write {save.path}", _THREADS + 1, save.close)  # one may wait for the disk
         self._sending = OneAtATime("sending")
         self._free = blocks
         self._current: _Filling | None = None  # its bytes belong at _offset
@@ -107,6 +109,8 @@ class BlockFileSender(SendChannel):
         self._syncing = False  # a thread is writing the current block, so nothing may be added to it
         self._unsynced = False
         self._written = 0
+        self._behind = 0  # bytes written since the last sync began
+        self._syncing_behind = False
         self._error: Exception | None = None
         self._closed = False
         self._progress = trio.lowlevel.ParkingLot()
@@ -184,6 +188,13 @@ class BlockFileSender(SendChannel):
     def _block_written(self, block: memoryview) -> None:
         self._written += _BLOCK
         self._free.append(block)
+        self._behind += _BLOCK
+        if self._behind >= _SYNC_EVERY and not self._syncing_behind:
+            self._behind, self._syncing_behind = 0, True
+            self._submit(partial(os.fdatasync, self._save.fd), self._synced_behind)
+
+    def _synced_behind(self) -> None:
+        self._syncing_behind = False
 
     def _synced(self) -> None:
         self._syncing = False
@@ -322,7 +333,7 @@ class BlockFileReceiver(ReceiveChannel):
             # O_DIRECT wants an aligned length, also where the file ends before it.
             count = os.preadv(self._saved.fd, [block[done:]], offset + done)
             if count == 0:
-                raise OSError(errno.ENODATA, "it became shorter while it was being read")
+                raise OSError("it became shorter while it was being read")  # no number: its words are ours
             done += count
 
 

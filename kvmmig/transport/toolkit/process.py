@@ -15,6 +15,7 @@ import trio
 from kvmmig.errors import ChannelBroken, ChannelClosed
 from kvmmig.transport.contract import ReceiveChannel, SendChannel
 from kvmmig.transport.toolkit.one_at_a_time import OneAtATime
+from kvmmig.transport.toolkit.pipeholder import PipeHolder
 from kvmmig.transport.toolkit.pipes import PIPE_CALL, PipeReader, PipeWriter
 from kvmmig.transport.toolkit.words import why
 from kvmmig.transport.toolkit.workers import Workers
@@ -31,10 +32,22 @@ class Process:
     standard output. What it writes to its standard error is kept, for the error if it fails. It has a session
     of its own, so that a terminal's Ctrl-C reaches only us, who decide what becomes of it. ``name`` is how a
     sentence calls it.
+
+    One that ``dies_with_us`` is killed, with its group, when this process is killed before `end_stream`: it
+    would take the end of the pipe for the end of the stream. For a process that is fed.
     """
 
-    def __init__(self, command: Sequence[str], name: str, *, fed: bool, fds: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        name: str,
+        *,
+        fed: bool,
+        fds: Sequence[int] = (),
+        dies_with_us: bool = False,
+    ) -> None:
         self.name = name
+        self._holder: PipeHolder | None = None
         reading, writing = os.pipe2(os.O_CLOEXEC)
         self.pipe, theirs = (writing, reading) if fed else (reading, writing)
         self._words_fd = os.memfd_create("kvmmig-last-words", os.MFD_CLOEXEC)
@@ -58,6 +71,12 @@ class Process:
             os.close(theirs)
         self.pid = self._process.pid
         self.pidfd = os.pidfd_open(self.pid)
+        if dies_with_us:
+            try:
+                self._holder = PipeHolder(self.pipe, self.pid)
+            except OSError:
+                self.drop()
+                raise
 
     @property
     def status(self) -> int | None:
@@ -80,6 +99,11 @@ class Process:
                     return f"{self.name} (process {pid}) waits for a disk that does not answer"
         return ""
 
+    def end_stream(self) -> None:
+        """Our end of the pipe is closed, and that is the end. Does not wait. Not after `reap`."""
+        if self._holder is not None:
+            self._holder.let_go()
+
     def kill(self) -> None:
         """Kill it, and what it has started itself and left behind. Does not wait. Not after `reap`."""
         with contextlib.suppress(ProcessLookupError):
@@ -87,6 +111,8 @@ class Process:
 
     def reap(self) -> None:
         """Wait for the process's end and close what is left. Blocks, for ever in a dead disk."""
+        if self._holder is not None:
+            self._holder.reap()  # first: as long as the process is no one's to reap, its number is its own
         self._process.wait()
         os.close(self.pidfd)
         os.close(self._words_fd)
@@ -229,6 +255,7 @@ class ProcessSender(SendChannel):
                 await self._drained()
                 self._has_all = True
                 await self._pipe.end()
+                self._process.end_stream()
                 if self._waits:
                     await self._watch.ended_well()
         finally:

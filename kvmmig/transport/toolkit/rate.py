@@ -6,6 +6,8 @@ from time import perf_counter
 
 import trio
 
+from kvmmig.units import parse_bandwidth
+
 #: What may be sent at once after a pause, as so many seconds of the bandwidth: far less than the 100 ms
 #: within which the rate is to be smooth, and enough that one call is worth its cost.
 _BURST = 0.020
@@ -15,20 +17,22 @@ class TokenBucket:
     """Bytes that may be sent, refilled at ``rate`` bytes a second; no limit where that is None."""
 
     def __init__(self, rate: float | None = None) -> None:
-        self._rate = rate
+        """`ValueError` for what is no rate."""
+        self._rate = parse_bandwidth(rate)
         self._tokens = 0.0
         self._filled = perf_counter()
 
     @property
     def rate(self) -> float | None:
-        """The limit in bytes a second. Setting it takes effect at once, also on who is waiting."""
+        """The limit in bytes a second. Setting it takes effect at once, also on who is waiting.
+
+        `ValueError` for what is no rate.
+        """
         return self._rate
 
     @rate.setter
     def rate(self, rate: float | None) -> None:
-        if rate is not None and rate <= 0:
-            raise ValueError(f"a bandwidth of {rate} bytes a second would never end; use None for no limit")
-        self._rate = rate
+        self._rate = parse_bandwidth(rate)
         self._tokens = 0.0
         self._filled = perf_counter()
 

@@ -7,6 +7,9 @@ import errno
 import os
 import socket
 import stat
+import struct
+
+_CREDENTIALS = struct.Struct("iII")  # struct ucred of <sys/socket.h>: pid, uid, gid
 
 
 class PathTaken(Exception):
@@ -74,6 +77,13 @@ def try_connect(path: str) -> socket.socket | None:
         sock.close()
         raise
     return sock
+
+
+def peer_user(sock: socket.socket) -> int:
+    """The number of the user at the other end: of who has connected, or of who has begun to listen there."""
+    size = _CREDENTIALS.size
+    user: int = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))[1]
+    return user
 
 
 def _clear(path: str) -> None:

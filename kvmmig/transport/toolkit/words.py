@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import stat
 from collections.abc import Mapping
 
@@ -32,7 +33,9 @@ def why(error: Exception, words: Mapping[int, str] | None = None) -> str:
     if not isinstance(error, OSError):
         return str(error)
     number = error.errno or 0
-    return (words or {}).get(number) or _WORDS.get(number) or error.strerror or str(error)
+    said, plain = error.strerror or str(error), os.strerror(number)
+    # Some libraries put more around the system's own words.
+    return (words or {}).get(number) or _WORDS.get(number) or (plain if plain in said else said)
 
 
 def kind(mode: int) -> str:
