@@ -50,9 +50,10 @@ def migrate(name: str, uri: str, keep: bool, detach: bool, as_json: bool) -> int
 
     When it has moved, the machine here is ended. Ctrl-C asks whether to cancel or to leave it running.
     """
+    from kvmmig.cli.storing import checked
     from kvmmig.transport.uri import TransportURI
 
-    return _migrate(name, TransportURI.parse(uri), keep=keep, detach=detach, as_json=as_json)
+    return _migrate(name, checked(TransportURI.parse(uri)), keep=keep, detach=detach, as_json=as_json)
 
 
 @click.command(
@@ -73,16 +74,42 @@ def migrate(name: str, uri: str, keep: bool, detach: bool, as_json: bool) -> int
 def save(name: str, path: str, transport: str, keep: bool, detach: bool, as_json: bool) -> int:
     """Save the guest of the machine NAME to PATH while it runs; "kvmmig restore" goes on with it.
 
+    - is standard output, also of a pipe; what is said goes to standard error then.
+
     A file appears there when it is whole and on disk; until then an older one stays. When it has been
     saved, the machine is ended. Ctrl-C asks whether to cancel or to leave it running.
     """
     import shlex
 
-    from kvmmig.cli.storing import storing_uri
+    from kvmmig.cli.storing import checked, storing_uri
 
     with_transport = "" if transport in ("file", "pipe") else f" --transport {transport}"
     then = f"go on with it: kvmmig restore {shlex.quote(path)}{with_transport}"
-    return _migrate(name, storing_uri(transport, path), keep=keep, detach=detach, as_json=as_json, then=then)
+    if path == "-" or transport in ("file", "pipe"):
+        from kvmmig.cli.streams import own_descriptor
+
+        stream = own_descriptor(path, writing=True)
+        if stream is not None:
+            return _save_to_stream(name, stream, path, transport, keep=keep, detach=detach, as_json=as_json)
+    uri = checked(storing_uri(transport, path))
+    return _migrate(name, uri, keep=keep, detach=detach, as_json=as_json, then=then)
+
+
+def _save_to_stream(
+    name: str, stream: int, path: str, transport: str, *, keep: bool, detach: bool, as_json: bool
+) -> int:
+    if transport != "file":
+        raise click.UsageError(
+            f"--transport {transport} writes to a file of its own, so {path} can't go with it"
+        )
+    if detach:
+        raise click.UsageError(f"to {path} this command itself writes, so --detach can't go with it")
+    from kvmmig.cli.migrate import migrate_machine
+    from kvmmig.transport.uri import TransportURI
+
+    return migrate_machine(
+        name, TransportURI("fd", "stream"), stream=stream, keep=keep, detach=False, as_json=as_json
+    )
 
 
 @click.command(short_help="Cancel a machine's migration.", epilog=examples("kvmmig cancel a"))

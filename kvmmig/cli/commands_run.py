@@ -9,6 +9,8 @@ import click
 from kvmmig.cli.arguments import Cpus, GuestOrFile, Memory, Seconds, Setting, StoringOption, examples
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kvmmig.transport.uri import TransportURI
 
 _STATUSES = """\b
@@ -52,6 +54,15 @@ _no_exec_option = click.option(
     is_flag=True,
     help="Whoever controls the machine may have it start no programs: no exec:, no helper= of pipe:.",
 )
+_pass_fd_option = click.option(
+    "--pass-fd",
+    "pass_fds",
+    type=click.IntRange(min=0),
+    multiple=True,
+    metavar="N",
+    help="Let a monitor's client, too, name the descriptor N that this command was started with: fd:N, any "
+    "number of times; no other number means anything there.",
+)
 
 
 @click.command(
@@ -89,6 +100,7 @@ _no_exec_option = click.option(
 @_serial_option
 @_qmp_option
 @_no_exec_option
+@_pass_fd_option
 @click.option("--migrate-to", metavar="URI", help='Move the guest there; "kvmmig transports" lists the ways.')
 @click.option(
     "--after",
@@ -113,6 +125,7 @@ def run(
     serial: str,
     qmp: tuple[str, ...],
     no_exec: bool,
+    pass_fds: tuple[int, ...],
     migrate_to: str | None,
     after: float | None,
     incoming: str | None,
@@ -139,9 +152,9 @@ def run(
                 f"with --incoming a guest is as it was at its source, so {' and '.join(wrong)} can't go "
                 "with it"
             )
-        return _run_incoming(
-            _incoming_uri(incoming), name=name, detach=detach, serial=serial, qmp=qmp, no_exec=no_exec
-        )
+        uri = _uri(incoming) if incoming != "defer" else None
+        _inherit(pass_fds)
+        return _run_incoming(lambda: uri, name=name, detach=detach, serial=serial, qmp=qmp, no_exec=no_exec)
     if guest is None:
         raise click.UsageError(
             "name a guest or a file to run (kvmmig guests lists the guests), or --incoming URI"
@@ -151,16 +164,18 @@ def run(
 
     from kvmmig.cli.detach import Background, perhaps_in_background
 
+    to = _uri(migrate_to) if migrate_to is not None else None
+    if to is not None:
+        from kvmmig.cli.storing import checked
+
+        to = checked(to)
+    _inherit(pass_fds)
+
     def life(background: Background | None) -> int:
         from kvmmig.cli.machine_process import ProcessOptions
         from kvmmig.cli.run import NewGuest, PlannedMigration, run_guest
-        from kvmmig.transport.uri import TransportURI
 
-        planned = None
-        if migrate_to is not None:
-            planned = PlannedMigration(
-                uri=TransportURI.parse(migrate_to), after=1.0 if after is None else after
-            )
+        planned = PlannedMigration(uri=to, after=1.0 if after is None else after) if to is not None else None
 
         return run_guest(
             NewGuest(
@@ -206,26 +221,58 @@ def restore(
     no_exec: bool,
     transport: str,
 ) -> int:
-    """Go on with the guest that "kvmmig save" has left in PATH. The file stays, and can be restored again."""
+    """Go on with the guest that "kvmmig save" has left in PATH. The file stays, and can be restored again.
+
+    - is standard input: a pipe, a file, a block device.
+    """
     import os
 
     from kvmmig.cli.storing import storing_uri
+    from kvmmig.cli.streams import incoming_uri, own_descriptor
 
+    stream = own_descriptor(path, writing=False) if path == "-" or transport in ("file", "pipe") else None
+    if stream is not None:
+        fd = stream
+        return _run_incoming(
+            lambda: incoming_uri(fd),
+            name=name,
+            default_name="restored",
+            detach=detach,
+            serial=serial,
+            qmp=qmp,
+            no_exec=no_exec,
+        )
     uri = storing_uri(transport, path)
     stem = os.path.splitext(os.path.basename(path))[0]
     return _run_incoming(
-        uri, name=name, default_name=stem, detach=detach, serial=serial, qmp=qmp, no_exec=no_exec
+        lambda: uri, name=name, default_name=stem, detach=detach, serial=serial, qmp=qmp, no_exec=no_exec
     )
 
 
-def _incoming_uri(text: str) -> TransportURI | None:
+def _uri(text: str) -> TransportURI:
+    """Where a guest comes from, or goes to; the descriptor that it names is this command's own."""
     from kvmmig.transport.uri import TransportURI
 
-    return TransportURI.parse(text) if text != "defer" else None
+    uri = TransportURI.parse(text)
+    if uri.scheme == "fd" and uri.target:
+        from kvmmig.transport import descriptors
+
+        number = descriptors.number_of(uri.target)
+        if number is not None:
+            descriptors.inherit(number)
+    return uri
+
+
+def _inherit(numbers: tuple[int, ...]) -> None:
+    if numbers:
+        from kvmmig.transport import descriptors
+
+        for number in numbers:
+            descriptors.inherit(number)
 
 
 def _run_incoming(
-    uri: TransportURI | None,
+    source: Callable[[], TransportURI | None],
     *,
     name: str | None,
     default_name: str = "incoming",
@@ -241,7 +288,6 @@ def _run_incoming(
         from kvmmig.cli.run import run_incoming
 
         options = ProcessOptions(name=name, serial=serial, qmp=qmp, no_exec=no_exec, background=background)
-        return run_incoming(uri, options, default_name=default_name)
+        return run_incoming(source(), options, default_name=default_name)
 
-    from_input = uri is not None and (uri.scheme, uri.target) == ("fd", "0")
-    return perhaps_in_background(detach, life, keep_input=from_input)
+    return perhaps_in_background(detach, life)

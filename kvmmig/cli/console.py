@@ -10,7 +10,7 @@ from contextlib import nullcontext, suppress
 import trio
 
 from kvmmig.cli.lifetime import run_to_end
-from kvmmig.cli.remote import connected, no_such_machine
+from kvmmig.cli.remote import connected, not_there
 from kvmmig.cli.rundir import check_name, connect_console
 from kvmmig.cli.terminal import Keyboard
 from kvmmig.errors import ConnectFailed, printable
@@ -43,7 +43,7 @@ async def _connect(name: str) -> trio.SocketStream:
     try:
         return trio.SocketStream(await connected(connect_console, name))
     except (FileNotFoundError, ConnectionRefusedError) as error:
-        raise no_such_machine(name) from error
+        raise not_there(name) from error
     except OSError as error:
         raise ConnectFailed(f"can't reach the serial port of {name!r}: {error.strerror}") from error
 

@@ -21,9 +21,8 @@ from kvmmig.errors import KvmmigError
 class Background:
     """The machine's side: it says what the command that started it is waiting for."""
 
-    def __init__(self, fd: int, *, keep_input: bool) -> None:
+    def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._keep_input = keep_input
 
     def log_to(self, claim: rundir.Claim) -> None:
         """From here on messages go to its new log, and nothing is read from the terminal."""
@@ -31,8 +30,7 @@ class Background:
         nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         sys.stdout.flush()
         sys.stderr.flush()
-        if not self._keep_input:
-            os.dup2(nothing, 0)
+        os.dup2(nothing, 0)
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.close(nothing)
@@ -63,19 +61,16 @@ class Background:
             self._fd = -1
 
 
-def perhaps_in_background(
-    wanted: bool, life: Callable[[Background | None], int], *, keep_input: bool = False
-) -> int:
+def perhaps_in_background(wanted: bool, life: Callable[[Background | None], int]) -> int:
     """Call ``life`` here, or as `in_background` does."""
-    return in_background(life, keep_input=keep_input) if wanted else life(None)
+    return in_background(life) if wanted else life(None)
 
 
-def in_background(life: Callable[[Background], int], *, keep_input: bool = False) -> int:
+def in_background(life: Callable[[Background], int]) -> int:
     """Fork; call ``life`` in the child, and wait in the parent until it runs. Returns each one's exit status.
 
-    ``keep_input`` leaves the child standard input, for a guest that arrives there. ``life`` must call
-    `Background.log_to` and `Background.runs`. A `KvmmigError` before that is the parent's error; one after it
-    is raised here, in the child, whose messages are in the log.
+    ``life`` must call `Background.log_to` and `Background.runs`. A `KvmmigError` before that is the parent's
+    error; one after it is raised here, in the child, whose messages are in the log.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -87,7 +82,7 @@ def in_background(life: Callable[[Background], int], *, keep_input: bool = False
             return _wait(pid, reports)
     os.close(read_end)
     os.setsid()
-    background = Background(write_end, keep_input=keep_input)
+    background = Background(write_end)
     try:
         return life(background)
     except KvmmigError as error:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import NoReturn
 
 from kvmmig.cli.logs import to_stderr
 
@@ -69,21 +70,28 @@ class ForcedExit:
         finally:
             self._say = former
 
+    def leave(self, status: int, why: str) -> NoReturn:
+        """Leave the process now, because of ``why``, with what is given to `before` done. For any thread."""
+        self._leave(status, [why])
+
     def _watch(self, stopped: threading.Event) -> None:
         if stopped.wait(BOUND):
             return
-        releasing = threading.Thread(target=self._release, daemon=True)
-        releasing.start()
-        releasing.join(_RELEASE)
-        os._exit(self._status)
-
-    def _release(self) -> None:
-        if self._why:
-            self._say(f"kvmmig: {self._why}")
-        self._say(
-            "kvmmig: something does not end, such as what a transport has left running; after "
+        stuck = (
+            "something does not end, such as what a transport has left running; after "
             f"{BOUND:g} s this process ends without it"
         )
+        self._leave(self._status, [*([self._why] if self._why else []), stuck])
+
+    def _leave(self, status: int, sentences: Sequence[str]) -> NoReturn:
+        releasing = threading.Thread(target=self._release, args=(sentences,), daemon=True)
+        releasing.start()
+        releasing.join(_RELEASE)
+        os._exit(status)
+
+    def _release(self, sentences: Sequence[str]) -> None:
+        for sentence in sentences:
+            self._say(f"kvmmig: {sentence}")
         for call in reversed(self._calls):
             with suppress(Exception):
                 call()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import signal
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import trio
 
@@ -23,6 +23,7 @@ def run_to_end(command: Callable[[], Awaitable[int]], *, forced_exit: ForcedExit
     """
     forced = forced_exit if forced_exit is not None else ForcedExit()
     received: list[int] = []
+    ended: list[bool] = []  # whether the command has, in whatever way: else the loop itself is broken
 
     async def main() -> int:
         status = 0
@@ -32,7 +33,8 @@ def run_to_end(command: Callable[[], Awaitable[int]], *, forced_exit: ForcedExit
         def heed(number: int, frame: object) -> None:
             received.append(number)
             forced.begin(128 + received[0])  # at once: the event loop may be what is held up
-            token.run_sync_soon(scope.cancel, idempotent=True)
+            with suppress(OSError, trio.RunFinishedError):  # it may even be broken: the forced exit is not
+                token.run_sync_soon(scope.cancel, idempotent=True)
 
         try:
             with scope, _heeding(heed):
@@ -40,6 +42,8 @@ def run_to_end(command: Callable[[], Awaitable[int]], *, forced_exit: ForcedExit
         except* KvmmigError:
             if not received:  # else it comes from what the signal cut short
                 raise
+        finally:
+            ended.append(True)
         return 128 + received[0] if received else status
 
     # What has been imported stays. Without this, a full garbage collection walks all of it, for tens of
@@ -48,8 +52,14 @@ def run_to_end(command: Callable[[], Awaitable[int]], *, forced_exit: ForcedExit
     gc.freeze()
     try:
         return trio.run(main)
-    except BaseExceptionGroup as group:
-        raise the_error(group) from None
+    except BaseException as error:
+        if ended or isinstance(error, KeyboardInterrupt):
+            if isinstance(error, BaseExceptionGroup):
+                raise the_error(error) from None
+            raise
+        # No block has ended in its own way, and threads of the guest may run on: nobody could reach them.
+        status = 128 + received[0] if received else 1
+        forced.leave(status, f"the event loop is broken, and this process ends: {error.__cause__ or error!r}")
     finally:
         forced.stop()
 

@@ -14,6 +14,7 @@ from rich.text import Text
 from kvmmig.cli import rundir
 from kvmmig.cli.counters import counter_rows
 from kvmmig.cli.display import figures_block, phase_words
+from kvmmig.cli.holder import holder
 from kvmmig.cli.lifetime import run_to_end
 from kvmmig.cli.printing import console, echo, echo_json, words
 from kvmmig.cli.remote import has_ended, machine, migration_figures
@@ -41,7 +42,7 @@ def list_machines(*, as_json: bool) -> int:
                     with trio.fail_after(_PATIENCE):
                         found[name] = await _about(client, name)
             except (KvmmigError, trio.TooSlowError):
-                found[name] = {"name": name, "status": "does not answer"}
+                found[name] = _silent(name)
 
         async with trio.open_nursery() as nursery:
             for name in rundir.names():
@@ -76,6 +77,13 @@ def show_status(name: str, *, watch: bool, as_json: bool) -> int:
         return 0
 
     return run_to_end(command)
+
+
+def _silent(name: str) -> dict[str, Any]:
+    """What is known of a machine that says nothing itself."""
+    about = {"name": name, "status": "does not answer", "uptime": rundir.uptime(name)}
+    pid = holder(name)
+    return about if pid is None else {**about, "pid": pid}
 
 
 async def _about(client: QMPClient, name: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import trio
 
@@ -14,11 +15,12 @@ from kvmmig.cli.lifetime import run_to_end
 from kvmmig.cli.printing import echo
 from kvmmig.cli.progress import summary
 from kvmmig.cli.remote import end_machine, has_ended, machine, migration_figures
+from kvmmig.cli.streams import Copying, is_pipe
 from kvmmig.errors import BadURI, ChannelBroken, MigrationError
 from kvmmig.migration.report import MigrationStatistics, Phase
 from kvmmig.qmp.client import QMPClient
 from kvmmig.qmp.messages import QMPError
-from kvmmig.transport import TransportURI
+from kvmmig.transport import TransportURI, descriptors
 
 _EVERY = 0.1  # seconds between two looks
 _FAILED, _LEFT_RUNNING, _INTERRUPTED = 1, 3, 130
@@ -26,30 +28,52 @@ _QUESTION = "Cancel the migration? (y: cancel, n: leave it running, Return: watc
 
 
 def migrate_machine(
-    name: str, uri: TransportURI, *, keep: bool, detach: bool, as_json: bool, then: str = ""
+    name: str,
+    uri: TransportURI,
+    *,
+    keep: bool,
+    detach: bool,
+    as_json: bool,
+    then: str = "",
+    stream: int | None = None,
 ) -> int:
     """Migrate a machine's guest, and show it; ``then`` is what can be done when it has moved.
+
+    A ``stream`` is a descriptor to write it to, in the place of what ``uri`` says; it is taken over.
 
     Returns the exit status. Raises `KvmmigError`.
     """
 
     text = _sayable(uri)
+    copying = None
+    if stream is None:
+        number = _descriptor(uri)
+    elif is_pipe(stream):
+        number = stream
+    else:
+        reading, number = os.pipe2(os.O_CLOEXEC)
+        copying = Copying(reading, stream)
 
     async def command() -> int:
         async with machine(name) as client:
+            said = text if number is None else await _pass(client, uri, number)
             if detach:
-                await client.execute("migrate", {"uri": text})
+                await client.execute("migrate", {"uri": said})
                 _say(f"the guest of {name!r} is being migrated; watch it with: kvmmig status {name} --watch")
                 return 0
             watch = _Watch(client, name, JsonLines() if as_json else LiveBlock(text) if _live() else Lines())
             try:
                 # From here on a Ctrl-C is about the migration, which may have begun before the reply is here.
                 with trio.open_signal_receiver(signal.SIGINT) as signals:
-                    await client.execute("migrate", {"uri": text})
+                    await client.execute("migrate", {"uri": said})
+                    if number is not None:  # else this command would keep a pipe open whose reader waits
+                        descriptors.let_go(number)
                     figures = await watch.until_end(signals)
                 if figures is None:
                     _say(f"it goes on without you; watch it with: kvmmig status {name} --watch")
                     return _LEFT_RUNNING
+                if copying is not None and figures.phase is Phase.DONE:
+                    await _written(client, name, copying)
                 status = await _report_end(client, name, figures, watch.interrupted, keep=keep, quiet=as_json)
             except* ChannelBroken as errors:
                 raise MigrationError(f"the machine {name!r} has ended before its guest had moved") from errors
@@ -188,6 +212,37 @@ async def _report_end(
             status = await client.execute("query-status")
             _say(f"the guest of {name!r} is here as before: {status['status']}")
             return _INTERRUPTED if interrupted and figures.phase is Phase.CANCELLED else _FAILED
+
+
+def _descriptor(uri: TransportURI) -> int | None:
+    """The descriptor of this command that the guest is to go to, if it is one. Raises `BadURI`."""
+    if uri.scheme != "fd":
+        return None
+    number = descriptors.number_of(uri.target)
+    if number is None:
+        raise BadURI(
+            f"fd:{uri.target}: a name means something to a monitor's client that has passed a descriptor by "
+            "it; here, write the number of one that this command was started with, such as fd:5"
+        )
+    descriptors.check_inherited(number)
+    return number
+
+
+async def _written(client: QMPClient, name: str, copying: Copying) -> None:
+    """Wait until all is written. Where that fails, the guest goes on in its machine, which is still here."""
+    await trio.to_thread.run_sync(copying.wait, abandon_on_cancel=True)
+    if copying.error is not None:
+        await client.execute("x-kvmmig-take-back")
+        raise MigrationError(
+            f"it can't be written: {copying.error.strerror}; the guest of {name!r} goes on where it was"
+        ) from copying.error
+
+
+async def _pass(client: QMPClient, uri: TransportURI, number: int) -> str:
+    """Pass the machine this command's descriptor; the URI that names it there."""
+    name = f"descriptor-{number}"
+    await client.execute("getfd", {"fdname": name}, fds=[number])
+    return str(replace(uri, target=name))
 
 
 def _sayable(uri: TransportURI) -> str:

@@ -3,27 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import msgspec
 import trio
 
 from kvmmig.cli import rundir
+from kvmmig.cli.holder import holder, is_free, send_signal
 from kvmmig.cli.lifetime import run_to_end
+from kvmmig.cli.printing import echo
 from kvmmig.errors import ChannelBroken, ConnectFailed, KvmmigError
 from kvmmig.migration.phases import PHASES
 from kvmmig.migration.report import MigrationStatistics
 from kvmmig.qmp.address import UnixAddress
 from kvmmig.qmp.client import QMPClient
 
-_AGAIN = 0.01  # seconds between two attempts to connect where others wait already
+#: Seconds for a monitor's word, and for an end after SIGTERM: a process leaves at its own, shorter bound.
+PATIENCE, TERM_TIME = 5.0, 15.0
+_AGAIN = 0.01  # seconds between two looks, or attempts to connect where others wait already
 
 
 class NoSuchMachine(KvmmigError):
     """No machine of that name runs."""
+
+
+class DoesNotAnswer(KvmmigError):
+    """A machine's process is there, and its monitor says nothing."""
+
+    def __init__(self, name: str, pid: int | None) -> None:
+        process = f"process {pid}" if pid is not None else "whose process is not to be seen from here"
+        super().__init__(
+            f"the machine {name!r} ({process}) does not answer: it is stopped, very busy, or broken; "
+            f"kvmmig quit {name} ends it"
+        )
 
 
 def no_such_machine(name: str) -> NoSuchMachine:
@@ -39,22 +55,36 @@ def no_such_machine(name: str) -> NoSuchMachine:
     return NoSuchMachine(f"there is no machine {name!r}{ended}; {hint}")
 
 
-@asynccontextmanager
-async def machine(name: str, *, timeout: float = 5.0) -> AsyncIterator[QMPClient]:
-    """A connection to a machine's monitor; ``timeout`` in seconds.
+def not_there(name: str) -> NoSuchMachine | DoesNotAnswer:
+    """The error for a machine that nobody can connect to, whether its process lives or not."""
+    return no_such_machine(name) if is_free(name) else DoesNotAnswer(name, holder(name))
 
-    Raises `NoSuchMachine`, `BadConfig` for what is no name, `ConnectFailed` where no monitor answers.
+
+def _silent(name: str, error: ConnectFailed) -> KvmmigError:
+    """The same for one that says nothing; ``error`` where it is no machine, but somebody's own monitor."""
+    return error if is_free(name) else DoesNotAnswer(name, holder(name))
+
+
+@asynccontextmanager
+async def machine(name: str, *, timeout: float | None = None) -> AsyncIterator[QMPClient]:
+    """A connection to a machine's monitor; ``timeout`` in seconds, `PATIENCE` where it is None.
+
+    Raises `NoSuchMachine`, `BadConfig` for what is no name, `DoesNotAnswer` where no monitor answers.
     """
     rundir.check_name(name)
     address = UnixAddress(str(rundir.files_of(name).monitor))
-    try:
-        with trio.move_on_after(timeout) as scope:
-            sock = await connected(rundir.connect_monitor, name)
-    except OSError as error:
-        raise no_such_machine(name) from error
-    if scope.cancelled_caught:
-        raise ConnectFailed(f"the monitor at {address} has not answered for {timeout:g} s")
-    async with QMPClient.connect(address, timeout=timeout, sock=sock) as client:
+    patience = PATIENCE if timeout is None else timeout
+    async with AsyncExitStack() as stack:
+        try:
+            with trio.fail_after(patience):
+                sock = await connected(rundir.connect_monitor, name)
+            client = await stack.enter_async_context(QMPClient.connect(address, timeout=patience, sock=sock))
+        except OSError as error:
+            raise not_there(name) from error
+        except trio.TooSlowError as error:
+            raise _silent(name, ConnectFailed(f"{address} has not answered for {patience:g} s")) from error
+        except ConnectFailed as error:
+            raise _silent(name, error) from error
         yield client
 
 
@@ -78,11 +108,23 @@ def execute(name: str, command: str, arguments: Mapping[str, object] | None = No
 
 
 def quit_machine(name: str) -> int:
-    """End a machine, and wait until it is gone; returns 0. Raises `KvmmigError`."""
+    """End a machine, and wait until it is gone; returns 0. Raises `KvmmigError`.
+
+    One whose monitor does not do it is ended by SIGTERM, and by SIGKILL after `TERM_TIME`; it says so.
+    """
 
     async def ask() -> int:
-        async with machine(name) as client:
-            await end_machine(client, name)
+        try:
+            async with machine(name) as client:
+                with trio.move_on_after(PATIENCE) as scope:
+                    await _tell_quit(client)
+            if not scope.cancelled_caught and await _gone(name, TERM_TIME):
+                return 0
+            raise DoesNotAnswer(name, holder(name))
+        except DoesNotAnswer:
+            if not await _end_by_signals(name):
+                raise
+        await trio.to_thread.run_sync(rundir.clean)
         return 0
 
     return run_to_end(ask)
@@ -90,9 +132,35 @@ def quit_machine(name: str) -> int:
 
 async def end_machine(client: QMPClient, name: str) -> None:
     """End a machine, and wait until it is gone. A cancel leaves it ending."""
+    await _tell_quit(client)
+    await trio.to_thread.run_sync(rundir.wait_for_end, name, abandon_on_cancel=True)
+
+
+async def _tell_quit(client: QMPClient) -> None:
     with suppress(ChannelBroken):  # it may be gone before its reply is here
         await client.execute("quit")
-    await trio.to_thread.run_sync(rundir.wait_for_end, name, abandon_on_cancel=True)
+
+
+async def _end_by_signals(name: str) -> bool:
+    """Have the kernel end the process that has a name, and say how; False when there is none to be seen."""
+    for number, time in ((signal.SIGTERM, TERM_TIME), (signal.SIGKILL, PATIENCE)):
+        pid = send_signal(name, number)
+        if pid is None:
+            return await _gone(name, 0)
+        if await _gone(name, time):
+            echo(f"kvmmig: {name!r} did not answer: {number.name} has ended its process {pid}", err=True)
+            return True
+        without = f"{number.name} to its process {pid} has not ended it in {time:g} s"
+        echo(f"kvmmig: {name!r} did not answer, and {without}", err=True)
+    return False
+
+
+async def _gone(name: str, time: float) -> bool:
+    """Whether nobody has the name any more, now or within ``time`` seconds."""
+    with trio.move_on_after(time):
+        while not is_free(name):  # noqa: ASYNC110 -- the kernel tells nobody
+            await trio.sleep(_AGAIN)
+    return is_free(name)
 
 
 async def migration_figures(client: QMPClient) -> tuple[MigrationStatistics | None, dict[str, Any]]:

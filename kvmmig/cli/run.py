@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 
 import trio
 
+from kvmmig.cli import rundir
 from kvmmig.cli.forced_exit import ForcedExit
 from kvmmig.cli.lifetime import run_to_end
 from kvmmig.cli.logs import logging_to, to_stderr
+from kvmmig.cli.loop_watch import watching_the_loop
 from kvmmig.cli.machine_process import (
     FAILED,
     MachineProcess,
@@ -27,7 +29,8 @@ from kvmmig.errors import GuestEnded, KvmmigError, WrongState
 from kvmmig.machine import MachineConfig, State
 from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.monitor.control import MachineControl, Outcome
-from kvmmig.transport import Transport, TransportURI, transport_for
+from kvmmig.transport import Transport, TransportURI, descriptors, transport_for
+from kvmmig.transport.places import protect
 from kvmmig.units import format_duration, format_size
 
 #: The exit status for a guest that crashed: EX_SOFTWARE of <sysexits.h>.
@@ -125,6 +128,8 @@ def _run(
     needs_monitor: bool = False,
 ) -> int:
     forced_exit = ForcedExit()
+    descriptors.only_given()
+    protect(rundir.directory())
 
     async def command() -> int:
         status = status_of_quit
@@ -133,17 +138,18 @@ def _run(
             options, default_name, needs_monitor=needs_monitor, forced_exit=forced_exit
         ) as process:
             async with serve_machine(process) as (control, output):
-                async with trio.open_nursery() as nursery:
+                with watching_the_loop(forced_exit, output.say):
+                    async with trio.open_nursery() as nursery:
 
-                    async def obey_quit() -> None:
-                        if (await control.wait()).ending is None:
-                            nursery.cancel_scope.cancel()
+                        async def obey_quit() -> None:
+                            if (await control.wait()).ending is None:
+                                nursery.cancel_scope.cancel()
 
-                    nursery.start_soon(obey_quit)
-                    run = MachineRun(control, output, process)
-                    nursery.start_soon(_report_outgoing, run)
-                    status = await life(run)
-                    nursery.cancel_scope.cancel()
+                        nursery.start_soon(obey_quit)
+                        run = MachineRun(control, output, process)
+                        nursery.start_soon(_report_outgoing, run)
+                        status = await life(run)
+                        nursery.cancel_scope.cancel()
                 forced_exit.begin(status)
         return status
 

@@ -137,12 +137,21 @@ def uptime(name: str) -> float | None:
 
 def wait_for_end(name: str) -> None:
     """Block until a machine has given its name back, or was killed. Raises `RuntimeDirectoryUnusable`."""
-    with suppress(FileNotFoundError), _opened() as where:
-        lock = os.open(name + _LOCK, os.O_RDONLY | _FLAGS, dir_fd=where)
+    with suppress(FileNotFoundError):
+        lock = open_lock(name)
         try:
             fcntl.flock(lock, fcntl.LOCK_SH)
         finally:
             os.close(lock)
+
+
+def open_lock(name: str) -> int:
+    """The file that a machine holds locked as long as it lives; the caller closes it.
+
+    Raises `FileNotFoundError` where there is none, other `OSError`, and `RuntimeDirectoryUnusable`.
+    """
+    with _opened() as where:
+        return os.open(name + _LOCK, os.O_RDONLY | _FLAGS, dir_fd=where)
 
 
 def has_log(name: str) -> bool:

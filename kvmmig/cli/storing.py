@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
+from kvmmig.cli import rundir
 from kvmmig.cli.logs import logging_to, to_stderr
 from kvmmig.errors import BadURI, KvmmigError
 from kvmmig.transport.contract import Transport
-from kvmmig.transport.registry import Registration, registrations, transport_for
+from kvmmig.transport.places import check_place, protect
+from kvmmig.transport.registry import Registration, registrations, target_is_path, transport_for
 from kvmmig.transport.uri import TransportURI
 
 
@@ -18,9 +21,7 @@ def storing_uri(scheme: str, target: str) -> TransportURI:
     this process's; otherwise the target is as it was given.
     """
     with logging_to(to_stderr):
-        found = [one for one in registrations() if one.scheme == scheme]
-        is_path = bool(found) and found[0].load().target_is_path
-        uri = TransportURI(scheme, os.path.abspath(target) if is_path else target)
+        uri = TransportURI(scheme, os.path.abspath(target) if target_is_path(scheme) else target)
         stores = transport_for(uri).stores
     if not stores:
         raise BadURI(
@@ -28,6 +29,23 @@ def storing_uri(scheme: str, target: str) -> TransportURI:
             f"{', '.join(storing_schemes())}"
         )
     return uri
+
+
+def checked(uri: TransportURI) -> TransportURI:
+    """The same URI with a path that means the same to a machine's process as to this one.
+
+    Raises `BadURI` where a guest would be written to a path that no guest can be saved to.
+    """
+    if not uri.target or "\0" in uri.target:
+        return uri  # the transport itself says what is wrong with it
+    with logging_to(to_stderr):
+        stored = target_is_path(uri.scheme)
+    if stored:
+        protect(rundir.directory())
+        check_place(uri.target)
+    elif uri.scheme != "unix":
+        return uri
+    return replace(uri, target=os.path.abspath(uri.target))
 
 
 def storing_schemes() -> list[str]:

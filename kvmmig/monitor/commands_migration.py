@@ -53,7 +53,11 @@ def add_migration_commands(table: CommandTable, control: MachineControl) -> None
         await control.settled()
         control.outgoing.check()
         target = await find_target(session, arguments.uri, arguments.channels)
-        control.outgoing.begin(target.transport, on_end=target.done)
+        try:
+            control.outgoing.begin(target.transport, on_end=target.done)
+        except BaseException:
+            target.leave(session)
+            raise
         target.take(session)
 
     @table.command("migrate_cancel")
@@ -76,7 +80,11 @@ def add_migration_commands(table: CommandTable, control: MachineControl) -> None
             raise QMPError("'--incoming' was not specified on the command line, so no guest can arrive here")
         control.incoming.check()
         target = await find_target(session, arguments.uri, arguments.channels)
-        await control.incoming.listen(target.transport, exit_on_error=arguments.exit_on_error)
+        try:
+            await control.incoming.listen(target.transport, exit_on_error=arguments.exit_on_error)
+        except BaseException:
+            target.leave(session)
+            raise
         target.take(session)
 
     @table.command("query-migrate")

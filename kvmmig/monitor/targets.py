@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shlex
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
@@ -12,7 +10,9 @@ import msgspec
 import trio
 
 from kvmmig.qmp import QMPError, Session
-from kvmmig.transport import Transport, TransportURI, transport_for
+from kvmmig.transport import Transport, TransportURI, descriptors, transport_for
+from kvmmig.transport.places import check_place
+from kvmmig.transport.registry import target_is_path
 
 _NO_OFFSET = "{where}: a saved guest begins at the beginning of its file here; leave the offset out"
 
@@ -63,26 +63,25 @@ Channels = Annotated[list[Channel], msgspec.Meta(min_length=1, max_length=1)]
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A transport, and the descriptor that it will take over, if it is one that the client has passed."""
+    """A transport, and the name of the descriptor that it will take over, if the client has passed it."""
 
     transport: Transport
-    fd: int | None = None
     name: str = ""
-    identity: tuple[int, int] = (0, 0)
+    given: str = ""  # what the process calls it: another client may have used the same name
 
     def take(self, session: Session) -> None:
         """The transport is going to be used: the descriptor is the session's no more."""
-        if self.fd is not None:
+        if self.given:
             session.fds.pop(self.name, None)
 
     def done(self) -> None:
         """The transport will be used no more: close the descriptor if it never came to take it over."""
-        if self.fd is None:
-            return
-        with contextlib.suppress(OSError):
-            found = os.fstat(self.fd)
-            if (found.st_dev, found.st_ino) == self.identity:  # else its number has got another owner
-                os.close(self.fd)
+        descriptors.withdraw(self.given)
+
+    def leave(self, session: Session) -> None:
+        """The transport won't be used: the descriptor stays the session's, unless it has been taken."""
+        if not descriptors.forget(self.given):
+            self.take(session)
 
 
 async def find_target(
@@ -111,17 +110,24 @@ async def _find_any_target(session: Session, uri: str | None, channels: list[Cha
     else:
         assert channels is not None
         parsed = channels[0].addr.uri()
-    fd, identity, name = None, (0, 0), parsed.target
-    if parsed.scheme == "fd" and name and not name.isdecimal():
-        fd = session.fds.get(name)
-        if fd is None:
+    # These import modules, and look for packages that bring more of them: 20 ms, the first time.
+    if await trio.to_thread.run_sync(target_is_path, parsed.scheme):
+        await trio.to_thread.run_sync(check_place, parsed.target)
+    name = given = ""
+    if parsed.scheme == "fd":
+        name = parsed.target
+        if name in session.fds:
+            given = descriptors.give(name, session.fds[name])
+            parsed = replace(parsed, target=given)
+        elif descriptors.number_of(name) is None:
             raise QMPError(f"File descriptor named '{name}' has not been found; pass it with 'getfd' first")
-        found = os.fstat(fd)
-        identity = (found.st_dev, found.st_ino)
-        parsed = replace(parsed, target=str(fd))
-    # It imports modules, and looks for packages that bring more of them: 20 ms, the first time.
-    transport = await trio.to_thread.run_sync(transport_for, parsed)
-    return Target(transport, fd, name, identity)
+        else:
+            descriptors.check_named(name)
+    try:
+        return Target(await trio.to_thread.run_sync(transport_for, parsed), name, given)
+    except BaseException:
+        descriptors.forget(given)
+        raise
 
 
 def socket_address(uri: TransportURI) -> list[dict[str, str]] | None:

@@ -77,6 +77,14 @@ def wrapper_registrations() -> tuple[Registration[Wrapper], ...]:
     return _collect(_registered_wrappers, _BUILT_IN_WRAPPERS, WRAPPERS_GROUP, Wrapper)
 
 
+def target_is_path(scheme: str) -> bool:
+    """Whether a transport's targets are paths of this host, by its `Transport.target_is_path`.
+
+    False where nobody has that scheme. Raises `TransportError` where its package can't be imported.
+    """
+    return any(one.load().target_is_path for one in registrations() if one.scheme == scheme)
+
+
 def transport_for(uri: str | TransportURI) -> Transport:
     """The transport that a URI names, with its wrappers around it.
 

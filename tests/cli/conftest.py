@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -17,6 +16,7 @@ from typing import IO
 import pytest
 
 from kvmmig.cli import main, rundir
+from kvmmig.cli.holder import send_signal
 
 from .screens import Screen
 
@@ -179,11 +179,7 @@ def background(kvmmig: Kvmmig, runtime_directory: Path) -> Iterator[Callable[...
 
     yield start
     for name in rundir.names():
-        lock = rundir.files_of(name).lock
-        for path in Path("/proc").glob("[0-9]*/fd/*"):
-            with contextlib.suppress(OSError):
-                if path.readlink() == lock:
-                    os.kill(int(path.parts[2]), signal.SIGTERM)
+        send_signal(name, signal.SIGTERM)
         deadline = time.monotonic() + PATIENCE
         while rundir.answers(name):
             assert time.monotonic() < deadline

@@ -142,12 +142,40 @@ async def test_what_can_not_serve_is_one_sentence(transport: Make, tmp_path: Pat
     with pytest.raises(ConnectFailed, match=r"is a character device; give a socket or a pipe"):
         await connect(transport(f"fd:{device}"))
     os.close(device)
-    with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(ConnectFailed, match="that listens"):
-        await connect(transport(f"fd:{server.fileno()}"))
-    with socket.socket() as lonely, pytest.raises(ConnectFailed, match="that is not connected"):
-        await connect(transport(f"fd:{lonely.fileno()}"))
-    with socket.socket(type=socket.SOCK_DGRAM) as other, pytest.raises(ConnectFailed, match="another kind"):
-        await connect(transport(f"fd:{other.fileno()}"))
+    for made, why in (
+        (socket.create_server(("127.0.0.1", 0)), "that listens"),
+        (socket.socket(), "that is not connected"),
+        (socket.socket(type=socket.SOCK_DGRAM), "another kind"),
+    ):
+        unfit = made.detach()
+        with pytest.raises(ConnectFailed, match=why):
+            await connect(transport(f"fd:{unfit}"))
+        os.close(unfit)
+
+
+async def test_no_descriptor_of_the_event_loop_or_of_a_live_socket_is_taken(transport: Make) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    sockets = [number for number in map(int, before) if number > 2 and "socket" in _link(number)]
+    assert len(sockets) >= 2, "trio's own wakeup pair"
+    polls = [number for number in map(int, before) if "eventpoll" in _link(number)]
+    assert polls
+    for number in (*sockets, *polls):
+        for attempt in (connect, accept):
+            with pytest.raises(ConnectFailed, match="in use by this process itself"):
+                await attempt(transport(f"fd:{number}"))
+    assert before <= set(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize("odd", ["-1", "+5", "00005", "５", "5x", "0x5"])
+def test_what_looks_like_a_number_and_is_none_is_refused(transport: Make, odd: str) -> None:
+    with pytest.raises(BadURI, match="with the digits 0 to 9 and nothing before them"):
+        transport(f"fd:{odd}")
+
+
+def _link(number: int) -> str:
+    with contextlib.suppress(OSError):
+        return os.readlink(f"/proc/self/fd/{number}")
+    return ""
 
 
 def test_standard_input_stays_open_as_dev_null() -> None:

@@ -1,5 +1,7 @@
 """``fd:NUMBER`` or ``fd:NAME``: a descriptor that this process was started with, or was given.
 
+Which ones may be named is the affair of `kvmmig.transport.descriptors`.
+
 A socket goes both ways, a pipe one. The descriptor is taken over: it is closed at the end, and meanwhile its
 number is free for others, except that 0, 1 and 2 lead to /dev/null. It is made non-blocking, which whoever
 shares it notices, and gets its former mode back at the end.
@@ -26,22 +28,26 @@ from kvmmig.transport import (
     SendChannel,
     Transport,
     TransportURI,
+    descriptors,
 )
 from kvmmig.transport.toolkit import PipeReceiver, PipeSender, SocketChannel, TcpChannel, kind, why
 
 _STANDARD = 3  # below it are those that every process expects to be open
 _FAMILIES = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
-_names: dict[str, int] = {}
 
 
 def register(name: str, fd: int) -> None:
     """Let ``fd:NAME`` mean this descriptor, once. Whoever uses that URI takes it over.
 
-    Raises `ValueError` for a name that could be a number, or that is empty.
+    Raises `ValueError` for a name that could be a number, that is empty, or that waits to be used already.
     """
-    if not name or name.isdecimal():
-        raise ValueError(f"{name!r} is no name for a descriptor; give it one with a letter in it")
-    _names[name] = fd
+    try:
+        given = descriptors.give(name, fd)
+    except BadURI as error:
+        raise ValueError(f"{name!r} is no name for a descriptor; begin it with a letter") from error
+    if given != name:
+        descriptors.forget(given)
+        raise ValueError(f"{name!r} is the name of another descriptor that has not been used yet")
 
 
 class FdTransport(Transport):
@@ -55,6 +61,7 @@ class FdTransport(Transport):
         super().__init__(uri)
         if not uri.target:
             raise BadURI(f"{str(uri)!r} names no descriptor: write fd:NUMBER, such as fd:0")
+        descriptors.number_of(uri.target)
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[SendChannel]:
@@ -81,25 +88,17 @@ class FdTransport(Transport):
 
         Raises `ConnectFailed` for one that can't serve.
         """
-        target = self.uri.target
-        number = int(target) if target.isdecimal() else _names.get(target, -1)
-        if number < 0:
-            raise ConnectFailed(f"{self.uri}: no descriptor has that name; pass one with it, or its number")
-        try:
-            mode = os.fstat(number).st_mode
-            flags = fcntl.fcntl(number, fcntl.F_GETFL)
-        except (OSError, OverflowError) as error:
-            raise ConnectFailed(
-                f"{self.uri}: descriptor {number} is not open; have it inherited, without close-on-exec"
-            ) from error
+        number = descriptors.find(self.uri.target)
+        mode = os.fstat(number).st_mode
+        flags = fcntl.fcntl(number, fcntl.F_GETFL)
         self._check(number, mode, flags & os.O_ACCMODE, writing)
         try:
             fd, keeper = (fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, _STANDARD) for _ in range(2))
-            _let_go(number)
+            descriptors.forget(self.uri.target)
+            descriptors.let_go(number)
             os.set_blocking(fd, False)
         except OSError as error:
             raise ConnectFailed(f"{self.uri} can't be taken over: {why(error)}") from error
-        _names.pop(target, None)
 
         def give_back() -> None:
             """Its mode, for whoever else has it open."""
@@ -190,12 +189,3 @@ def _check_socket(number: int, name: str) -> None:
             raise ConnectFailed(
                 f"{name}: descriptor {number} is {wrong}; give a connected TCP or Unix socket"
             )
-
-
-def _let_go(number: int) -> None:
-    if number >= _STANDARD:
-        os.close(number)
-        return
-    null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, number)
-    os.close(null)
