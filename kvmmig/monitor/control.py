@@ -138,8 +138,8 @@ class MachineControl:
     def subscribe(self, listener: Listener) -> None:
         """Tell ``listener`` of every event, on the event loop: its QMP name and its data.
 
-        STOP, RESUME, RESET, SHUTDOWN, GUEST_PANICKED; MIGRATION and MIGRATION_PASS while the capability
-        ``events`` is on.
+        STOP, RESUME, RESET, POWERDOWN, SHUTDOWN, GUEST_PANICKED; MIGRATION and MIGRATION_PASS while the
+        capability ``events`` is on.
         """
         self._events.subscribe(listener)
 
@@ -233,6 +233,10 @@ class MachineControl:
         finally:
             self._life.happened("reset is over")
         self._events.emit("RESET", {"guest": False, "reason": "host-qmp-system-reset"})
+
+    def power_down(self) -> None:
+        """Press the power button. There is no ACPI here, so it is up to the clients that are told of it."""
+        self._events.emit("POWERDOWN", {})
 
     # -- its end ------------------------------------------------------------------------------------
 

@@ -139,10 +139,10 @@ class Incoming:
                 self._on_failure(self._error)
 
     def _note_here(self, machine: Machine) -> None:
+        self._life.happened("arrived")
+        self._on_here(machine)  # clients hear that it runs before they hear that the migration is over
         self._ended.set()
         self._enter("completed")
-        self._life.happened("arrived")
-        self._on_here(machine)
 
     def _enter(self, status: IncomingStatus) -> None:
         self.status = status

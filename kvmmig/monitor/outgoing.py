@@ -180,9 +180,12 @@ class Outgoing:
             self._life.happened("switchover")
             # To pause it is the next thing that the migration does.
             self._events.note_running(stopping=True)
+        # As in QEMU, the first reading of the dirty log is told before "active", the last one after "device".
+        if phase is Phase.ROUNDS:
+            self._tell_pass()
         if self.status != "cancelling":
             self._tell(status_of(phase))
-        if phase in (Phase.ROUNDS, Phase.FINAL):
+        if phase is Phase.FINAL:
             self._tell_pass()
 
     def _note_round(self, figures: RoundFigures) -> None:

@@ -76,9 +76,9 @@ async def running(
 
 
 @asynccontextmanager
-async def awaiting() -> AsyncIterator[Lab]:
+async def awaiting(name: str = "there") -> AsyncIterator[Lab]:
     """Where a guest may arrive."""
-    async with MachineControl.open(name="there") as control:
+    async with MachineControl.open(name=name) as control:
         control.incoming.defer()
         yield Lab(control)
 

@@ -141,7 +141,7 @@ async def test_a_guest_moves_and_both_sides_say_so() -> None:
             ]
             passes = [data["pass"] for name, data in here.events if name == "MIGRATION_PASS"]
             assert passes == list(range(1, len(figures.rounds) + 3))
-            assert there.named == ["setup", "active", "completed", "RESUME"]
+            assert there.named == ["setup", "active", "RESUME", "completed"]
             with pytest.raises(WrongState, match="has moved away"):
                 await here.control.resume()
             with pytest.raises(WrongState, match="has moved away"):
