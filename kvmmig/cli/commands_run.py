@@ -47,7 +47,9 @@ _qmp_option = click.option(
     "--qmp",
     multiple=True,
     metavar="ADDRESS",
-    help="Serve QMP here too, any number of times: unix:PATH or tcp:HOST:PORT[,secret-file=PATH].",
+    help="Serve QMP here too, any number of times: unix:PATH, tcp:HOST:PORT[,secret-file=PATH], or fd:N, a "
+    "socket that this command was started with. As with QEMU, ,server=off connects there, and "
+    ",server=on,wait=on waits for a client.",
 )
 _no_exec_option = click.option(
     "--no-exec",
@@ -170,6 +172,7 @@ def run(
 
         to = checked(to)
     _inherit(pass_fds)
+    _inherit_monitors(qmp)
 
     def life(background: Background | None) -> int:
         from kvmmig.cli.machine_process import ProcessOptions
@@ -271,6 +274,15 @@ def _inherit(numbers: tuple[int, ...]) -> None:
             descriptors.inherit(number)
 
 
+def _inherit_monitors(addresses: tuple[str, ...]) -> None:
+    """Keep what ``--qmp fd:N`` names from getting lost: see `kvmmig.transport.descriptors.inherit`."""
+    if any("fd" in address for address in addresses):
+        from kvmmig.qmp.address import FdAddress, parse_address
+
+        parsed = [parse_address(address) for address in addresses]
+        _inherit(tuple(address.number for address in parsed if isinstance(address, FdAddress)))
+
+
 def _run_incoming(
     source: Callable[[], TransportURI | None],
     *,
@@ -282,6 +294,8 @@ def _run_incoming(
     no_exec: bool,
 ) -> int:
     from kvmmig.cli.detach import Background, perhaps_in_background
+
+    _inherit_monitors(qmp)
 
     def life(background: Background | None) -> int:
         from kvmmig.cli.machine_process import ProcessOptions

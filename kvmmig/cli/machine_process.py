@@ -24,6 +24,7 @@ from kvmmig.machine import State
 from kvmmig.monitor.commands import commands_for
 from kvmmig.monitor.control import MachineControl
 from kvmmig.qmp import QMPServer
+from kvmmig.qmp.address import Address, UnixAddress, parse_address
 
 FAILED = 1
 
@@ -149,12 +150,12 @@ async def _served(
     control.subscribe(server.emit)
     scopes: list[trio.CancelScope] = []
 
-    async def serve(address: str, *, task_status: trio.TaskStatus[str]) -> None:
+    async def serve(address: Address, *, task_status: trio.TaskStatus[str]) -> None:
         with trio.CancelScope() as scope:
             scopes.append(scope)
             await server.serve(address, task_status=task_status)
 
-    async def start(address: str) -> str:
+    async def start(address: Address) -> str:
         real: str = await nursery.start(serve, address)
         # Clients are to hear what ends the machine: so whatever ends it does not end this at the same time.
         # Not before it has started: a start that is cancelled waits for its task's end.
@@ -164,11 +165,12 @@ async def _served(
     async with trio.open_nursery() as nursery:
         try:
             for address in process.options.qmp:
-                real = await start(address)
+                real = await start(parse_address(address))
                 process.monitors.append(real)
-                output.say(f"kvmmig: its monitor listens on {real}")
+                listens = ",server=off" not in real and not real.startswith("fd:")
+                output.say(f"kvmmig: its monitor {'listens on' if listens else 'is at'} {real}")
             if process.claim is not None:
-                await start(f"unix:{process.claim.monitor}")
+                await start(UnixAddress(str(process.claim.monitor)))
             async with console.serving(process.claim.console) if process.claim else nullcontext():
                 yield
         except OSError as error:

@@ -12,6 +12,7 @@ import kvmmig
 from kvmmig.errors import WrongState
 from kvmmig.monitor.commands import commands_for
 from kvmmig.monitor.control import MachineControl
+from kvmmig.monitor.events import EVENTS
 from kvmmig.qmp import QMPError
 from tests.monitor.lab import MIB, PATIENCE, Lab, awaiting, check, running
 
@@ -134,6 +135,51 @@ async def test_the_dirty_rate_is_measured_beside_a_running_guest() -> None:
             assert (await lab("query-dirty-rate"))["dirty-rate"] == 0, "a paused guest writes nothing"
             await lab("cont")
             await check(lab.control)
+
+
+@pytest.mark.kvm
+async def test_the_dirty_rate_is_estimated_from_a_sample_of_the_pages() -> None:
+    with trio.fail_after(PATIENCE):
+        async with running(size=32 * MIB, hot="24MiB") as lab:
+            await lab("calc-dirty-rate", calc_time=200, calc_time_unit="millisecond", sample_pages=16384)
+            await lab.until(lambda: lab.control.dirty_rate.status == "measured")
+            measured = await lab("query-dirty-rate")
+            assert (measured["mode"], measured["sample-pages"]) == ("page-sampling", 16384)
+            assert 0 < measured["x-kvmmig-dirty-rate-bytes"] < 33 * MIB / 0.2
+            await lab("stop")
+            await lab("calc-dirty-rate", calc_time=50, calc_time_unit="millisecond", mode="page-sampling")
+            await lab.until(lambda: lab.control.dirty_rate.status == "measured")
+            measured = await lab("query-dirty-rate")
+            assert (measured["dirty-rate"], measured["sample-pages"]) == (0, 512)
+
+
+async def test_the_schema_says_what_there_is_and_what_each_command_takes() -> None:
+    async with MachineControl.open(name="a") as control:
+        lab = Lab(control)
+        schema = await lab("query-qmp-schema")
+        described = {one["name"]: one for one in schema}
+        assert len(described) == len(schema), "no name twice"
+        kinds = {
+            kind: [one["name"] for one in schema if one["meta-type"] == kind] for kind in ("command", "event")
+        }
+        assert kinds == {"command": lab.table.names(), "event": sorted(EVENTS)}
+        for one in schema:  # each type that is named is described
+            used = [one[key] for key in ("arg-type", "ret-type", "element-type") if key in one]
+            used += [member["type"] for member in one.get("members", []) if one["meta-type"] != "enum"]
+            assert set(used) <= set(described), one
+        members = described[described["calc-dirty-rate"]["arg-type"]]["members"]
+        by_name = {member["name"]: member for member in members}
+        assert by_name["calc-time"] == {"name": "calc-time", "type": "int"}, "it may not be missing"
+        assert by_name["sample-pages"] == {"name": "sample-pages", "type": "int", "default": None}
+        assert set(described[by_name["mode"]["type"]]["values"]) == {
+            "dirty-bitmap",
+            "dirty-ring",
+            "page-sampling",
+        }
+        assert described["stop"]["ret-type"] == described["stop"]["arg-type"], (
+            "nothing goes in, nothing comes out"
+        )
+        assert described["query-status"]["ret-type"] == "any"
 
 
 @pytest.mark.kvm

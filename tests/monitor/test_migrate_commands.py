@@ -145,7 +145,7 @@ async def test_policies_are_listed_and_chosen_with_their_parameters() -> None:
             "one main channel",
         ),
         ({"uri": "file:/nonexistent/x"}, ConnectFailed, "Could not create '/nonexistent/x': No such file"),
-        ({"uri": "throttle+file:/dev/null/x"}, ConnectFailed, "Not a directory"),
+        ({"uri": "throttle+file:/etc/passwd/x"}, ConnectFailed, "Not a directory"),
     ],
 )
 @pytest.mark.kvm
