@@ -90,9 +90,8 @@ class QMPServer:
         """
         parsed = parse_address(address) if isinstance(address, str) else address
         if not isinstance(parsed, FdAddress) and parsed.connects:
-            await self._serve_one(
-                Listening(await connect(parsed), parsed, await secret_of(parsed)), task_status
-            )
+            secret = await secret_of(parsed)
+            await self._serve_one(Listening(await connect(parsed), parsed, secret), task_status)
             return
         async with open_listener(parsed) as listening:
             if not listens(listening.socket):
@@ -115,13 +114,22 @@ class QMPServer:
 
     async def _serve_one(self, connected: Listening, task_status: trio.TaskStatus[str]) -> None:
         """The client at the other end of a socket that is connected already."""
+        where = connected.address
         try:
             peer = await _peer_that_has_accepted(connected.socket)
-            self._admission.check(peer, connected.address)
-        except (Refused, OSError) as error:
+            self._admission.check(peer, where)
+        except OSError as error:
             connected.socket.close()
-            why = str(error) if isinstance(error, Refused) else "the other end has gone"
-            raise ConnectFailed(f"no monitor can be had at {connected.address}: {why}") from error
+            raise ConnectFailed(f"no monitor is served at {where}: the other end has gone") from error
+        except Refused as error:
+            connected.socket.close()
+            raise ConnectFailed(
+                f"no monitor is served at {where}: it is for this user and root, and there is {peer}; add "
+                ",secret-file=PATH for one who knows the secret, or ,insecure=on to let everybody in"
+            ) from error
+        except BaseException:  # a cancel
+            connected.socket.close()
+            raise
         task_status.started(str(connected.address))
         await self._greet(connected.socket, connected)
 

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 import trio
 
-from kvmmig.qmp import Arguments, CommandTable, QMPServer
+from kvmmig.qmp import Arguments, CommandTable, QMPServer, Session
 from kvmmig.qmp.outbox import Outbox
 
 from .conftest import PATIENCE, Commands, Served, error
@@ -78,6 +78,38 @@ async def test_what_is_no_request_is_an_error_and_the_next_one_is_answered(
     assert reply["error"]["class"] == "GenericError"
     assert reply["error"]["desc"].startswith(desc)
     assert await client.ask({"execute": "hello", "id": 1}) == {"return": {}, "id": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "heard"),
+    [
+        ("{'execute': 'echo', 'arguments': {'text': 'a'}}", "a"),
+        ("""{'execute': "echo", "arguments": {'text': 'it\\'s "so" \\"'}}""", 'it\'s "so" "'),
+        ("""{"execute": "echo", "arguments": {"text": "it's \\'so\\' {'"}}""", "it's 'so' {'"),
+        ("""{'execute': 'echo', 'arguments': {'text': '{"a": [\\u00fc'}}""", '{"a": [\u00fc'),
+        ('{"execute": "echo", "arguments": {"text": "' + 5000 * "'" + '"}}', 5000 * "'"),
+    ],
+)
+@pytest.mark.parametrize("step", [7, 1 << 16])
+async def test_strings_in_single_quotes_mean_what_they_mean_to_qemu(
+    served: Served, text: str, heard: str, step: int
+) -> None:
+    client = await served.negotiated()
+    with trio.fail_after(PATIENCE):
+        for at in range(0, len(text), step):
+            await client.send(text[at : at + step])
+        assert (await client.next())["return"] == {"text": heard}
+
+
+async def test_nothing_is_answered_behind_the_end_of_a_session(served: Served, commands: Commands) -> None:
+    async def end(session: Session, _: object) -> None:
+        session.ended = True
+
+    commands.table.add("end", None, end)
+    client = await served.negotiated()
+    await client.send(b'{"execute": "end", "id": 1} {"execute": "hello", "id": 2}')
+    assert await client.next() == {"return": {}, "id": 1}
+    assert await client.line() == b""
 
 
 @pytest.mark.parametrize(
