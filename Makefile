@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test lint types check-tests bench guard tls pressure monitor faults soak api docs pins clean
+.PHONY: help setup demo test lint types check-tests bench peers guard tls pressure monitor faults soak api docs pins clean
 
 help:
 	@echo "make demo    move three guests on this machine: over TCP, through a pipe, into a file"
 	@echo "make test    lint, types, tests"
 	@echo "make bench   the figures, each beside its limit measured in the same run"
+	@echo "make peers   kvmmig beside QEMU, idle and loaded (minutes; needs qemu-system-x86 and nasm); see bench/README.md"
 	@echo "make guard   what the guard between the engine and every channel costs"
 	@echo "make tls     how fast tls+ is, beside what one core can encrypt"
 	@echo "make pressure  a loaded machine, a slow sink, a cancel in the middle of a long final pass"
@@ -52,6 +53,9 @@ test: lint types check-tests
 bench: setup
 	@$(BIN)/python bench/speed.py
 	@$(BIN)/python bench/guard.py
+
+peers: setup
+	@$(BIN)/python -m bench.peers $(ARGS)
 
 guard: setup
 	@$(BIN)/python bench/guard.py
