@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from time import perf_counter
 
 import trio
 
@@ -66,22 +65,6 @@ async def run_with_progress(
     if failure is not None:
         raise failure
     return migration.statistics()
-
-
-class Populating:
-    """Shows how the guest's memory is being made, where that takes long. For ``on_populate``."""
-
-    def __init__(self, output: Output) -> None:
-        self._output = output
-        self._began: float | None = None
-
-    def __call__(self, done: int, size: int) -> None:
-        if self._began is None:
-            self._began = perf_counter()
-        if done == size:
-            self._output.status("")
-        elif perf_counter() - self._began > _WORTH_SAYING:
-            self._output.status(f"preparing {format_size(size)} of guest memory: {done * 100 // size} %")
 
 
 def live_line(figures: MigrationStatistics) -> str:

@@ -27,7 +27,7 @@ class Limits:
     step: float = 0.010
     #: Setting up the channel.
     connect_timeout: float = 10.0
-    #: The other side's answer to the hello; it makes its memory meanwhile. The guest runs.
+    #: The other side's answer to the hello. The guest runs.
     setup_timeout: float = 60.0
     #: Not one byte accepted for so long ends the migration.
     stall_timeout: float = 30.0
