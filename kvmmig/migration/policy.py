@@ -63,7 +63,9 @@ class RoundFigures:
     duration: float
     dirty_pages: int  # written meanwhile, so pending now
     rate: float  # sent bytes by duration
-    dirty_rate: float  # dirty pages' bytes by duration
+    dirty_rate: float  # dirty pages' bytes by duration: a page that is written twice counts once
+    link_rate: float = 0.0  # how fast pages went while they were sent, in the last round that had many
+    overhead: float = 0.0  # what a stop takes besides sending, as far as that is known
 
     @property
     def remaining_bytes(self) -> int:
@@ -72,8 +74,11 @@ class RoundFigures:
 
     @property
     def expected_downtime(self) -> float:
-        """How long sending that would take at this round's rate."""
-        return self.remaining_bytes / self.rate if self.rate else float("inf")
+        """How long the guest would stand still: sending that at the link's rate, and the overhead."""
+        if not self.remaining_bytes:
+            return self.overhead
+        rate = self.link_rate or self.rate
+        return self.overhead + (self.remaining_bytes / rate if rate else float("inf"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -340,8 +340,8 @@ async def test_the_bandwidth_can_be_changed_while_it_runs() -> None:
         machine, Given(Sink(on_send)), policy=MaxRounds(1), limits=Limits(bandwidth=50.0)
     )
     await migration.run()
-    assert rooms[:2] == [1, 1], "a byte is what may pass at once"
-    assert rooms[2] > 1
+    assert max(rooms[:2]) <= 5, "a byte is worth a call, and 5 are what 100 ms allow"
+    assert rooms[2] > 5
     assert machine.state is State.MOVED
     with pytest.raises(ValueError, match="would never end"):
         migration.set_bandwidth(0)
