@@ -154,17 +154,17 @@ def summary(figures: MigrationStatistics) -> str:
     rows = [
         (
             "sent",
-            f"{format_size(figures.sent_bytes)} in {len(figures.rounds)} "
-            f"round{'s' if len(figures.rounds) != 1 else ''} and the final pass",
+            f"{format_size(figures.sent_bytes)} in {_passes(len(figures.rounds))}",
         ),
         ("pages", f"{figures.sent_pages}, and {figures.zero_pages} that are zero"),
         ("total time", f"{format_duration(figures.total_time)}, setup {_duration(figures.setup_time)}"),
         (
             "downtime",
-            f"{_duration(figures.downtime)}, expected {_duration(figures.expected_downtime)}"
+            _duration(figures.downtime)
+            + (f", expected {_duration(figures.expected_downtime)}" if figures.rounds else "")
             + (f" ({figures.surprise})" if figures.surprise else ""),
         ),
-        ("first round", format_rate(figures.rounds[0].rate) if figures.rounds else "none"),
+        *((("first round", format_rate(figures.rounds[0].rate)),) if figures.rounds else ()),
         (
             "steps",
             f"{steps.count}, the worst {format_duration(steps.worst)}, 99 % within "
@@ -174,7 +174,8 @@ def summary(figures: MigrationStatistics) -> str:
     ]
     rows += counter_rows(figures.counters)
     if figures.final_pass is not None:
-        rows.insert(5, ("final pass", _final_line(figures.final_pass).removeprefix("final pass: ")))
+        row = ("final pass", _final_line(figures.final_pass).removeprefix("final pass: "))
+        rows.insert([name for name, _ in rows].index("steps"), row)
     if figures.held_back is not None:
         rows.append(("held back by", _HELD_BACK[figures.held_back]))
     if waited := waited_for_cpu(figures):
@@ -182,6 +183,12 @@ def summary(figures: MigrationStatistics) -> str:
     width = max(len(name) for name, _ in rows)
     lines = (f"  {name:<{width}}  {text}" for name, text in rows)
     return "\n".join([f"kvmmig: the guest has moved to {figures.peer}", *lines])
+
+
+def _passes(rounds: int) -> str:
+    if not rounds:
+        return "one pass, with the guest stopped"
+    return f"{rounds} round{'s' if rounds != 1 else ''} and the final pass"
 
 
 def _duration(seconds: float | None) -> str:

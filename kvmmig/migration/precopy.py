@@ -130,22 +130,7 @@ class PreCopy:
         self.pending.fill()  # each page is sent once at least, whatever a tracker finds
         await self._collect()
         undo.push("let the vCPUs run all the time", partial(self._slow_down, 0.0))
-        policy = await self._begin_policy()
-        while True:
-            figures = await self._send_round(channel, peer, send)
-            if self._on_round is not None:
-                self._on_round(figures)
-            if self._is_out_of_time():
-                self.record.note(
-                    f"{self.limits.timeout:g} s are over: the guest is stopped, whatever is left"
-                )
-                break
-            if self.policy is not policy:
-                policy = await self._begin_policy()
-            decision = policy.decide(figures)
-            await self._obey(decision)
-            if isinstance(decision, Stop):
-                break
+        await self._rounds(channel, peer, send)
 
         self._enter(Phase.STOP if self.proceed.is_set() else Phase.PRE_SWITCHOVER)
         running = self._machine.state is State.RUNNING
@@ -188,6 +173,25 @@ class PreCopy:
         )
         self.record.gone()
 
+    async def _rounds(self, channel: GuardedChannel, peer: Peer, send: Sender) -> None:
+        """While the guest runs, until the policy wants it stopped, or time is up."""
+        policy, decision = await self._begin_policy()
+        while not isinstance(decision, Stop):
+            figures = await self._send_round(channel, peer, send)
+            if self._on_round is not None:
+                self._on_round(figures)
+            if self._is_out_of_time():
+                self.record.note(
+                    f"{self.limits.timeout:g} s are over: the guest is stopped, whatever is left"
+                )
+                return
+            if self.policy is not policy:
+                policy, decision = await self._begin_policy()
+                if isinstance(decision, Stop):
+                    return
+            decision = policy.decide(figures)
+            await self._obey(decision)
+
     async def _introduce(self, channel: SendChannel, peer: Peer, send: Sender) -> None:
         self._cursor.put(self._encoder.preamble())
         # A link has checksums of its own. Disks have none, and what goes one way may end, and lie, on one.
@@ -203,12 +207,13 @@ class PreCopy:
         with trio.move_on_after(self._time_left()):
             await self.proceed.wait()
 
-    async def _begin_policy(self) -> Policy:
+    async def _begin_policy(self) -> tuple[Policy, Decision]:
         policy = self.policy
         self.bucket.rate = self.limits.bandwidth
         await self._slow_down(0.0)
-        await self._obey(policy.start())
-        return policy
+        beginning = policy.start()
+        await self._obey(beginning)
+        return policy, beginning
 
     async def _obey(self, decision: Decision) -> None:
         if isinstance(decision, GiveUp):
