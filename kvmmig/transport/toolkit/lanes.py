@@ -27,6 +27,10 @@ from kvmmig.transport.toolkit.workers import Workers
 _AHEAD = 0.03
 #: Bytes that may wait in it all the same, however slow the lane is; and at most, however fast.
 _LEAST, _MOST = 1 << 19, 32 << 20
+#: The queue is at most this fraction of all that has been sent.
+_TELLING = 8
+#: How much of what was known of the rate still counts after one more piece.
+_FADE = 0.9
 #: Bytes of one call of the system: a copy of a millisecond or two, which a cancel waits for.
 _CALL = 4 << 20
 #: Milliseconds for which a `ReceiveLane` that has something waits for more of it.
@@ -103,7 +107,8 @@ class SendLane:
         self.lane = Lane(fd, peer, at_end)
         self._progress = trio.lowlevel.ParkingLot()
         self._most = _LEAST
-        self._rate = 0.0  # bytes a second, as the thread has seen it
+        # As the thread has seen it: bytes and seconds of late, and all bytes.
+        self._bytes = self._seconds = self._total = 0.0
         self._queued = 0
         self._error: Exception | None = None
         self._aborted = False
@@ -121,7 +126,7 @@ class SendLane:
             await self._progress.park()
             self.check()
         # Nothing from here on waits, so a cancel can only come while nothing has been accepted.
-        part = prefix(buffers, min(call_size, max(self._most - self._queued, _LEAST)))
+        part = prefix(buffers, min(call_size, self._most - self._queued))
         size = sum(len(buffer) for buffer in part)
         self._queued += size
         self.lane.submit(partial(self._write, part, size), partial(self._written, size))
@@ -168,7 +173,9 @@ class SendLane:
 
     def _written(self, size: int, error: Exception | None) -> None:
         self._queued -= size
-        self._most = min(max(int(self._rate * _AHEAD), _LEAST), _MOST)
+        # What goes fast at first goes into buffers of the kernel's: that says nothing yet.
+        lasting = min(self._bytes / max(self._seconds, 1e-6) * _AHEAD, self._total / _TELLING)
+        self._most = int(min(max(lasting, _LEAST), _MOST))
         self._error = self._error or error
         self._progress.unpark_all()
 
@@ -190,7 +197,9 @@ class SendLane:
                     buffers[0] = buffers[0][count:]
                     break
                 count -= len(buffers.pop(0))
-        self._rate = (self._rate + size / max(perf_counter() - begin, 1e-6)) / 2
+        self._bytes = self._bytes * _FADE + size
+        self._seconds = self._seconds * _FADE + perf_counter() - begin
+        self._total += size
 
 
 class _Fill:
