@@ -96,17 +96,24 @@ class SendLane:
     """
 
     def __init__(
-        self, fd: int, peer: str, *, reader: int | None = None, at_end: Callable[[], None] = lambda: None
+        self,
+        fd: int,
+        peer: str,
+        *,
+        first: int = _LEAST,
+        reader: int | None = None,
+        at_end: Callable[[], None] = lambda: None,
     ) -> None:
-        """``reader`` is a pidfd: when that process ends, nobody takes anything any more.
+        """``first`` is how many bytes may wait for the thread while nothing is known of the rate.
 
-        ``at_end`` is called by the thread when it has closed the descriptor.
+        ``reader`` is a pidfd: when that process ends, nobody takes anything any more. ``at_end`` is called by
+        the thread when it has closed the descriptor.
         """
         self._peer = peer
         self._reader = [] if reader is None else [reader]
         self.lane = Lane(fd, peer, at_end)
         self._progress = trio.lowlevel.ParkingLot()
-        self._most = _LEAST
+        self._first = self._most = first
         # As the thread has seen it: bytes and seconds of late, and all bytes.
         self._bytes = self._seconds = self._total = 0.0
         self._queued = 0
@@ -174,8 +181,8 @@ class SendLane:
     def _written(self, size: int, error: Exception | None) -> None:
         self._queued -= size
         # What goes fast at first goes into buffers of the kernel's: that says nothing yet.
-        lasting = min(self._bytes / max(self._seconds, 1e-6) * _AHEAD, self._total / _TELLING)
-        self._most = int(min(max(lasting, _LEAST), _MOST))
+        most = min(max(self._total / _TELLING, self._first), _MOST)
+        self._most = int(min(max(self._bytes / max(self._seconds, 1e-6) * _AHEAD, _LEAST), most))
         self._error = self._error or error
         self._progress.unpark_all()
 

@@ -23,6 +23,8 @@ from kvmmig.transport.uri import TransportURI
 
 # As much is worth a lane: less is copied by the event loop in some 10 us, and a way into a thread takes 50.
 _BULK = 1 << 16
+# As much as the kernel itself lets wait in a TCP socket (net.ipv4.tcp_wmem).
+_FIRST = 4 << 20
 _MOST_BUFFERS = 1024  # IOV_MAX
 
 #: What errors of every kind of stream socket mean, by their number; for `why`.
@@ -61,7 +63,7 @@ class SocketChannel(Channel):
                 sent = await self._socket.sendmsg(buffers[:_MOST_BUFFERS])
             else:
                 if lane is None:
-                    lane = self._send_lane = SendLane(self._another_descriptor(), self.peer)
+                    lane = self._send_lane = SendLane(self._another_descriptor(), self.peer, first=_FIRST)
                 sent = await lane.send_some(buffers)
             self._unflushed = True
             return sent
