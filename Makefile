@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test lint types check-tests bench peers guard tls pressure monitor faults soak attack api docs pins clean
+.PHONY: help setup demo test lint types check-tests bench peers loaded guard tls pressure monitor faults soak attack api docs pins clean
 
 help:
 	@echo "make demo    move three guests on this machine: over TCP, through a pipe, into a file"
@@ -12,6 +12,7 @@ help:
 	@echo "make bench   the figures, each beside its limit measured in the same run"
 	@echo "make peers   kvmmig beside QEMU, idle and loaded (minutes; needs qemu-system-x86 and nasm); see bench/README.md"
 	@echo "make guard   what the guard between the engine and every channel costs"
+	@echo "make loaded  setup and rate over TCP, idle and beside busy processes, each beside a plain loop"
 	@echo "make tls     how fast tls+ is, beside what one core can encrypt"
 	@echo "make pressure  a loaded machine, a slow sink, a cancel in the middle of a long final pass"
 	@echo "make monitor  how fast the monitor answers while its machine migrates, onto four kinds of sink"
@@ -57,6 +58,9 @@ bench: setup
 
 peers: setup
 	@$(BIN)/python -m bench.peers $(ARGS)
+
+loaded: setup
+	@$(BIN)/python bench/loaded.py
 
 guard: setup
 	@$(BIN)/python bench/guard.py

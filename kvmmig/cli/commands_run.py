@@ -74,6 +74,7 @@ _pass_fd_option = click.option(
         "kvmmig run disk.img --entry real16 --memory 150MiB",
         "kvmmig run dirtier --memory 1GiB --migrate-to file:/var/tmp/dirtier.img --after 2",
         "kvmmig run --incoming file:/var/tmp/dirtier.img",
+        "kvmmig run --incoming tcp:0.0.0.0:4444 --reserve 1GiB",
         "kvmmig run --incoming defer --qmp tcp:127.0.0.1:4445",
         more=_STATUSES,
     ),
@@ -114,6 +115,12 @@ _pass_fd_option = click.option(
     help='Run the guest that comes by migration from there, instead of a new one; "defer" waits until a '
     "monitor's migrate-incoming says from where.",
 )
+@click.option(
+    "--reserve",
+    type=Memory(),
+    metavar="SIZE",
+    help="With --incoming: have so much memory ready before the guest comes; as much as it has is best.",
+)
 def run(
     guest: str | None,
     entry: str | None,
@@ -129,6 +136,7 @@ def run(
     migrate_to: str | None,
     after: float | None,
     incoming: str | None,
+    reserve: int | None,
 ) -> int:
     """Run GUEST, a toy guest's name, or FILE: an .asm, a static ELF64 executable, a flat image.
 
@@ -154,11 +162,15 @@ def run(
             )
         uri = _uri(incoming) if incoming != "defer" else None
         _inherit(pass_fds)
-        return _run_incoming(lambda: uri, name=name, detach=detach, serial=serial, qmp=qmp, no_exec=no_exec)
+        return _run_incoming(
+            lambda: uri, name=name, detach=detach, serial=serial, qmp=qmp, no_exec=no_exec, reserve=reserve
+        )
     if guest is None:
         raise click.UsageError(
             "name a guest or a file to run (kvmmig guests lists the guests), or --incoming URI"
         )
+    if reserve is not None:
+        raise click.UsageError("--reserve is memory for a guest that comes, so it needs --incoming URI")
     if after is not None and migrate_to is None:
         raise click.UsageError("--after says when to move, so it needs --migrate-to URI")
 
@@ -280,6 +292,7 @@ def _run_incoming(
     serial: str,
     qmp: tuple[str, ...],
     no_exec: bool,
+    reserve: int | None = None,
 ) -> int:
     from kvmmig.cli.detach import Background, perhaps_in_background
 
@@ -287,7 +300,9 @@ def _run_incoming(
         from kvmmig.cli.machine_process import ProcessOptions
         from kvmmig.cli.run import run_incoming
 
-        options = ProcessOptions(name=name, serial=serial, qmp=qmp, no_exec=no_exec, background=background)
+        options = ProcessOptions(
+            name=name, serial=serial, qmp=qmp, no_exec=no_exec, reserve=reserve, background=background
+        )
         return run_incoming(source(), options, default_name=default_name)
 
     return perhaps_in_background(detach, life)

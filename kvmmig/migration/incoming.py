@@ -31,6 +31,7 @@ from kvmmig.machine.config import MachineDescription
 from kvmmig.machine.machine import Machine
 from kvmmig.machine.memory import GuestMemory
 from kvmmig.machine.pageset import PageSet, Runs
+from kvmmig.machine.populating import Reserve
 from kvmmig.machine.state import StateSection
 from kvmmig.migration.peer import name_sender
 from kvmmig.migration.policy import Limits
@@ -69,14 +70,16 @@ class IncomingMigration:
         limits: Limits | None = None,
         on_listening: Callable[[TransportURI], None] | None = None,
         on_connected: Callable[[], None] | None = None,
-        on_populate: Callable[[int, int], None] | None = None,
+        reserve: Reserve | None = None,
         on_here: Callable[[Machine], None] | None = None,
         strays: trio.Nursery | None = None,
     ) -> None:
         """``transport`` may be a URI. ``output`` gets what the guest writes to its serial port.
 
+        ``reserve`` is memory for the guest that is there already; whoever made it closes it.
+
         ``on_listening`` gets where it listens in fact; ``on_connected`` is told that a source is there;
-        ``on_populate`` bytes done and in all; ``on_here`` gets the machine when the guest is here, before the
+        ``on_here`` gets the machine when the guest is here, before the
         source is told so. All must be quick and not raise. What a channel does that can't be ended is left
         behind in ``strays``, a nursery that outlives this; without one, the end of `machine` waits for it.
         """
@@ -85,7 +88,7 @@ class IncomingMigration:
         self._limits = limits if limits is not None else Limits()
         self._on_listening = on_listening
         self._on_connected = on_connected
-        self._on_populate = on_populate
+        self._reserve = reserve
         self._on_here = on_here
         self._strays = strays
         self._channel: GuardedChannel
@@ -163,18 +166,22 @@ class IncomingMigration:
             raise StreamError(
                 f"the hello names {hello.n_pages} pages, but a machine of {description.memory} bytes"
             )
-        await trio.to_thread.run_sync(_check_fits, description)
+        held = self._reserve.size if self._reserve is not None else 0
+        await trio.to_thread.run_sync(_check_fits, description, held)
+        if self._channel.two_way:  # the source need not wait while the machine is built
+            await self._work(strays, self._accept)
         machine = await stack.enter_async_context(
             Machine.open(
                 description.config(),
                 output=self._output,
                 description=description,
-                on_populate=self._on_populate,
+                reserve=self._reserve,
             )
         )
         sizes = machine.section_sizes()
         self._decoder.limit_sections(len(sizes), max(sizes.values()), sum(sizes.values()))
         sections, end = await self._work(strays, partial(self._receive_guest, machine, sizes))
+        machine.memory.check_populated()
         await machine.apply(sections)
         await self._work(strays, self._wait_for_go)
         if end.running:
@@ -216,11 +223,12 @@ class IncomingMigration:
             return event
         raise MigrationError(f"{self._channel.peer} sent no hello within {self._limits.setup_timeout:g} s")
 
+    async def _accept(self) -> None:
+        await self._send(self._encoder.preamble() + self._encoder.signal(stream.Kind.ACCEPT))
+
     async def _receive_guest(
         self, machine: Machine, sizes: Mapping[str, int]
     ) -> tuple[list[StateSection], stream.End]:
-        if self._channel.two_way:
-            await self._send(self._encoder.preamble() + self._encoder.signal(stream.Kind.ACCEPT))
         memory = machine.memory
         sections: list[StateSection] = []
         touched = PageSet(memory.n_pages)  # pages not in it are still as the kernel gave them: zero
@@ -290,9 +298,9 @@ async def _off_the_loop(n_pages: int, work: Callable[..., None], *arguments: obj
         await trio.to_thread.run_sync(work, *arguments)
 
 
-def _check_fits(description: MachineDescription) -> None:
+def _check_fits(description: MachineDescription, held: int) -> None:
     with System.open() as system:
-        description.check_fits(system)
+        description.check_fits(system, held)
 
 
 def _check_section(sizes: Mapping[str, int], name: str, size: int) -> None:

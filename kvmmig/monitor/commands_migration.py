@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from kvmmig.migration.policy import Stopped
 from kvmmig.monitor import targets
 from kvmmig.monitor.control import MachineControl
 from kvmmig.monitor.parameters import ParameterChanges
@@ -19,6 +20,7 @@ class MigrateArguments(Arguments, frozen=True):
     channels: Channels | None = None
     detach: bool = True  # all it ever was is a wish of QEMU's human monitor
     resume: bool = False
+    x_kvmmig_live: bool = True
 
 
 class IncomingArguments(Arguments, frozen=True):
@@ -54,7 +56,8 @@ def add_migration_commands(table: CommandTable, control: MachineControl) -> None
         control.outgoing.check()
         target = await find_target(session, arguments.uri, arguments.channels)
         try:
-            control.outgoing.begin(target.transport, on_end=target.done)
+            policy = None if arguments.x_kvmmig_live else Stopped()
+            control.outgoing.begin(target.transport, policy=policy, on_end=target.done)
         except BaseException:
             target.leave(session)
             raise

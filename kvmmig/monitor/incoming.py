@@ -10,6 +10,7 @@ import trio
 
 from kvmmig.errors import KvmmigError, MigrationError, WrongState
 from kvmmig.machine import Machine
+from kvmmig.machine.populating import Reserve
 from kvmmig.migration.incoming import IncomingMigration
 from kvmmig.monitor.events import Events
 from kvmmig.monitor.life import Life
@@ -28,7 +29,7 @@ class Incoming:
         events: Events,
         *,
         output: Callable[[bytes], None] | None,
-        on_populate: Callable[[int, int], None] | None,
+        reserve: Reserve | None,
         on_here: Callable[[Machine], None],
         on_failure: Callable[[KvmmigError], None],
         machines: trio.Nursery,
@@ -50,7 +51,7 @@ class Incoming:
         self._life = life
         self._events = events
         self._output = output
-        self._on_populate = on_populate
+        self._reserve = reserve
         self._on_here = on_here
         self._on_failure = on_failure
         self._machines = machines
@@ -116,7 +117,7 @@ class Incoming:
             output=self._output,
             on_listening=note_listening,
             on_connected=lambda: self._enter("active"),
-            on_populate=self._on_populate,
+            reserve=self._reserve,
             on_here=self._note_here,
             strays=self._strays,
         )
