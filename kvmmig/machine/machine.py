@@ -114,13 +114,15 @@ class Machine:
         output: Callable[[bytes], None] | None = None,
         description: MachineDescription | None = None,
         on_populate: Callable[[int, int], None] | None = None,
+        contents: Callable[[GuestMemory], None] | None = None,
     ) -> AsyncIterator[Self]:
         """Build a machine, and close it at the end of the block, whatever happens in it.
 
         ``output`` gets what the guest sends to the serial port and the debug console. It is called in vCPU
         threads and must not block. ``on_populate`` is told bytes done and bytes in all while memory is being
         populated. With a ``description`` the machine is built just as the source's, which ``config`` must
-        agree with.
+        agree with. With ``contents`` memory is not populated: they are called with it, in a thread, to fill
+        it or to map it from somewhere.
 
         Raises `BadConfig`, `StateMismatch`, `KvmError`. A cancel, or an error, leaves nothing behind.
         """
@@ -128,7 +130,10 @@ class Machine:
         try:
             board = machine._board
             await machine._in_thread(board.open, description)
-            await board.memory.populate(on_populate)
+            if contents is None:
+                await board.memory.populate(on_populate)
+            else:
+                await machine._in_thread(contents, board.memory)
             machine.description = await machine._in_thread(board.build, description)
             yield machine
         finally:

@@ -19,6 +19,7 @@ import trio
 
 from kvmmig import stream
 from kvmmig.errors import (
+    ImageError,
     KvmError,
     KvmmigError,
     MigrationError,
@@ -34,6 +35,7 @@ from kvmmig.machine.pageset import PageSet, Runs
 from kvmmig.machine.state import StateSection
 from kvmmig.migration.peer import name_sender
 from kvmmig.migration.policy import Limits
+from kvmmig.migration.restoring import Restored, look_for_image, reading_ahead, restored_machine
 from kvmmig.migration.stall_meter import Durations, StallMeter
 from kvmmig.transport import Transport, TransportURI, transport_for
 from kvmmig.transport.guard import GuardedChannel
@@ -72,6 +74,7 @@ class IncomingMigration:
         on_populate: Callable[[int, int], None] | None = None,
         on_here: Callable[[Machine], None] | None = None,
         strays: trio.Nursery | None = None,
+        prefault: bool = False,
     ) -> None:
         """``transport`` may be a URI. ``output`` gets what the guest writes to its serial port.
 
@@ -79,6 +82,9 @@ class IncomingMigration:
         ``on_populate`` bytes done and in all; ``on_here`` gets the machine when the guest is here, before the
         source is told so. All must be quick and not raise. What a channel does that can't be ended is left
         behind in ``strays``, a nursery that outlives this; without one, the end of `machine` waits for it.
+
+        A guest that is mapped from an image runs before its pages are read. ``prefault`` has them read, and
+        checked, while it runs; ``on_populate`` is told of that.
         """
         self._transport = transport if isinstance(transport, Transport) else transport_for(transport)
         self._output = output
@@ -88,6 +94,7 @@ class IncomingMigration:
         self._on_populate = on_populate
         self._on_here = on_here
         self._strays = strays
+        self._prefault = prefault
         self._channel: GuardedChannel
         self._decoder = stream.Decoder(stream.Direction.FORWARDS)
         self._encoder = stream.Encoder(stream.Direction.BACKWARDS)
@@ -140,7 +147,7 @@ class IncomingMigration:
                         with contextlib.suppress(KvmmigError):
                             await self._work(strays, partial(self._last_words, error))
                     self._channel.abort()
-                    if isinstance(error, StreamError | StateMismatch) or type(error) is KvmError:
+                    if isinstance(error, StreamError | ImageError | StateMismatch) or type(error) is KvmError:
                         name_sender(error, self.peer)
                     raise
             yield machine
@@ -156,6 +163,12 @@ class IncomingMigration:
             self._on_connected()
 
     async def _receive(self, stack: AsyncExitStack, strays: trio.Nursery) -> Machine:
+        with trio.move_on_after(self._limits.setup_timeout) as scope:
+            found = await self._work(strays, partial(look_for_image, self._channel, self._decoder))
+        if scope.cancelled_caught:
+            raise self._silent()
+        if found is not None:
+            return await self._restore(stack, strays, found)
         hello = await self._hello(strays)
         started = perf_counter()
         description = MachineDescription.decode(bytes(hello.machine))
@@ -180,6 +193,22 @@ class IncomingMigration:
         if end.running:
             await machine.start()
         self.total_time = perf_counter() - started
+        if self._on_here is not None:
+            self._on_here(machine)
+        strays.start_soon(self._say_goodbye, strays)
+        return machine
+
+    async def _restore(self, stack: AsyncExitStack, strays: trio.Nursery, found: Restored) -> Machine:
+        """As `_receive`, where it is an image that begins there."""
+        started = perf_counter()
+        opening = restored_machine(found, self._channel, output=self._output, on_populate=self._on_populate)
+        machine = await stack.enter_async_context(opening)
+        self.received_pages, self.zero_pages = found.image.header.data_pages, found.zero_pages
+        if found.image.header.running:
+            await machine.start()
+        self.total_time = perf_counter() - started
+        if self._prefault:
+            await stack.enter_async_context(reading_ahead(found, machine, self._on_populate))
         if self._on_here is not None:
             self._on_here(machine)
         strays.start_soon(self._say_goodbye, strays)
@@ -214,7 +243,10 @@ class IncomingMigration:
             event = await self._work(strays, self._event)
             assert isinstance(event, stream.Hello)  # the decoder lets nothing else come first
             return event
-        raise MigrationError(f"{self._channel.peer} sent no hello within {self._limits.setup_timeout:g} s")
+        raise self._silent()
+
+    def _silent(self) -> MigrationError:
+        return MigrationError(f"{self._channel.peer} sent no hello within {self._limits.setup_timeout:g} s")
 
     async def _receive_guest(
         self, machine: Machine, sizes: Mapping[str, int]

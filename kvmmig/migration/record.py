@@ -6,22 +6,35 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from time import perf_counter
+from typing import Protocol
 
 from kvmmig import stream
 from kvmmig.migration.phases import may_follow
 from kvmmig.migration.policy import RoundFigures
 from kvmmig.migration.report import MigrationStatistics, Phase, TimelineEvent
 from kvmmig.migration.stall_meter import Histogram, StallMeter, stolen
-from kvmmig.stream import Cursor
 
 _KEPT_EVENTS = 1000
 
 
-class Record:
-    """Counts what ``encoder`` and ``cursor`` have sent. Times are those of `time.perf_counter`."""
+class CountsPages(Protocol):
+    """What says how many pages have been put: an encoder, or an image's pages."""
 
-    def __init__(self, encoder: stream.Encoder, cursor: Cursor) -> None:
-        self._encoder = encoder
+    pages: int
+    zero_pages: int
+
+
+class CountsBytes(Protocol):
+    """What says how many bytes have been accepted: a cursor."""
+
+    accepted: int
+
+
+class Record:
+    """Notes what ``put`` and ``cursor`` count. Times are those of `time.perf_counter`."""
+
+    def __init__(self, put: CountsPages, cursor: CountsBytes) -> None:
+        self._put = put
         self._cursor = cursor
         self._meter = StallMeter()
         self._started = perf_counter()
@@ -94,15 +107,15 @@ class Record:
         self._round = len(self._rounds)
         self._round_started = perf_counter()
         self._sent_before = self._cursor.accepted
-        self._pages_before, self._zeros_before = self._encoder.pages, self._encoder.zero_pages
+        self._pages_before, self._zeros_before = self._put.pages, self._put.zero_pages
 
     def end_round(self, dirty: int, rate: float) -> RoundFigures:
         """A round was sent at ``rate`` (see `rate`), and ``dirty`` pages were written meanwhile."""
         duration = perf_counter() - self._round_started
         figures = RoundFigures(
             round=self._round,
-            sent_pages=self._encoder.pages - self._pages_before,
-            zero_pages=self._encoder.zero_pages - self._zeros_before,
+            sent_pages=self._put.pages - self._pages_before,
+            zero_pages=self._put.zero_pages - self._zeros_before,
             sent_bytes=self._cursor.accepted - self._sent_before,
             duration=duration,
             dirty_pages=dirty,
@@ -137,8 +150,8 @@ class Record:
             round=self._round,
             total_pages=total_pages,
             remaining_pages=remaining_pages,
-            sent_pages=self._encoder.pages,
-            zero_pages=self._encoder.zero_pages,
+            sent_pages=self._put.pages,
+            zero_pages=self._put.zero_pages,
             sent_bytes=self._cursor.accepted,
             rate=last.rate if last is not None else self.rate(),
             dirty_rate=last.dirty_rate if last is not None else 0.0,
