@@ -58,7 +58,12 @@ def migrate(name: str, uri: str, keep: bool, detach: bool, as_json: bool) -> int
 
 @click.command(
     short_help="Save a machine's guest to a file.",
-    epilog=examples("kvmmig save a /var/tmp/a.img", "kvmmig save a a.img --transport pipe", more=_STATUSES),
+    epilog=examples(
+        "kvmmig save a /var/tmp/a.img",
+        "kvmmig save a /var/tmp/a.img --keep-running",
+        "kvmmig save a a.img --transport pipe",
+        more=_STATUSES,
+    ),
 )
 @machine_argument
 @click.argument("path", type=click.Path())
@@ -68,10 +73,15 @@ def migrate(name: str, uri: str, keep: bool, detach: bool, as_json: bool) -> int
     help="What writes it: the machine itself (file), a helper at the end of a pipe (pipe), or another "
     "transport that stores.",
 )
+@click.option(
+    "--keep-running", is_flag=True, help="Let the guest go on here as well, from the moment that was saved."
+)
 @_keep_option
 @_detach_option
 @json_option
-def save(name: str, path: str, transport: str, keep: bool, detach: bool, as_json: bool) -> int:
+def save(
+    name: str, path: str, transport: str, keep_running: bool, keep: bool, detach: bool, as_json: bool
+) -> int:
     """Save the guest of the machine NAME to PATH while it runs; "kvmmig restore" goes on with it.
 
     - is standard output, also of a pipe; what is said goes to standard error then.
@@ -81,6 +91,8 @@ def save(name: str, path: str, transport: str, keep: bool, detach: bool, as_json
     """
     import shlex
 
+    if keep and keep_running:
+        raise click.UsageError("--keep leaves the guest here stopped, so --keep-running can't go with it")
     from kvmmig.cli.storing import checked, storing_uri
 
     with_transport = "" if transport in ("file", "pipe") else f" --transport {transport}"
@@ -90,9 +102,13 @@ def save(name: str, path: str, transport: str, keep: bool, detach: bool, as_json
 
         stream = own_descriptor(path, writing=True)
         if stream is not None:
+            if keep_running:
+                raise click.UsageError("to a stream a guest is moved, so --keep-running can't go with it")
             return _save_to_stream(name, stream, path, transport, keep=keep, detach=detach, as_json=as_json)
     uri = checked(storing_uri(transport, path))
-    return _migrate(name, uri, keep=keep, detach=detach, as_json=as_json, then=then)
+    return _migrate(
+        name, uri, keep=keep, detach=detach, as_json=as_json, then=then, keep_running=keep_running
+    )
 
 
 def _save_to_stream(
@@ -121,9 +137,20 @@ def cancel(name: str) -> int:
     return cancel_migration(name)
 
 
-def _migrate(name: str, uri: TransportURI, *, keep: bool, detach: bool, as_json: bool, then: str = "") -> int:
+def _migrate(
+    name: str,
+    uri: TransportURI,
+    *,
+    keep: bool,
+    detach: bool,
+    as_json: bool,
+    then: str = "",
+    keep_running: bool = False,
+) -> int:
     if keep and detach:
         raise click.UsageError("--detach leaves the machine here anyway, so --keep can't go with it")
     from kvmmig.cli.migrate import migrate_machine
 
-    return migrate_machine(name, uri, keep=keep, detach=detach, as_json=as_json, then=then)
+    return migrate_machine(
+        name, uri, keep=keep, detach=detach, as_json=as_json, then=then, keep_running=keep_running
+    )

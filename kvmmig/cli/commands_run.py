@@ -197,6 +197,7 @@ def run(
     epilog=examples(
         "kvmmig restore /var/tmp/a.img",
         "kvmmig restore /var/tmp/a.img --name b --detach",
+        "kvmmig restore /var/tmp/a.img --prefault",
         more=_STATUSES,
     ),
 )
@@ -212,6 +213,11 @@ def run(
     help="What reads it: this process (file), a helper (pipe; either reads what the other has written), or "
     "another transport that stores.",
 )
+@click.option(
+    "--prefault",
+    is_flag=True,
+    help="Read all of the image while the guest runs, and check it: then it needs the file no more.",
+)
 def restore(
     path: str,
     name: str | None,
@@ -220,8 +226,12 @@ def restore(
     qmp: tuple[str, ...],
     no_exec: bool,
     transport: str,
+    prefault: bool,
 ) -> int:
     """Go on with the guest that "kvmmig save" has left in PATH. The file stays, and can be restored again.
+
+    It runs at once, and reads its pages from the file as it uses them: leave the file as it is until the
+    guest has ended, or has been read to its end with --prefault. To save to the same PATH again is safe.
 
     - is standard input: a pipe, a file, a block device.
     """
@@ -241,11 +251,19 @@ def restore(
             serial=serial,
             qmp=qmp,
             no_exec=no_exec,
+            prefault=prefault,
         )
     uri = storing_uri(transport, path)
     stem = os.path.splitext(os.path.basename(path))[0]
     return _run_incoming(
-        lambda: uri, name=name, default_name=stem, detach=detach, serial=serial, qmp=qmp, no_exec=no_exec
+        lambda: uri,
+        name=name,
+        default_name=stem,
+        detach=detach,
+        serial=serial,
+        qmp=qmp,
+        no_exec=no_exec,
+        prefault=prefault,
     )
 
 
@@ -280,6 +298,7 @@ def _run_incoming(
     serial: str,
     qmp: tuple[str, ...],
     no_exec: bool,
+    prefault: bool = False,
 ) -> int:
     from kvmmig.cli.detach import Background, perhaps_in_background
 
@@ -288,6 +307,6 @@ def _run_incoming(
         from kvmmig.cli.run import run_incoming
 
         options = ProcessOptions(name=name, serial=serial, qmp=qmp, no_exec=no_exec, background=background)
-        return run_incoming(source(), options, default_name=default_name)
+        return run_incoming(source(), options, default_name=default_name, prefault=prefault)
 
     return perhaps_in_background(detach, life)

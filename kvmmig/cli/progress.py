@@ -139,8 +139,8 @@ def _round_line(figures: RoundFigures) -> str:
 STOLEN = "of CPU time stolen by the hypervisor that this host runs on; nothing runs meanwhile"
 
 
-def summary(figures: MigrationStatistics) -> str:
-    """The figures of a finished migration, a small block."""
+def summary(figures: MigrationStatistics, *, verb: str = "moved") -> str:
+    """The figures of a finished migration, a small block; the guest has ``verb`` somewhere."""
     steps = figures.steps
     rows = [
         (
@@ -164,7 +164,7 @@ def summary(figures: MigrationStatistics) -> str:
         rows.append(("no CPU for", f"{format_duration(figures.stolen)} {STOLEN}"))
     width = max(len(name) for name, _ in rows)
     lines = (f"  {name:<{width}}  {text}" for name, text in rows)
-    return "\n".join([f"kvmmig: the guest has moved to {figures.peer}", *lines])
+    return "\n".join([f"kvmmig: the guest has {verb} to {figures.peer}", *lines])
 
 
 def _duration(seconds: float | None) -> str:

@@ -120,8 +120,10 @@ def encode_head(header: Header, identity: bytes) -> bytes:
 
 def manifest_length(head: bytes) -> int:
     """What ``head``, the first `HEAD_SIZE` bytes, says. Raises `ImageError` where they begin no image."""
-    if len(head) < HEAD_SIZE or not head.startswith(MAGIC):
+    if not head.startswith(MAGIC):
         raise ImageError("it is no image of a guest")
+    if len(head) < HEAD_SIZE:
+        raise ImageError(f"it has {len(head)} bytes: it was cut")
     _, version, length, _, _ = _HEAD.unpack(head)
     if version != VERSION:
         raise ImageError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 from collections.abc import Callable
@@ -29,6 +30,23 @@ def reader(fd: int) -> Callable[[int, int], bytes]:
             return block[offset - start : min(offset - start + length, done)]
 
     return read
+
+
+def stored_parts(fd: int) -> list[tuple[int, int]]:
+    """The parts of the file that are no holes: offset and length in bytes. Raises `OSError`."""
+    parts: list[tuple[int, int]] = []
+    end = os.fstat(fd).st_size
+    at = 0
+    while at < end:
+        try:
+            begin = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nothing but a hole is left
+                break
+            raise
+        at = os.lseek(fd, begin, os.SEEK_HOLE)
+        parts.append((begin, at - begin))
+    return parts
 
 
 def is_image(fd: int) -> bool:

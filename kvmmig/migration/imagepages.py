@@ -63,21 +63,14 @@ class ImagePages:
         self._windows = iter(starts.tolist())
 
     async def more(self) -> bool:
-        """Put the next window into the cursor; False when there is none. A cancel has put nothing."""
-        while len(self._ahead) < _AHEAD and (first := next(self._windows, None)) is not None:
-            self._start(first)
-        if not self._ahead:
-            return False
-        first, window = self._ahead[0]
-        await window.done.wait()
-        self._ahead.popleft()
-        if window.error is not None:
-            raise window.error
-        self._sent.add(window.pages)
-        self.zero_pages += window.zero_pages
-        self.pages += len(window.pages) - window.zero_pages
-        count = min(_WINDOW, self._memory.n_pages - first)
-        self._cursor.put(window.pieces, accepted=partial(self._pending.discard, first, count))
+        """Put what comes next into the cursor; False when there is nothing more. A cancel loses nothing."""
+        while self._cursor.empty:
+            while len(self._ahead) < _AHEAD and (first := next(self._windows, None)) is not None:
+                self._start(first)
+            if not self._ahead:
+                return False
+            await self._ahead[0][1].done.wait()
+            self._put(*self._ahead.popleft())
         return True
 
     async def settle(self) -> None:
@@ -94,6 +87,15 @@ class ImagePages:
     def page_map(self, blocks: int) -> PageMap:
         """As `SentCounts.page_map`."""
         return self._sent.page_map(blocks, self._pending)
+
+    def _put(self, first: int, window: _Window) -> None:
+        if window.error is not None:
+            raise window.error
+        self._sent.add(window.pages)
+        self.zero_pages += window.zero_pages
+        self.pages += len(window.pages) - window.zero_pages
+        count = min(_WINDOW, self._memory.n_pages - first)
+        self._cursor.put(window.pieces, accepted=partial(self._pending.discard, first, count))
 
     def _start(self, first: int) -> None:
         window = _Window()

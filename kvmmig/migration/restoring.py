@@ -31,8 +31,8 @@ from kvmmig.transport.guard import GuardedChannel
 from kvmmig.transport.toolkit import own_tasks
 
 _log = logging.getLogger(__name__)
-#: Mapped in units of 2 MiB: not too many mappings, and what is zero stays anonymous, with huge pages.
-_MAPPED_PAGES = 512
+#: What is zero stays anonymous, with huge pages. So many mappings at most: a process may have 65,530.
+_MOST_MAPPINGS = 4096
 _CHUNK_BLOCKS = 64  # 16 MiB: what a thread reads ahead in one go
 _RECEIVED = 4 << 20
 
@@ -99,7 +99,7 @@ async def restored_machine(
     if fd is None:
         contents = None
     else:
-        runs = found.image.data_runs(_MAPPED_PAGES)
+        runs = _mapped_runs(found.image)
         contents = partial(map_file, fd=fd, at=MEMORY_AT, runs=runs)
     opening = Machine.open(
         description.config(),
@@ -197,7 +197,7 @@ async def _receive_memory(opened: ImageInOrder, channel: GuardedChannel, machine
 
 
 def _check_memory(opened: image.OpenImage, machine: Machine) -> str:
-    for block in opened.data_blocks():
+    for block in range(opened.layout.n_blocks):
         pages = machine.memory.pages(block * image.BLOCK_PAGES, image.BLOCK_PAGES)
         if problem := opened.check_block(block, pages):
             return problem
@@ -214,6 +214,13 @@ async def _receive_into(channel: GuardedChannel, data: memoryview) -> int:
     while done < len(data) and (count := await channel.receive_some(data[done:])):
         done += count
     return done
+
+
+def _mapped_runs(opened: image.OpenImage) -> stream.Runs:
+    unit = image.BLOCK_PAGES
+    while len(runs := opened.data_runs(unit)) > _MOST_MAPPINGS:
+        unit *= 2
+    return runs
 
 
 def _open_file(fd: int) -> image.OpenImage | None:

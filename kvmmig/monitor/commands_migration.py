@@ -19,6 +19,8 @@ class MigrateArguments(Arguments, frozen=True):
     channels: Channels | None = None
     detach: bool = True  # all it ever was is a wish of QEMU's human monitor
     resume: bool = False
+    #: Only save the guest, which goes on here. QEMU has no such argument.
+    keep_running: bool = msgspec.field(name="x-kvmmig-keep-running", default=False)
 
 
 class IncomingArguments(Arguments, frozen=True):
@@ -54,7 +56,7 @@ def add_migration_commands(table: CommandTable, control: MachineControl) -> None
         control.outgoing.check()
         target = await find_target(session, arguments.uri, arguments.channels)
         try:
-            control.outgoing.begin(target.transport, on_end=target.done)
+            control.outgoing.begin(target.transport, keep_running=arguments.keep_running, on_end=target.done)
         except BaseException:
             target.leave(session)
             raise
