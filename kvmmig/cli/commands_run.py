@@ -216,7 +216,7 @@ def run(
 @click.option(
     "--prefault",
     is_flag=True,
-    help="Read all of the image while the guest runs, and check it: then it needs the file no more.",
+    help="Read all of the image while the guest runs, and check it: then it waits for no page any more.",
 )
 def restore(
     path: str,
@@ -230,8 +230,8 @@ def restore(
 ) -> int:
     """Go on with the guest that "kvmmig save" has left in PATH. The file stays, and can be restored again.
 
-    It runs at once, and reads its pages from the file as it uses them: leave the file as it is until the
-    guest has ended, or has been read to its end with --prefault. To save to the same PATH again is safe.
+    It runs at once, and reads its pages from the file as it uses them: nobody may write to the file, or
+    truncate it, until the guest has ended. To remove it, or to save to the same PATH again, is safe.
 
     - is standard input: a pipe, a file, a block device.
     """

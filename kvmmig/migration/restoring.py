@@ -131,7 +131,7 @@ async def reading_ahead(
 ) -> AsyncIterator[None]:
     """While the block lasts, read what the guest has not used yet, check it, and make it the guest's own.
 
-    When all is done its file is needed no more. Where a block turns out to be damaged the guest is paused,
+    What was read so is the guest's own. Where a block turns out to be damaged the guest is paused,
     and the log says so. ``progress`` gets bytes done and in all.
     """
     if found.fd is None:

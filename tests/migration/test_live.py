@@ -238,7 +238,7 @@ async def test_a_page_that_is_never_sent_again_is_found(monkeypatch: pytest.Monk
         self: Builder, first: int, wanted: npt.NDArray[np.bool_], zero: npt.NDArray[np.bool_]
     ) -> list[Piece]:
         if first in seen and not dropped and wanted.sum() > 20:
-            dropped.append(first + int(np.flatnonzero(wanted)[-1]))
+            dropped.append(first + int(np.flatnonzero(wanted)[10]))
         seen.add(first)
         if dropped and first <= dropped[0] < first + len(wanted):
             wanted[dropped[0] - first] = False
@@ -246,6 +246,7 @@ async def test_a_page_that_is_never_sent_again_is_found(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(PageSet, "batches", without_one)
     monkeypatch.setattr(Builder, "write", write_without_one)
+    monkeypatch.setattr("kvmmig.image.builder._BRIDGED", 0)  # else it is written with those beside it
     async with running("dirtier", hot="1MiB") as (source, _):
         async with moved(source, where) as (machine, _, _):
             result = await check(machine)
