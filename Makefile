@@ -60,7 +60,7 @@ peers: setup
 	@$(BIN)/python -m bench.peers $(ARGS)
 
 loaded: setup
-	@$(BIN)/python bench/loaded.py
+	@$(BIN)/python -m bench.loaded
 
 guard: setup
 	@$(BIN)/python bench/guard.py

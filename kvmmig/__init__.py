@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from kvmmig.errors import ChannelClosed as ChannelClosed
     from kvmmig.errors import ConnectFailed as ConnectFailed
     from kvmmig.errors import GuestEnded as GuestEnded
+    from kvmmig.errors import ImageError as ImageError
     from kvmmig.errors import KnobError as KnobError
     from kvmmig.errors import KvmError as KvmError
     from kvmmig.errors import KvmmigError as KvmmigError
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from kvmmig.machine import State as State
     from kvmmig.migration.incoming import IncomingMigration as IncomingMigration
     from kvmmig.migration.outgoing import OutgoingMigration as OutgoingMigration
-    from kvmmig.migration.pages import PageMap as PageMap
+    from kvmmig.migration.pagemap import PageMap as PageMap
     from kvmmig.migration.phases import Phase as Phase
     from kvmmig.migration.policy import AutoConverge as AutoConverge
     from kvmmig.migration.policy import Continue as Continue
@@ -103,13 +104,13 @@ _NAMES = {
     "kvmmig.migration.phases": "Phase",
     "kvmmig.migration.report": "MigrationStatistics TimelineEvent",
     "kvmmig.migration.stall_meter": "Durations",
-    "kvmmig.migration.pages": "PageMap",
+    "kvmmig.migration.pagemap": "PageMap",
     "kvmmig.transport": "transport_for register register_wrapper Transport TransportURI Option Listener "
     "SendChannel ReceiveChannel Channel Knob Wrapper Side PassingChannel",
     "kvmmig.errors": "KvmmigError KvmError KvmUnavailable KvmUnsupported "
     "MachineError BadConfig BadImage WrongState StateMismatch "
     "TransportError BadURI KnobError ConnectFailed ChannelBroken ChannelClosed ChannelBusy "
-    "StreamError StreamTruncated StreamVersion LocalStreamError "
+    "StreamError StreamTruncated StreamVersion LocalStreamError ImageError "
     "MigrationError MigrationRefused MigrationCancelled GuestEnded OutcomeUnknown",
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}

@@ -60,6 +60,7 @@ def migrate(name: str, uri: str, keep: bool, detach: bool, as_json: bool) -> int
     short_help="Save a machine's guest to a file.",
     epilog=examples(
         "kvmmig save a /var/tmp/a.img",
+        "kvmmig save a /var/tmp/a.img --keep-running",
         "kvmmig save a a.img --transport pipe",
         "kvmmig save a a.img --stopped",
         more=_STATUSES,
@@ -78,10 +79,22 @@ def migrate(name: str, uri: str, keep: bool, detach: bool, as_json: bool) -> int
     is_flag=True,
     help="The guest stands still from the beginning: the smallest file, and the soonest.",
 )
+@click.option(
+    "--keep-running", is_flag=True, help="Let the guest go on here as well, from the moment that was saved."
+)
 @_keep_option
 @_detach_option
 @json_option
-def save(name: str, path: str, transport: str, stopped: bool, keep: bool, detach: bool, as_json: bool) -> int:
+def save(
+    name: str,
+    path: str,
+    transport: str,
+    stopped: bool,
+    keep_running: bool,
+    keep: bool,
+    detach: bool,
+    as_json: bool,
+) -> int:
     """Save the guest of the machine NAME to PATH while it runs; "kvmmig restore" goes on with it.
 
     - is standard output, also of a pipe; what is said goes to standard error then.
@@ -93,6 +106,8 @@ def save(name: str, path: str, transport: str, stopped: bool, keep: bool, detach
     """
     import shlex
 
+    if keep and keep_running:
+        raise click.UsageError("--keep leaves the guest here stopped, so --keep-running can't go with it")
     from kvmmig.cli.storing import checked, storing_uri
 
     with_transport = "" if transport in ("file", "pipe") else f" --transport {transport}"
@@ -102,11 +117,22 @@ def save(name: str, path: str, transport: str, stopped: bool, keep: bool, detach
 
         stream = own_descriptor(path, writing=True)
         if stream is not None:
+            if keep_running:
+                raise click.UsageError("to a stream a guest is moved, so --keep-running can't go with it")
             return _save_to_stream(
                 name, stream, path, transport, live=not stopped, keep=keep, detach=detach, as_json=as_json
             )
     uri = checked(storing_uri(transport, path))
-    return _migrate(name, uri, live=not stopped, keep=keep, detach=detach, as_json=as_json, then=then)
+    return _migrate(
+        name,
+        uri,
+        live=not stopped,
+        keep=keep,
+        detach=detach,
+        as_json=as_json,
+        then=then,
+        keep_running=keep_running,
+    )
 
 
 def _save_to_stream(
@@ -143,9 +169,19 @@ def _migrate(
     as_json: bool,
     live: bool = True,
     then: str = "",
+    keep_running: bool = False,
 ) -> int:
     if keep and detach:
         raise click.UsageError("--detach leaves the machine here anyway, so --keep can't go with it")
     from kvmmig.cli.migrate import migrate_machine
 
-    return migrate_machine(name, uri, live=live, keep=keep, detach=detach, as_json=as_json, then=then)
+    return migrate_machine(
+        name,
+        uri,
+        live=live,
+        keep=keep,
+        detach=detach,
+        as_json=as_json,
+        then=then,
+        keep_running=keep_running,
+    )

@@ -209,6 +209,7 @@ def run(
     epilog=examples(
         "kvmmig restore /var/tmp/a.img",
         "kvmmig restore /var/tmp/a.img --name b --detach",
+        "kvmmig restore /var/tmp/a.img --prefault",
         more=_STATUSES,
     ),
 )
@@ -224,6 +225,11 @@ def run(
     help="What reads it: this process (file), a helper (pipe; either reads what the other has written), or "
     "another transport that stores.",
 )
+@click.option(
+    "--prefault",
+    is_flag=True,
+    help="Read all of the image while the guest runs, and check it: then it waits for no page any more.",
+)
 def restore(
     path: str,
     name: str | None,
@@ -232,8 +238,12 @@ def restore(
     qmp: tuple[str, ...],
     no_exec: bool,
     transport: str,
+    prefault: bool,
 ) -> int:
     """Go on with the guest that "kvmmig save" has left in PATH. The file stays, and can be restored again.
+
+    It runs at once, and reads its pages from the file as it uses them: nobody may write to the file, or
+    truncate it, until the guest has ended. To remove it, or to save to the same PATH again, is safe.
 
     - is standard input: a pipe, a file, a block device.
     """
@@ -253,11 +263,19 @@ def restore(
             serial=serial,
             qmp=qmp,
             no_exec=no_exec,
+            prefault=prefault,
         )
     uri = storing_uri(transport, path)
     stem = os.path.splitext(os.path.basename(path))[0]
     return _run_incoming(
-        lambda: uri, name=name, default_name=stem, detach=detach, serial=serial, qmp=qmp, no_exec=no_exec
+        lambda: uri,
+        name=name,
+        default_name=stem,
+        detach=detach,
+        serial=serial,
+        qmp=qmp,
+        no_exec=no_exec,
+        prefault=prefault,
     )
 
 
@@ -293,6 +311,7 @@ def _run_incoming(
     qmp: tuple[str, ...],
     no_exec: bool,
     reserve: int | None = None,
+    prefault: bool = False,
 ) -> int:
     from kvmmig.cli.detach import Background, perhaps_in_background
 
@@ -303,6 +322,6 @@ def _run_incoming(
         options = ProcessOptions(
             name=name, serial=serial, qmp=qmp, no_exec=no_exec, reserve=reserve, background=background
         )
-        return run_incoming(source(), options, default_name=default_name)
+        return run_incoming(source(), options, default_name=default_name, prefault=prefault)
 
     return perhaps_in_background(detach, life)

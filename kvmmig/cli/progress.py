@@ -148,8 +148,8 @@ def waited_for_cpu(figures: MigrationStatistics) -> str:
     return "; ".join(said)
 
 
-def summary(figures: MigrationStatistics) -> str:
-    """The figures of a finished migration, a small block."""
+def summary(figures: MigrationStatistics, *, verb: str = "moved") -> str:
+    """The figures of a finished migration, a small block; the guest has ``verb`` somewhere."""
     steps = figures.steps
     rows = [
         (
@@ -182,7 +182,7 @@ def summary(figures: MigrationStatistics) -> str:
         rows.append(("no CPU", waited))
     width = max(len(name) for name, _ in rows)
     lines = (f"  {name:<{width}}  {text}" for name, text in rows)
-    return "\n".join([f"kvmmig: the guest has moved to {figures.peer}", *lines])
+    return "\n".join([f"kvmmig: the guest has {verb} to {figures.peer}", *lines])
 
 
 def _passes(rounds: int) -> str:

@@ -73,11 +73,15 @@ class Board:
         )
 
     def build(
-        self, description: MachineDescription | None, reserve: Reserve | None = None
+        self,
+        description: MachineDescription | None,
+        reserve: Reserve | None = None,
+        contents: Callable[[GuestMemory], None] | None = None,
     ) -> MachineDescription:
         """Create the VM and its vCPUs, each with a parked thread; as described, or of all that this host has.
 
         Its memory is populated in the background from here on; it is that of ``reserve``, if there is one.
+        With ``contents`` it is not populated; they are called with it before there is a VM.
         Returns what a stream's hello is to say of this machine. Raises `BadConfig`, `StateMismatch`,
         `KvmUnavailable`.
         """
@@ -90,6 +94,8 @@ class Board:
             description.check_fits(self._system, held)
         self.memory = GuestMemory(self.config.memory, reserve)
         self._owned.callback(self.memory.close)
+        if contents is not None:
+            contents(self.memory)
 
         self.vm = self._owned.enter_context(self._system.create_vm())
         self.vm.set_identity_map_addr(_IDENTITY_MAP)
@@ -116,7 +122,8 @@ class Board:
         for index, vcpu in enumerate(vcpus):
             self._cpus.append(Cpu(index, vcpu, self._bus, self._end, self._report_crash))
         self._owned.callback(self._throttle.set, 0.0)
-        self.memory.populate()  # last: it makes threads and mappings that begin meanwhile wait
+        if contents is None:
+            self.memory.populate()  # last: it makes threads and mappings that begin meanwhile wait
         return description or describe(
             self.config, cpuid, vcpus[0].get_tsc_khz(), _readable_msrs(self._system, vcpus[0])
         )

@@ -115,20 +115,22 @@ class Machine:
         output: Callable[[bytes], None] | None = None,
         description: MachineDescription | None = None,
         reserve: Reserve | None = None,
+        contents: Callable[[GuestMemory], None] | None = None,
     ) -> AsyncIterator[Self]:
         """Build a machine, and close it at the end of the block, whatever happens in it.
 
         ``output`` gets what the guest sends to the serial port and the debug console. It is called in vCPU
         threads and must not block. With a ``description`` the machine is built just as the source's, which
         ``config`` must agree with. Its memory is that of ``reserve``, if there is one; what is not populated
-        yet is populated in the background.
+        yet is populated in the background. With ``contents`` it is not: they are called with it, in a thread,
+        to fill it or to map it from somewhere.
 
         Raises `BadConfig`, `StateMismatch`, `KvmError`. A cancel, or an error, leaves nothing behind.
         """
         machine = cls(config, output or (lambda data: None))
         try:
             board = machine._board
-            machine.description = await machine._in_thread(board.build, description, reserve)
+            machine.description = await machine._in_thread(board.build, description, reserve, contents)
             yield machine
         finally:
             with trio.CancelScope(shield=True):

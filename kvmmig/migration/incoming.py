@@ -19,6 +19,7 @@ import trio
 
 from kvmmig import stream
 from kvmmig.errors import (
+    ImageError,
     KvmError,
     KvmmigError,
     MigrationError,
@@ -35,6 +36,7 @@ from kvmmig.machine.populating import Reserve
 from kvmmig.machine.state import StateSection
 from kvmmig.migration.peer import name_sender
 from kvmmig.migration.policy import Limits
+from kvmmig.migration.restoring import Restored, look_for_image, reading_ahead, restored_machine
 from kvmmig.migration.stall_meter import Durations, StallMeter
 from kvmmig.transport import Transport, TransportURI, transport_for
 from kvmmig.transport.guard import GuardedChannel
@@ -73,15 +75,20 @@ class IncomingMigration:
         reserve: Reserve | None = None,
         on_here: Callable[[Machine], None] | None = None,
         strays: trio.Nursery | None = None,
+        prefault: bool = False,
+        on_prefault: Callable[[int, int], None] | None = None,
     ) -> None:
         """``transport`` may be a URI. ``output`` gets what the guest writes to its serial port.
 
         ``reserve`` is memory for the guest that is there already; whoever made it closes it.
 
         ``on_listening`` gets where it listens in fact; ``on_connected`` is told that a source is there;
-        ``on_here`` gets the machine when the guest is here, before the
-        source is told so. All must be quick and not raise. What a channel does that can't be ended is left
-        behind in ``strays``, a nursery that outlives this; without one, the end of `machine` waits for it.
+        ``on_here`` gets the machine when the guest is here, before the source is told so. All must be quick
+        and not raise. What a channel does that can't be ended is left behind in ``strays``, a nursery that
+        outlives this; without one, the end of `machine` waits for it.
+
+        A guest that is mapped from an image runs before its pages are read. ``prefault`` has them read, and
+        checked, while it runs; ``on_prefault`` is told bytes done and bytes in all.
         """
         self._transport = transport if isinstance(transport, Transport) else transport_for(transport)
         self._output = output
@@ -91,6 +98,8 @@ class IncomingMigration:
         self._reserve = reserve
         self._on_here = on_here
         self._strays = strays
+        self._prefault = prefault
+        self._on_prefault = on_prefault
         self._channel: GuardedChannel
         self._decoder = stream.Decoder(stream.Direction.FORWARDS)
         self._encoder = stream.Encoder(stream.Direction.BACKWARDS)
@@ -143,7 +152,7 @@ class IncomingMigration:
                         with contextlib.suppress(KvmmigError):
                             await self._work(strays, partial(self._last_words, error))
                     self._channel.abort()
-                    if isinstance(error, StreamError | StateMismatch) or type(error) is KvmError:
+                    if isinstance(error, StreamError | ImageError | StateMismatch) or type(error) is KvmError:
                         name_sender(error, self.peer)
                     raise
             yield machine
@@ -159,6 +168,12 @@ class IncomingMigration:
             self._on_connected()
 
     async def _receive(self, stack: AsyncExitStack, strays: trio.Nursery) -> Machine:
+        with trio.move_on_after(self._limits.setup_timeout) as scope:
+            found = await self._work(strays, partial(look_for_image, self._channel, self._decoder))
+        if scope.cancelled_caught:
+            raise self._silent()
+        if found is not None:
+            return await self._restore(stack, strays, found)
         hello = await self._hello(strays)
         started = perf_counter()
         description = MachineDescription.decode(bytes(hello.machine))
@@ -187,6 +202,22 @@ class IncomingMigration:
         if end.running:
             await machine.start()
         self.total_time = perf_counter() - started
+        if self._on_here is not None:
+            self._on_here(machine)
+        strays.start_soon(self._say_goodbye, strays)
+        return machine
+
+    async def _restore(self, stack: AsyncExitStack, strays: trio.Nursery, found: Restored) -> Machine:
+        """As `_receive`, where it is an image that begins there."""
+        started = perf_counter()
+        opening = restored_machine(found, self._channel, output=self._output)
+        machine = await stack.enter_async_context(opening)
+        self.received_pages, self.zero_pages = found.image.header.data_pages, found.zero_pages
+        if found.image.header.running:
+            await machine.start()
+        self.total_time = perf_counter() - started
+        if self._prefault:
+            await stack.enter_async_context(reading_ahead(found, machine, self._on_prefault))
         if self._on_here is not None:
             self._on_here(machine)
         strays.start_soon(self._say_goodbye, strays)
@@ -221,7 +252,10 @@ class IncomingMigration:
             event = await self._work(strays, self._event)
             assert isinstance(event, stream.Hello)  # the decoder lets nothing else come first
             return event
-        raise MigrationError(f"{self._channel.peer} sent no hello within {self._limits.setup_timeout:g} s")
+        raise self._silent()
+
+    def _silent(self) -> MigrationError:
+        return MigrationError(f"{self._channel.peer} sent no hello within {self._limits.setup_timeout:g} s")
 
     async def _accept(self) -> None:
         await self._send(self._encoder.preamble() + self._encoder.signal(stream.Kind.ACCEPT))

@@ -20,7 +20,7 @@ from kvmmig.machine.memory import GuestMemory
 from kvmmig.machine.pageset import PageSet
 from kvmmig.machine.state import StateSection
 from kvmmig.migration.commit import bounded, commit
-from kvmmig.migration.pages import PendingPages
+from kvmmig.migration.forms import Form, ImageForm, StreamForm
 from kvmmig.migration.peer import Peer
 from kvmmig.migration.phases import Phase
 from kvmmig.migration.policy import Continue, Decision, GiveUp, Limits, Policy, RoundFigures, Stop
@@ -76,12 +76,17 @@ class PreCopy:
         policy: Policy,
         limits: Limits,
         pause_before_switchover: bool,
+        as_image: bool,
+        keep_running: bool,
         enter: Callable[[Phase], None],
         let_go: Callable[[], None],
         resume: Callable[[], Awaitable[None]],
         on_round: Callable[[RoundFigures], None] | None,
     ) -> None:
         """``enter`` is told each phase; ``let_go`` is called at the point of no return, and may refuse.
+
+        Written ``as_image`` it needs a channel with random access, else one for a stream. ``keep_running`` is
+        for a store: the guest goes on here as soon as nobody reads its memory any more.
 
         ``resume`` is to let the guest go on that was paused here. ``name`` is the other side's, for errors.
         """
@@ -98,10 +103,12 @@ class PreCopy:
         self._on_round = on_round
         self.pending = PageSet(machine.memory.n_pages)
         self._tracker = machine.dirty_tracker()
-        self._encoder = stream.Encoder(stream.Direction.FORWARDS)
-        self._cursor = stream.Cursor()
-        self.record = Record(self._encoder, self._cursor, lambda: machine.thread_ids)
-        self.pages = PendingPages(machine.memory, self.pending, self._encoder, self._cursor)
+        self._as_image = as_image
+        self.keep_running = keep_running
+        self._form: Form = (ImageForm if as_image else StreamForm)(machine, self.pending)
+        self._cursor = self._form.cursor
+        self.record = Record(self._form.counts, self._cursor, lambda: machine.thread_ids)
+        self.pages = self._form.pages
         self.bucket = TokenBucket(limits.bandwidth)
         #: The share of time for which the vCPUs stand still.
         self.throttled = 0.0
@@ -155,22 +162,31 @@ class PreCopy:
         await send(self.pages.more)
         self.record.end_final_pass()
         self.record.lap("memory")
-        for section in sections:
-            self._cursor.put(
-                self._encoder.section(stream.Section(section.name, section.version, section.data))
-            )
-        self._cursor.put(self._encoder.end(running=running))
+        self._form.finish(sections, running=running)
         await send()
 
         self._enter(Phase.COMMIT)
+        if self.keep_running:
+            await self._go_on(channel, peer, running=running)
         await commit(
             channel,
             peer,
             stores=stores,
             send_go=partial(self._send_go, send),
-            let_go=self._let_go,
+            let_go=self._let_go if not self.keep_running else lambda: None,
             patience=self.limits.handover_timeout,
         )
+        if not self.keep_running:
+            self.record.gone()
+
+    async def _go_on(self, channel: GuardedChannel, peer: Peer, *, running: bool) -> None:
+        """All of the guest as it is now has been accepted; it may go on as soon as nobody reads it any more.
+        A stream's pages are copies. What is left to be done is the disk's."""
+        self._check_stands()
+        if self._as_image:
+            await self._bounded(channel, peer, channel.settle)
+        if running:
+            await self._resume()
         self.record.gone()
 
     async def _rounds(self, channel: GuardedChannel, peer: Peer, send: Sender) -> None:
@@ -193,12 +209,7 @@ class PreCopy:
             await self._obey(decision)
 
     async def _introduce(self, channel: SendChannel, peer: Peer, send: Sender) -> None:
-        self._cursor.put(self._encoder.preamble())
-        # A link has checksums of its own. Disks have none, and what goes one way may end, and lie, on one.
-        self.pages.stable = self.limits.page_digests or not channel.two_way
-        features = (stream.PAGE_DIGESTS,) if self.pages.stable else ()
-        description = self._machine.description.encode()
-        self._cursor.put(self._encoder.hello(self._machine.memory.n_pages, description, features))
+        self._form.introduce(two_way=channel.two_way, page_digests=self.limits.page_digests)
         await send()
         if channel.two_way:
             await peer.hear(stream.Kind.ACCEPT, self.limits.setup_timeout)
@@ -247,21 +258,28 @@ class PreCopy:
         self.record.begin_round()
         self.pages.begin()
         if await send(self.pages.more, enough=self._is_out_of_time):
-            await self._make_safe(channel, peer)
+            await self._make_safe(channel, peer, durable=True)
         else:
             await self.pages.settle()
             await send()  # what is half sent: see _collect
+            await self._make_safe(channel, peer, durable=False)
         self.record.sent_round()
         return self.record.end_round(await self._collect())
 
-    async def _make_safe(self, channel: GuardedChannel, peer: Peer) -> None:
-        """What goes one way may end on a disk: have it there while the guest runs, and not when it stands."""
-        if channel.two_way:
-            return
-        with self.record.waits.on("channel"), trio.move_on_after(self._time_left()):
-            await bounded(
-                channel, peer, channel.flush, "did not take the last bytes", self.limits.handover_timeout
-            )
+    async def _make_safe(self, channel: GuardedChannel, peer: Peer, *, durable: bool) -> None:
+        """Before a page of an image is written again, its last write must have ended. And what goes one way
+        may end on a disk: have it there while the guest runs, and not when it stands."""
+        with self.record.waits.on("channel"):
+            if self._as_image:
+                await self._bounded(channel, peer, channel.settle)
+            if durable and not channel.two_way:
+                with trio.move_on_after(self._time_left()):
+                    await self._bounded(channel, peer, channel.flush)
+
+    async def _bounded(
+        self, channel: GuardedChannel, peer: Peer, call: Callable[[], Awaitable[None]]
+    ) -> None:
+        await bounded(channel, peer, call, "did not take the last bytes", self.limits.handover_timeout)
 
     async def _collect(self) -> int:
         """Read the dirty log into what is pending. Never while a frame is half sent: once that is accepted
@@ -273,15 +291,19 @@ class PreCopy:
         return count
 
     async def _send_go(self, send: Sender, *, offering: Callable[[], None] | None = None) -> None:
+        if not self.keep_running:
+            self._check_stands()
+        if offering is not None:
+            offering()
+        self._form.go()
+        await send()
+
+    def _check_stands(self) -> None:
         if self._machine.state is State.RUNNING:
             raise MigrationError(
                 f"the guest {self._machine.state} although it was being handed over: somebody let it run, so "
                 "the other side has not got the guest as it is now; migrate it again"
             )
-        if offering is not None:
-            offering()
-        self._cursor.put(self._encoder.signal(stream.Kind.GO))
-        await send()
 
     def _is_out_of_time(self) -> bool:
         return self._time_left() <= 0.0

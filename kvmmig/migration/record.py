@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import perf_counter
+from typing import Protocol
 
 from kvmmig import stream
 from kvmmig.migration.accounts import Held, Laps, LiveRate, Waits, held_back, run_delay
@@ -14,19 +15,31 @@ from kvmmig.migration.phases import may_follow
 from kvmmig.migration.policy import RoundFigures
 from kvmmig.migration.report import MigrationStatistics, Phase, TimelineEvent
 from kvmmig.migration.stall_meter import Histogram, StallMeter, stolen
-from kvmmig.stream import Cursor
 
 _KEPT_EVENTS = 1000
 _TELLING = 4 << 20  # bytes of a round that tell how fast the link is
 
 
-class Record:
-    """Counts what ``encoder`` and ``cursor`` have sent. Times are those of `time.perf_counter`."""
+class CountsPages(Protocol):
+    """What says how many pages have been put: an encoder, or an image's pages."""
 
-    def __init__(self, encoder: stream.Encoder, cursor: Cursor, vcpus: Callable[[], Sequence[int]]) -> None:
+    pages: int
+    zero_pages: int
+
+
+class CountsBytes(Protocol):
+    """What says how many bytes have been accepted: a cursor."""
+
+    accepted: int
+
+
+class Record:
+    """Notes what ``put`` and ``cursor`` count. Times are those of `time.perf_counter`."""
+
+    def __init__(self, put: CountsPages, cursor: CountsBytes, vcpus: Callable[[], Sequence[int]]) -> None:
         """``vcpus`` tells the kernel's ids of the vCPUs' threads."""
         self._vcpus = vcpus
-        self._encoder = encoder
+        self._put = put
         self._cursor = cursor
         self._meter = StallMeter()
         self._started = perf_counter()
@@ -121,7 +134,7 @@ class Record:
         self._live.begin(self._cursor.accepted)
         self._round_started = perf_counter()
         self._sent_before = self._cursor.accepted
-        self._pages_before, self._zeros_before = self._encoder.pages, self._encoder.zero_pages
+        self._pages_before, self._zeros_before = self._put.pages, self._put.zero_pages
 
     def sent_round(self) -> None:
         """All pages of the round have been sent; the dirty log is yet to be read."""
@@ -148,8 +161,8 @@ class Record:
         sent = self._cursor.accepted - self._sent_before
         return RoundFigures(
             round=self._round,
-            sent_pages=self._encoder.pages - self._pages_before,
-            zero_pages=self._encoder.zero_pages - self._zeros_before,
+            sent_pages=self._put.pages - self._pages_before,
+            zero_pages=self._put.zero_pages - self._zeros_before,
             sent_bytes=sent,
             duration=duration,
             dirty_pages=dirty,
@@ -196,8 +209,8 @@ class Record:
             round=self._round,
             total_pages=total_pages,
             remaining_pages=remaining_pages,
-            sent_pages=self._encoder.pages,
-            zero_pages=self._encoder.zero_pages,
+            sent_pages=self._put.pages,
+            zero_pages=self._put.zero_pages,
             sent_bytes=self._cursor.accepted,
             rate=self._rate(),
             dirty_rate=last.dirty_rate if last is not None else 0.0,

@@ -8,6 +8,7 @@ from time import perf_counter
 import trio
 
 from kvmmig.errors import MigrationError
+from kvmmig.image import PieceCursor
 from kvmmig.migration.policy import Limits
 from kvmmig.migration.record import Record
 from kvmmig.stream import Cursor
@@ -33,7 +34,12 @@ class Sender:
     """Sends the cursor in bounded steps: ``await send(more)``."""
 
     def __init__(
-        self, channel: GuardedChannel, cursor: Cursor, record: Record, limits: Limits, bucket: TokenBucket
+        self,
+        channel: GuardedChannel,
+        cursor: Cursor | PieceCursor,
+        record: Record,
+        limits: Limits,
+        bucket: TokenBucket,
     ) -> None:
         self._channel = channel
         self._cursor = cursor
@@ -85,7 +91,11 @@ class Sender:
                     await self._bucket.wait()
                 continue
             with waits.on("channel"):
-                head = self._cursor.head(min(allowed or self._most, self._most))
-                count = await self._channel.send_some(head)
+                count = await self._offer(min(allowed or self._most, self._most))
             self._cursor.advance(count)
             self._bucket.spend(count)
+
+    async def _offer(self, most: int) -> int:
+        if isinstance(self._cursor, PieceCursor):
+            return await self._channel.write_some(self._cursor.head(most))
+        return await self._channel.send_some(self._cursor.head(most))

@@ -21,6 +21,8 @@ class MigrateArguments(Arguments, frozen=True):
     detach: bool = True  # all it ever was is a wish of QEMU's human monitor
     resume: bool = False
     x_kvmmig_live: bool = True
+    #: Only save the guest, which goes on here. QEMU has no such argument.
+    keep_running: bool = msgspec.field(name="x-kvmmig-keep-running", default=False)
 
 
 class IncomingArguments(Arguments, frozen=True):
@@ -57,7 +59,9 @@ def add_migration_commands(table: CommandTable, control: MachineControl) -> None
         target = await find_target(session, arguments.uri, arguments.channels)
         try:
             policy = None if arguments.x_kvmmig_live else Stopped()
-            control.outgoing.begin(target.transport, policy=policy, on_end=target.done)
+            control.outgoing.begin(
+                target.transport, policy=policy, keep_running=arguments.keep_running, on_end=target.done
+            )
         except BaseException:
             target.leave(session)
             raise

@@ -72,8 +72,12 @@ class Incoming:
         """The guest comes by migration, from where `listen` will say later."""
         self._life.enter("defer")
 
-    async def listen(self, at: str | TransportURI | Transport, *, exit_on_error: bool = True) -> None:
+    async def listen(
+        self, at: str | TransportURI | Transport, *, exit_on_error: bool = True, prefault: bool = False
+    ) -> None:
         """Listen for a guest; it arrives in the background, and runs if it ran. Returns when it listens.
+
+        ``prefault`` is as for `IncomingMigration`.
 
         Raises `BadURI`, `ConnectFailed`, and `WrongState` where there is a guest, or one on its way. After a
         cancel, and after these, nobody listens, and this can be called again. When it fails later,
@@ -83,7 +87,7 @@ class Incoming:
         transport = at if isinstance(at, Transport) else await trio.to_thread.run_sync(transport_for, at)
         self._life.enter("listen")  # somebody else may have been faster
         self._life.source = str(transport.uri)
-        listens = await self._machines.start(self._receive, transport, exit_on_error)
+        listens = await self._machines.start(self._receive, transport, exit_on_error, prefault)
         if not listens:
             assert self._error is not None
             error, self._error = self._error, None
@@ -98,7 +102,12 @@ class Incoming:
             raise self._error
 
     async def _receive(
-        self, transport: Transport, exit_on_error: bool, *, task_status: trio.TaskStatus[bool]
+        self,
+        transport: Transport,
+        exit_on_error: bool,
+        prefault: bool,
+        *,
+        task_status: trio.TaskStatus[bool],
     ) -> None:
         """The guest's life here, until this is cancelled."""
         listens = False
@@ -120,6 +129,7 @@ class Incoming:
             reserve=self._reserve,
             on_here=self._note_here,
             strays=self._strays,
+            prefault=prefault,
         )
         try:
             async with migration.machine():
