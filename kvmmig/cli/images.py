@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from kvmmig import __version__
 from kvmmig.cli.printing import echo, echo_json
 from kvmmig.errors import ConnectFailed, ImageError, StreamError
 from kvmmig.image.convert import StreamReader, image_of, stream_of
@@ -146,6 +147,7 @@ def convert_image(source: str, to: str) -> int:
             image_of(
                 StreamReader(lambda buffer: os.readv(file.fd, [buffer])),
                 lambda piece: _write(new, piece[0], piece[1]),
+                saved_by=f"kvmmig {__version__}, from a stream",
             )
             kind = "an image"
     echo(f"{to} has been written: {kind}")

@@ -11,7 +11,6 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-import kvmmig
 from kvmmig import stream
 from kvmmig.image.format import (
     BLOCK_PAGES,
@@ -76,7 +75,9 @@ class Builder:
             for start, stop in _bridged(data, there).tolist()
         ]
 
-    def finish(self, machine: bytes, sections: Sequence[stream.Section], *, running: bool) -> list[Piece]:
+    def finish(
+        self, machine: bytes, sections: Sequence[stream.Section], *, running: bool, saved_by: str
+    ) -> list[Piece]:
         """The rest of the file; the head, which binds all of it together, comes last.
 
         ``machine`` is a JSON object. Raises `ImageError`.
@@ -87,7 +88,7 @@ class Builder:
             n_pages=self.layout.n_pages,
             data_pages=self.data_pages,
             running=running,
-            saved_by=f"kvmmig {kvmmig.__version__}",
+            saved_by=saved_by,
             saved_at=time.time(),
             size=self.layout.size(len(state)),
             state_size=len(state),

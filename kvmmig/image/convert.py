@@ -35,9 +35,9 @@ class StreamReader:
         #: All of the guest's RAM.
         self.memory = np.zeros((hello.n_pages, PAGE_SIZE // 8), np.uint64)
         self._came = np.zeros(hello.n_pages, np.bool_)  # what has not come with its bytes costs no memory
-        self.end = self._take_in()
+        self.end = self._read_all()
 
-    def _take_in(self) -> stream.End:
+    def _read_all(self) -> stream.End:
         end: stream.End | None = None
         while not self._decoder.finished:
             match self._event():
@@ -70,7 +70,7 @@ class StreamReader:
                 return event
 
 
-def image_of(reader: StreamReader, put: Callable[[Piece], object]) -> None:
+def image_of(reader: StreamReader, put: Callable[[Piece], object], *, saved_by: str) -> None:
     """Put the pieces of the image that says the same as a stream."""
     memory = reader.memory
 
@@ -83,7 +83,8 @@ def image_of(reader: StreamReader, put: Callable[[Piece], object]) -> None:
         zero = np.logical_not(np.logical_or.reduce(part != 0, axis=1))
         for piece in builder.write(first, np.ones(len(part), np.bool_), zero):
             put(piece)
-    for piece in builder.finish(bytes(reader.hello.machine), reader.sections, running=reader.end.running):
+    machine, running = bytes(reader.hello.machine), reader.end.running
+    for piece in builder.finish(machine, reader.sections, running=running, saved_by=saved_by):
         put(piece)
 
 

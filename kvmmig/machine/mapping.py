@@ -44,7 +44,7 @@ def map_file(memory: GuestMemory, fd: int, at: int, runs: Runs) -> None:
 def own_pages(memory: GuestMemory, first: int, count: int) -> None:
     """Copy what the file still has of these pages: from then on no change of its bytes is seen in them.
 
-    Where it becomes shorter they go with it even so. Raises `BadConfig` where the host has not got memory.
+    Where it becomes shorter they go with it even so. Raises `BadConfig` where the host has no memory left.
     """
     start = memory.words.ctypes.data + first * PAGE_SIZE
     if _libc.madvise(start, count * PAGE_SIZE, _MADV_POPULATE_WRITE):

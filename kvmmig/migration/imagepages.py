@@ -13,6 +13,7 @@ from functools import partial
 import numpy as np
 import trio
 
+import kvmmig
 from kvmmig import image, stream
 from kvmmig.machine.memory import GuestMemory
 from kvmmig.machine.pageset import PageNumbers, PageSet
@@ -82,7 +83,8 @@ class ImagePages:
 
     def finish(self, machine: bytes, sections: Sequence[stream.Section], *, running: bool) -> None:
         """Put the rest of the image into the cursor, when all pages have been put."""
-        self._cursor.put(self._builder.finish(machine, sections, running=running))
+        saved_by = f"kvmmig {kvmmig.__version__}"
+        self._cursor.put(self._builder.finish(machine, sections, running=running, saved_by=saved_by))
 
     def page_map(self, blocks: int) -> PageMap:
         """As `SentCounts.page_map`."""

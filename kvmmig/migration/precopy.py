@@ -105,7 +105,9 @@ class PreCopy:
         self._tracker = machine.dirty_tracker()
         self._as_image = as_image
         self.keep_running = keep_running
-        self._form: Form = (ImageForm if as_image else StreamForm)(machine, self.pending)
+        self._form: Form = (ImageForm if as_image else StreamForm)(
+            machine.memory, machine.description.encode(), self.pending
+        )
         self._cursor = self._form.cursor
         self.record = Record(self._form.counts, self._cursor, lambda: machine.thread_ids)
         self.pages = self._form.pages

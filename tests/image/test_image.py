@@ -47,7 +47,7 @@ class Saved:
         self._put(self.builder.write(0, wanted, zero))
 
     def finish(self) -> bytes:
-        self._put(self.builder.finish(MACHINE, STATE, running=True))
+        self._put(self.builder.finish(MACHINE, STATE, running=True, saved_by="a test"))
         return self.path.read_bytes()
 
     def _put(self, pieces: list[tuple[int, memoryview]]) -> None:
@@ -221,7 +221,7 @@ def test_an_image_becomes_a_stream_and_an_image_again(tmp_path: Path, whole: byt
         offset, part = piece
         back[offset : offset + len(part)] = part
 
-    image_of(StreamReader(take), put)
+    image_of(StreamReader(take), put, saved_by="a test")
     assert problems(bytes(back)) == []
     tail = Layout(PAGES).page_map_at
     assert back[MEMORY_AT:tail] == whole[MEMORY_AT:tail]
