@@ -76,6 +76,7 @@ _pass_fd_option = click.option(
         "kvmmig run disk.img --entry real16 --memory 150MiB",
         "kvmmig run dirtier --memory 1GiB --migrate-to file:/var/tmp/dirtier.img --after 2",
         "kvmmig run --incoming file:/var/tmp/dirtier.img",
+        "kvmmig run --incoming tcp:0.0.0.0:4444 --reserve 1GiB",
         "kvmmig run --incoming defer --qmp tcp:127.0.0.1:4445",
         more=_STATUSES,
     ),
@@ -116,6 +117,12 @@ _pass_fd_option = click.option(
     help='Run the guest that comes by migration from there, instead of a new one; "defer" waits until a '
     "monitor's migrate-incoming says from where.",
 )
+@click.option(
+    "--reserve",
+    type=Memory(),
+    metavar="SIZE",
+    help="With --incoming: have so much memory ready before the guest comes; as much as it has is best.",
+)
 def run(
     guest: str | None,
     entry: str | None,
@@ -131,6 +138,7 @@ def run(
     migrate_to: str | None,
     after: float | None,
     incoming: str | None,
+    reserve: int | None,
 ) -> int:
     """Run GUEST, a toy guest's name, or FILE: an .asm, a static ELF64 executable, a flat image.
 
@@ -156,11 +164,15 @@ def run(
             )
         uri = _uri(incoming) if incoming != "defer" else None
         _inherit(pass_fds)
-        return _run_incoming(lambda: uri, name=name, detach=detach, serial=serial, qmp=qmp, no_exec=no_exec)
+        return _run_incoming(
+            lambda: uri, name=name, detach=detach, serial=serial, qmp=qmp, no_exec=no_exec, reserve=reserve
+        )
     if guest is None:
         raise click.UsageError(
             "name a guest or a file to run (kvmmig guests lists the guests), or --incoming URI"
         )
+    if reserve is not None:
+        raise click.UsageError("--reserve is memory for a guest that comes, so it needs --incoming URI")
     if after is not None and migrate_to is None:
         raise click.UsageError("--after says when to move, so it needs --migrate-to URI")
 
@@ -200,6 +212,7 @@ def run(
     epilog=examples(
         "kvmmig restore /var/tmp/a.img",
         "kvmmig restore /var/tmp/a.img --name b --detach",
+        "kvmmig restore /var/tmp/a.img --prefault",
         more=_STATUSES,
     ),
 )
@@ -215,6 +228,11 @@ def run(
     help="What reads it: this process (file), a helper (pipe; either reads what the other has written), or "
     "another transport that stores.",
 )
+@click.option(
+    "--prefault",
+    is_flag=True,
+    help="Read all of the image while the guest runs, and check it: then it waits for no page any more.",
+)
 def restore(
     path: str,
     name: str | None,
@@ -223,8 +241,12 @@ def restore(
     qmp: tuple[str, ...],
     no_exec: bool,
     transport: str,
+    prefault: bool,
 ) -> int:
     """Go on with the guest that "kvmmig save" has left in PATH. The file stays, and can be restored again.
+
+    It runs at once, and reads its pages from the file as it uses them: nobody may write to the file, or
+    truncate it, until the guest has ended. To remove it, or to save to the same PATH again, is safe.
 
     - is standard input: a pipe, a file, a block device.
     """
@@ -244,11 +266,19 @@ def restore(
             serial=serial,
             qmp=qmp,
             no_exec=no_exec,
+            prefault=prefault,
         )
     uri = storing_uri(transport, path)
     stem = os.path.splitext(os.path.basename(path))[0]
     return _run_incoming(
-        lambda: uri, name=name, default_name=stem, detach=detach, serial=serial, qmp=qmp, no_exec=no_exec
+        lambda: uri,
+        name=name,
+        default_name=stem,
+        detach=detach,
+        serial=serial,
+        qmp=qmp,
+        no_exec=no_exec,
+        prefault=prefault,
     )
 
 
@@ -292,6 +322,8 @@ def _run_incoming(
     serial: str,
     qmp: tuple[str, ...],
     no_exec: bool,
+    reserve: int | None = None,
+    prefault: bool = False,
 ) -> int:
     from kvmmig.cli.detach import Background, perhaps_in_background
 
@@ -301,7 +333,9 @@ def _run_incoming(
         from kvmmig.cli.machine_process import ProcessOptions
         from kvmmig.cli.run import run_incoming
 
-        options = ProcessOptions(name=name, serial=serial, qmp=qmp, no_exec=no_exec, background=background)
-        return run_incoming(source(), options, default_name=default_name)
+        options = ProcessOptions(
+            name=name, serial=serial, qmp=qmp, no_exec=no_exec, reserve=reserve, background=background
+        )
+        return run_incoming(source(), options, default_name=default_name, prefault=prefault)
 
     return perhaps_in_background(detach, life)

@@ -36,7 +36,7 @@ from kvmmig.errors import (
     WrongState,
 )
 from kvmmig.machine.machine import State
-from kvmmig.migration.pages import PageMap
+from kvmmig.migration.pagemap import PageMap
 from kvmmig.migration.peer import Peer
 from kvmmig.migration.phases import PHASES, Phase
 from kvmmig.migration.policy import (
@@ -72,25 +72,34 @@ class OutgoingMigration:
         policy: Policy | None = None,
         limits: Limits | None = None,
         pause_before_switchover: bool = False,
+        keep_running: bool = False,
         on_phase: Callable[[Phase], None] | None = None,
         on_round: Callable[[RoundFigures], None] | None = None,
     ) -> None:
         """``transport`` may be a URI, which raises `BadURI` here where it is not understood.
 
         With ``pause_before_switchover`` the guest stands still after the last round until `proceed` is
-        called. ``on_phase`` is told each phase as it begins, ``on_round`` the figures of each round as it
-        ends; both are called on the event loop, and must be quick and not raise.
+        called. With ``keep_running`` the guest is only saved, and goes on here; a transport that does not
+        store is a `MigrationError` then. ``on_phase`` is told each phase as it begins, ``on_round`` the
+        figures of each round as it ends; both are called on the event loop, and must be quick and not raise.
         """
         self._machine = machine
         self._transport = transport if isinstance(transport, Transport) else transport_for(transport)
+        if keep_running and not self._transport.stores:
+            raise MigrationError(
+                f"{self._transport.uri} stores nothing, so the guest would run there and here; only a guest "
+                "that is saved can go on running here"
+            )
         self._peer_name = str(self._transport.uri)
         self._peer = Peer(self._peer_name, lambda: self.phase)
         self._precopy = PreCopy(
             machine,
             name=self._peer_name,
-            policy=policy if policy is not None else default_policy(),
+            policy=policy if policy is not None else default_policy(stores=self._transport.stores),
             limits=limits if limits is not None else Limits(),
             pause_before_switchover=pause_before_switchover,
+            as_image=self._transport.random_access,
+            keep_running=keep_running,
             enter=self._enter,
             let_go=self._let_go,
             resume=self._resume,
@@ -260,6 +269,8 @@ class OutgoingMigration:
 
     async def _watch_guest(self) -> None:
         ending = await self._machine.wait()
+        if self._precopy.keep_running and self._record.is_gone:
+            return  # it went on after it was saved
         if PHASES[self.phase].on_cancel is not None:
             self._end(GuestEnded(f"the guest ended before it had moved: {ending}"))
 
@@ -294,7 +305,10 @@ class OutgoingMigration:
                 trio.move_on_after(self._precopy.limits.connect_timeout) as scope,
                 collecting(self._phase_listeners),
             ):
-                channel = await stack.enter_async_context(connected(self._transport, strays))
+                access = self._transport.random_access
+                channel = await stack.enter_async_context(
+                    connected(self._transport, strays, random_access=access)
+                )
             if scope.cancelled_caught:
                 raise ConnectFailed(
                     f"{self._transport.uri} gave no connection in {self._precopy.limits.connect_timeout:g} s"

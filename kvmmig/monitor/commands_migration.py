@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from kvmmig.migration.policy import Stopped
 from kvmmig.monitor import targets
 from kvmmig.monitor.control import MachineControl
 from kvmmig.monitor.parameters import ParameterChanges
@@ -20,6 +21,9 @@ class MigrateArguments(Arguments, frozen=True):
     channels: Channels | UnsetType = UNSET
     detach: bool = True  # all it ever was is a wish of QEMU's human monitor
     resume: bool = False
+    x_kvmmig_live: bool = True
+    #: Only save the guest, which goes on here. QEMU has no such argument.
+    keep_running: bool = msgspec.field(name="x-kvmmig-keep-running", default=False)
 
 
 class IncomingArguments(Arguments, frozen=True):
@@ -63,7 +67,10 @@ def add_migration_commands(table: CommandTable, control: MachineControl) -> None
         control.outgoing.check()
         target = await find_target(session, arguments)
         try:
-            control.outgoing.begin(target.transport, on_end=target.done)
+            policy = None if arguments.x_kvmmig_live else Stopped()
+            control.outgoing.begin(
+                target.transport, policy=policy, keep_running=arguments.keep_running, on_end=target.done
+            )
         except BaseException:
             target.leave(session)
             raise

@@ -57,6 +57,10 @@ class Watched:
         return self._machine.state
 
     @property
+    def thread_ids(self) -> Sequence[int]:
+        return self._machine.thread_ids
+
+    @property
     def description(self) -> MachineDescription:
         return self._machine.description
 
