@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test lint types check-tests bench guard tls pressure monitor faults soak api docs pins clean
+.PHONY: help setup demo test lint types check-tests bench guard tls pressure monitor faults soak guests api docs pins clean
 
 help:
 	@echo "make demo    move three guests on this machine: over TCP, through a pipe, into a file"
@@ -16,6 +16,7 @@ help:
 	@echo "make monitor  how fast the monitor answers while its machine migrates, onto four kinds of sink"
 	@echo "make faults  transport x fault x phase: what the source does when the other end fails (minutes; root)"
 	@echo "make soak    200 moves back and forth, with cancels and faults (minutes)"
+	@echo "make guests  assemble the built-in guests anew, with nasm"
 	@echo "make api     write docs/api.md anew, from the docstrings"
 	@echo "make docs    the site, into build/site"
 	@echo "make pins    write requirements/constraints.txt anew: the versions that all else here installs"
@@ -72,6 +73,10 @@ soak: setup
 	@$(BIN)/python bench/soak.py
 	@echo "== 100,000 mutated streams, 100,000 hostile inputs to a monitor, and to one whose machine migrates"
 	@$(BIN)/python -m pytest -q -m slow tests/stream tests/monitor
+
+# A test holds each .bin to its .asm.
+guests:
+	@for source in kvmmig/guests/*.asm; do nasm -f bin -o "$${source%.asm}.bin" "$$source" || exit; done
 
 api: setup
 	@$(BIN)/python -m tests.api.reference

@@ -28,7 +28,10 @@ def find_program(
     names = [guest.name for guest in available()]
     if what in names or what.endswith(".asm") or not os.path.exists(what):
         guest = find(what)
-        if entry is not None and entry != guest.entry:
+        if guest.entry is None and not settings:
+            image = guest.assembled()
+            return Program(guest.name, _entry(what, image, entry), image)
+        if entry is not None and guest.entry is not None and entry != guest.entry:
             raise BadConfig(
                 f"--entry {entry}: {what} starts in {guest.entry}, as its source says; leave it out"
             )
