@@ -76,7 +76,8 @@ soak: setup
 
 # A test holds each .bin to its .asm.
 guests:
-	@for source in kvmmig/guests/*.asm; do nasm -f bin -o "$${source%.asm}.bin" "$$source" || exit; done
+	@for source in kvmmig/guests/*.asm kvmmig/machine/bios/bios.asm; do \
+	    (cd "$$(dirname "$$source")" && name=$$(basename "$$source" .asm) && nasm -f bin -o "$$name.bin" "$$name.asm") || exit; done
 
 api: setup
 	@$(BIN)/python -m tests.api.reference

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 
 from kvmmig.errors import BadConfig, BadImage
 from kvmmig.guests.toy import available, find
+from kvmmig.machine import bios
 from kvmmig.machine.boot import Entry, Program
 from kvmmig.units import format_size
 
 _ELF = b"\x7fELF"
-_BOOT_SECTOR = 512
 
 
 def find_program(
@@ -69,7 +69,7 @@ def _entry(path: str, image: bytes, entry: str | None) -> Entry:
         return Entry(entry)
     if image.startswith(_ELF):
         return Entry.ELF
-    if len(image) == _BOOT_SECTOR and image.endswith(b"\x55\xaa"):
+    if bios.is_disk(image):
         return Entry.REAL16
     raise BadImage(
         f"{path}: it is neither an ELF nor a boot sector, so say how it starts: --entry real16 "

@@ -14,6 +14,7 @@ from functools import partial
 from kvmmig.errors import KvmError, StateMismatch
 from kvmmig.kvm import CpuidEntry, System, Vcpu, Vm
 from kvmmig.machine import crash
+from kvmmig.machine.bios import BiosPort
 from kvmmig.machine.config import MachineConfig, MachineDescription, describe
 from kvmmig.machine.cpu import Cpu, Ending
 from kvmmig.machine.cpuid import for_vcpu
@@ -62,8 +63,10 @@ class Board:
         self.serial = Serial(output, irq=self._serial_irq, on_room=on_room)
         reset = partial(self._end, Ending("reset"))
         self._system_control = SystemControlA(reset)
+        self._bios = BiosPort(lambda what: self._end(Ending("crash", report=what)))
         self._bus = PortBus(
             (
+                self._bios,
                 self.serial,
                 DebugConsole(output),
                 ExitPort(lambda status: self._end(Ending("exit", status))),
@@ -83,7 +86,7 @@ class Board:
         else:
             self._check_same(description)
             description.check_fits(self._system)
-        self.memory = GuestMemory(self.config.memory)
+        self.memory = self._bios.memory = GuestMemory(self.config.memory)
         self._owned.callback(self.memory.close)
 
     def build(self, description: MachineDescription | None) -> MachineDescription:

@@ -26,7 +26,7 @@ import numpy as np
 
 from kvmmig.errors import BadConfig, BadImage
 from kvmmig.kvm.abi import KVM_MP_STATE_RUNNABLE, kvm_regs, kvm_segment
-from kvmmig.machine import cpuid, elf
+from kvmmig.machine import bios, cpuid, elf
 from kvmmig.machine.memory import PAGE_SIZE, GuestMemory
 from kvmmig.units import format_size
 
@@ -67,7 +67,7 @@ _ZERO = bytes(1 << 20)
 class Entry(StrEnum):
     """The state in which a program finds the CPU."""
 
-    REAL16 = "real16"  # a boot sector, or more of the same: 16-bit real mode, CS:IP 0:7c00, DL 80h
+    REAL16 = "real16"  # a boot sector, a disk that begins with one, or a flat image: real mode, CS:IP 0:7c00
     LONG64 = "long64"  # a flat image at 1 MiB in the 64-bit environment
     ELF = "elf"  # a static ELF64 executable in the 64-bit environment
 
@@ -124,7 +124,8 @@ def _parameter_block(program: Program) -> bytes:
 
 
 def _load_real(program: Program, config: MachineConfig, memory: GuestMemory, vcpus: Sequence[Vcpu]) -> None:
-    if not 0 < len(program.image) <= REAL_END - REAL_START:
+    room = memory.size if bios.is_disk(program.image) else REAL_END - REAL_START
+    if not 0 < len(program.image) <= room:
         raise BadImage(
             f"{program.name}: a real-mode image is loaded at {REAL_START:#x} and must end by {REAL_END:#x}; "
             f"{len(program.image)} bytes do not fit there"
@@ -134,13 +135,16 @@ def _load_real(program: Program, config: MachineConfig, memory: GuestMemory, vcp
             f"{program.name}: in real mode further vCPUs wait for a startup interrupt, and this machine has "
             "no interrupt controller; use one vCPU"
         )
-    memory.write(REAL_START, program.image)
+    disk = program.image if bios.is_disk(program.image) else b""
+    try:
+        bios.install(memory, disk, irqchip=config.irqchip, tsc_khz=vcpus[0].get_tsc_khz())
+    except ValueError as error:
+        raise BadImage(f"{program.name}: {error}; give it more memory") from None
+    memory.write(REAL_START, program.image[: bios.SECTOR] if disk else program.image)
     sregs = vcpus[0].get_sregs()
-    for name in ("cs", "ds", "es", "fs", "gs", "ss"):
-        segment = getattr(sregs, name)
-        segment.base, segment.selector = 0, 0
+    sregs.cs.base, sregs.cs.selector = bios.SEGMENT << 4, bios.SEGMENT
     vcpus[0].set_sregs(sregs)
-    vcpus[0].set_regs(kvm_regs(rip=REAL_START, rsp=REAL_START, rdx=0x80, rflags=2))
+    vcpus[0].set_regs(kvm_regs(rip=bios.START, rflags=2))
 
 
 def _check_place(program: Program, segment: elf.Segment, memory: GuestMemory) -> None:
