@@ -37,17 +37,19 @@ KICK = signal.SIGRTMIN
 class Ending:
     """How a guest ended.
 
-    ``exit``: by itself, with ``status``. ``reset``: it asked for a reset, and there is none here. ``crash``:
-    ``report`` is a block of text for people. ``ended``: by command. ``moved``: it lives elsewhere now.
+    ``exit``: by itself, with ``status``. ``halted``: it does nothing any more, and nothing can change that;
+    ``report`` says why. ``reset``: it asked for a reset, and there is none here. ``crash``: ``report`` is a
+    block of text for people. ``ended``: by command. ``moved``: it lives elsewhere now.
     """
 
-    kind: Literal["exit", "reset", "crash", "ended", "moved"]
+    kind: Literal["exit", "halted", "reset", "crash", "ended", "moved"]
     status: int = 0
     report: str = ""
 
     def __str__(self) -> str:
         words = {
             "exit": f"it exited with status {self.status}",
+            "halted": "it halted for good",
             "reset": "it asked for a reset",
             "crash": "it crashed",
             "ended": "a command ended it",
@@ -66,7 +68,9 @@ class Cpu:
     """One vCPU with its thread, parked at first. Every method but `wait_parked` and `join` returns at once.
 
     ``on_end`` is called in the thread when the guest has come to its end; it must `park` every vCPU, this one
-    included. ``report_crash`` makes the text for what no guest survives, from this vCPU and one sentence.
+    included. ``on_look`` is called there after `look`, with the vCPU out of the guest, and ``on_halt`` when
+    it has halted where nothing can wake it. ``report_crash`` makes the text for what no guest survives, from
+    this vCPU and one sentence.
     """
 
     def __init__(
@@ -75,17 +79,22 @@ class Cpu:
         vcpu: Vcpu,
         bus: PortBus,
         on_end: Callable[[Ending], None],
+        on_look: Callable[[Cpu], None],
+        on_halt: Callable[[Cpu], None],
         report_crash: Callable[[Cpu, str], str],
     ) -> None:
         self.index = index
         self.vcpu = vcpu
         self._bus = bus
         self._on_end = on_end
+        self._on_look = on_look
+        self._on_halt = on_halt
         self._report_crash = report_crash
         self._changed = threading.Condition()
         self._wanted = _Wanted.PARK
         self._parked = True
         self._held_until = 0.0
+        self._look_wanted = False
         vcpu.set_signal_mask(signal.valid_signals() - {KICK})
         self._thread = threading.Thread(target=self._main, name=f"kvmmig vCPU {index}", daemon=False)
         # The thread inherits this mask, so there is no moment at which a kick could kill the process.
@@ -130,6 +139,13 @@ class Cpu:
         with self._changed:
             if self._wanted is _Wanted.RUN:
                 self._held_until = time.monotonic() + seconds
+                self._kick()
+
+    def look(self) -> None:
+        """Have ``on_look`` called in the thread soon, unless it is parked, or is to be."""
+        with self._changed:
+            if self._wanted is _Wanted.RUN:
+                self._look_wanted = True
                 self._kick()
 
     def _kick(self) -> None:
@@ -179,6 +195,15 @@ class Cpu:
             if self._wanted is _Wanted.RUN:  # else it is to be let out at once
                 self.vcpu.request_immediate_exit = False
 
+    def _halt(self) -> None:
+        """Wait until the thread is to leave the guest, which then is just before its hlt once more."""
+        regs = self.vcpu.get_regs()
+        regs.rip -= 1
+        self.vcpu.set_regs(regs)
+        self._on_halt(self)
+        with self._changed:
+            self._changed.wait_for(lambda: self._wanted is not _Wanted.RUN)
+
     def _run(self) -> None:
         vcpu, bus = self.vcpu, self._bus
         vcpu.kvmclock_ctrl()
@@ -192,13 +217,16 @@ class Cpu:
                     # Only here: an exit on the way to parking is served, and its access completed.
                     if self._wanted is not _Wanted.RUN:
                         return
+                    if self._look_wanted:
+                        self._look_wanted = False
+                        self._on_look(self)
                     self._stand_still()
                 case MmioRead(_, size):
                     vcpu.complete_in(b"\xff" * size)
                 case MmioWrite():
                     pass  # as on a bus where nobody listens
                 case Hlt():  # only without an irqchip, so nothing could ever wake it
-                    self._on_end(Ending("exit", report="the guest halted, and no interrupt can wake it"))
+                    self._halt()
                 case SystemEvent(type=kind) if kind == KVM_SYSTEM_EVENT_RESET:
                     self._on_end(Ending("reset"))
                 case SystemEvent(type=kind) if kind == KVM_SYSTEM_EVENT_SHUTDOWN:

@@ -1,8 +1,8 @@
 """A small BIOS for boot sectors, in assembler (bios.asm and its parts), and the host's half of it.
 
-A real-mode program finds the services that public boot sectors use. Its disk is the image that it came in, at the
-end of its memory below 4 GiB, so the disk moves with the guest; so does all else that the BIOS knows. The host
-copies sectors when it is asked to, at port 0x1b0, and says what it was that nobody served.
+A real-mode program finds the services that public boot sectors use. Its disk is the image that it came in, at
+the end of its memory below 4 GiB, so the disk moves with the guest; so does all else that the BIOS knows. The
+host copies sectors when it is asked to, at port 0x1b0, and says what it was that nobody served.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ _FLOPPIES: Mapping[int, tuple[int, int, int]] = {
     2880: (80, 2, 36),
 }
 _FLOPPY_SECTORS = 2880
+_DEVICE_VECTORS = (0x02, *range(0x08, 0x10), 0x1C, *range(0x70, 0x78))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,16 @@ def install(memory: GuestMemory, disk: bytes, *, irqchip: bool, tsc_khz: int) ->
     memory.write(_HOST_DATA, data)
     memory.write(_DISK_AT, _DISK.pack(at, len(disk)))
     return at
+
+
+def has_all_interrupts(memory: GuestMemory) -> bool:
+    """Do all interrupts from devices lead to the BIOS's own handlers, which do nothing more?"""
+    handlers = struct.unpack("<512H", memory.read(0, 1024))
+    mine = struct.unpack("<512H", _image()[:1024])
+    return all(
+        handlers[2 * vector : 2 * vector + 2] == mine[2 * vector : 2 * vector + 2]
+        for vector in _DEVICE_VECTORS
+    )
 
 
 class BiosPort:
@@ -177,12 +188,12 @@ def unserved(vector: int, ax: int, bx: int, cx: int, dx: int, ip: int, cs: int) 
     """What nobody served, in words. The registers are the caller's."""
     where = f"{cs:04x}:{ip:04x}"
     if vector in _FAULTS:
-        return f"the guest {_FAULTS[vector]}, at {where}"
+        return f"it {_FAULTS[vector]}, at {where}"
     registers = f"AX={ax:04x}h BX={bx:04x}h CX={cx:04x}h DX={dx:04x}h"
     what = _WHAT_IT_IS.get(vector, "which the small BIOS here has not got")
     if vector == 0x10 and not ax >> 8:
         what = f"video mode {ax & 0xFF:02x}h, graphics; there is no screen here, only text on the serial port"
-    return f"the guest called int {vector:02x}h with AH={ax >> 8:02x}h before {where} ({registers}): {what}"
+    return f"it called int {vector:02x}h with AH={ax >> 8:02x}h before {where} ({registers}): {what}"
 
 
 @cache

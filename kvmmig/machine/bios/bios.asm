@@ -140,12 +140,6 @@ start:
     xor al, al
     out 0x40, al
     out 0x40, al
-    mov dx, SERIAL + 4                      ; the serial port wakes a CPU that waits for a key
-    mov al, 0x0b
-    out dx, al
-    mov dx, SERIAL + 1
-    mov al, 1
-    out dx, al
     movzx edx, byte [cs:drive]
     xor eax, eax
     sti

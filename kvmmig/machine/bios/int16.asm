@@ -120,7 +120,8 @@ have_byte:
     cmp al, al
     ret
 
-; AL = the next byte from the serial port. A CPU that waits stands still, where an interrupt can wake it.
+; AL = the next byte from the serial port. A CPU that waits stands still, where an interrupt can wake it. The port
+; interrupts only meanwhile: a guest that uses it by itself must find no interrupt that has come already.
 wait_for_byte:
     mov dx, SERIAL + 5
 .look:
@@ -130,9 +131,17 @@ wait_for_byte:
     jnz .there
     test byte [cs:interrupts], 1
     jz .nothing_wakes
+    mov dx, SERIAL + 1
+    in al, dx
+    push ax
+    or al, 1
+    out dx, al
     sti                                     ; holds from after the next instruction on, so none is missed
     hlt
-    jmp .look
+    cli
+    pop ax
+    out dx, al
+    jmp wait_for_byte
 .nothing_wakes:
     sti
     pause
