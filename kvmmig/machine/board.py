@@ -16,7 +16,7 @@ from kvmmig.kvm import CpuidEntry, System, Vcpu, Vm
 from kvmmig.machine import crash
 from kvmmig.machine.bios import BiosPort
 from kvmmig.machine.config import MachineConfig, MachineDescription, describe
-from kvmmig.machine.cpu import Cpu, Ending
+from kvmmig.machine.cpu import Cpu, Ending, ExitHook
 from kvmmig.machine.cpuid import for_vcpu
 from kvmmig.machine.devices import DebugConsole, ExitPort, KeyboardReset, PortBus, Serial, SystemControlA
 from kvmmig.machine.halting import why_stuck
@@ -35,7 +35,8 @@ _LOOKS = 2
 
 class Board:
     """``output`` gets what the guest sends; ``on_end`` is told when the guest has come to its end, and
-    ``on_room`` when the serial port takes input again. All three are called in vCPU threads.
+    ``on_room`` when the serial port takes input again; ``on_exit`` is an `ExitHook`. All four are called in
+    vCPU threads.
 
     Built in two steps, with the memory populated between them: `open`, then `build`. `close` undoes both,
     and whatever part of them was done.
@@ -54,6 +55,7 @@ class Board:
         output: Callable[[bytes], None],
         on_end: Callable[[], None],
         on_room: Callable[[], None],
+        on_exit: ExitHook | None,
     ) -> None:
         self.config = config
         self.vcpus = ()
@@ -62,6 +64,7 @@ class Board:
         self._stuck: dict[int, tuple[int, str]] = {}
         self._throttle = Throttle(self._cpus)
         self._on_end = on_end
+        self._on_exit = on_exit
         self._running_or_ending = threading.Lock()
         self._owned = ExitStack()
         self._system: System
@@ -131,6 +134,7 @@ class Board:
                     on_look=self._look_at,
                     on_halt=self._halted,
                     report_crash=self._report_crash,
+                    on_exit=self._on_exit,
                 )
             )
         self._owned.callback(self._throttle.set, 0.0)

@@ -17,6 +17,7 @@ from typing import Literal
 
 from kvmmig.errors import KvmmigError
 from kvmmig.kvm import (
+    Exit,
     Hlt,
     Interrupted,
     IoIn,
@@ -31,6 +32,10 @@ from kvmmig.machine import crash
 from kvmmig.machine.devices import PortBus
 
 KICK = signal.SIGRTMIN
+
+#: Asked first about every exit from the guest, in the vCPU's thread, where it must not block. It returns None
+#: for what is not its own. Else it has served it: the guest goes on, and a read gets the bytes that it returned.
+ExitHook = Callable[[Exit], bytes | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +87,7 @@ class Cpu:
         on_look: Callable[[Cpu], None],
         on_halt: Callable[[Cpu], None],
         report_crash: Callable[[Cpu, str], str],
+        on_exit: ExitHook | None,
     ) -> None:
         self.index = index
         self.vcpu = vcpu
@@ -90,6 +96,7 @@ class Cpu:
         self._on_look = on_look
         self._on_halt = on_halt
         self._report_crash = report_crash
+        self._on_exit = on_exit
         self._changed = threading.Condition()
         self._wanted = _Wanted.PARK
         self._parked = True
@@ -204,11 +211,21 @@ class Cpu:
         with self._changed:
             self._changed.wait_for(lambda: self._wanted is not _Wanted.RUN)
 
+    def _is_served(self, hook: ExitHook, exit_: Exit) -> bool:
+        """Has the hook served this exit?"""
+        answer = None if isinstance(exit_, Interrupted) else hook(exit_)
+        if answer is not None and isinstance(exit_, IoIn | MmioRead):
+            self.vcpu.complete_in(answer)
+        return answer is not None
+
     def _run(self) -> None:
         vcpu, bus = self.vcpu, self._bus
         vcpu.kvmclock_ctrl()
         while True:
-            match vcpu.run():
+            exit_ = vcpu.run()
+            if self._on_exit is not None and self._is_served(self._on_exit, exit_):
+                continue
+            match exit_:
                 case IoOut(port, size, data):
                     bus.write(port, size, data)
                 case IoIn(port, size, count):

@@ -28,6 +28,7 @@ from kvmmig.errors import (
 )
 from kvmmig.kvm import System
 from kvmmig.machine.config import MachineDescription
+from kvmmig.machine.cpu import ExitHook
 from kvmmig.machine.machine import Machine
 from kvmmig.machine.memory import GuestMemory
 from kvmmig.machine.pageset import PageSet, Runs
@@ -66,6 +67,7 @@ class IncomingMigration:
         transport: Transport | TransportURI | str,
         *,
         output: Callable[[bytes], None] | None = None,
+        on_exit: ExitHook | None = None,
         limits: Limits | None = None,
         on_listening: Callable[[TransportURI], None] | None = None,
         on_connected: Callable[[], None] | None = None,
@@ -73,7 +75,7 @@ class IncomingMigration:
         on_here: Callable[[Machine], None] | None = None,
         strays: trio.Nursery | None = None,
     ) -> None:
-        """``transport`` may be a URI. ``output`` gets what the guest writes to its serial port.
+        """``transport`` may be a URI. ``output`` and ``on_exit`` are as for `Machine.open`.
 
         ``on_listening`` gets where it listens in fact; ``on_connected`` is told that a source is there;
         ``on_populate`` bytes done and in all; ``on_here`` gets the machine when the guest is here, before the
@@ -82,6 +84,7 @@ class IncomingMigration:
         """
         self._transport = transport if isinstance(transport, Transport) else transport_for(transport)
         self._output = output
+        self._on_exit = on_exit
         self._limits = limits if limits is not None else Limits()
         self._on_listening = on_listening
         self._on_connected = on_connected
@@ -168,6 +171,7 @@ class IncomingMigration:
             Machine.open(
                 description.config(),
                 output=self._output,
+                on_exit=self._on_exit,
                 description=description,
                 on_populate=self._on_populate,
             )
