@@ -21,13 +21,13 @@ LANGUAGES = tuple(_FILES)
 def write_skeleton(name: str, language: str, directory: Path) -> list[Path]:
     """Write the files of a new guest, and return their paths; the first one is its source.
 
-    ``language`` is one of `LANGUAGES`. Raises `BadConfig` for a name that is none, and `BadImage`, with nothing
-    written, where one of the files is there already or can't be written.
+    ``language`` is one of `LANGUAGES`. Raises `BadConfig` for a name that is none, and `BadImage` where a
+    file is there already, with nothing written, or can't be written.
     """
     if not _NAME.fullmatch(name):
         raise BadConfig(
-            f"{name!r} is no name for a guest; use up to 48 letters, digits, - and _, beginning with one of the "
-            "first two"
+            f"{name!r} is no name for a guest; use up to 48 letters, digits, - and _, the first a letter "
+            "or a digit"
         )
     folder = resources.files(__package__).joinpath("skeletons")
     files = {

@@ -34,7 +34,7 @@ from kvmmig.machine.devices import PortBus
 KICK = signal.SIGRTMIN
 
 #: Asked first about every exit from the guest, in the vCPU's thread, where it must not block. It returns None
-#: for what is not its own. Else it has served it: the guest goes on, and a read gets the bytes that it returned.
+#: for what is not its own. Else it has served it: the guest goes on, and a read gets what it returned.
 ExitHook = Callable[[Exit], bytes | None]
 
 

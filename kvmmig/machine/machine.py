@@ -125,12 +125,12 @@ class Machine:
     ) -> AsyncIterator[Self]:
         """Build a machine, and close it at the end of the block, whatever happens in it.
 
-        ``output`` gets what the guest sends to the serial port and the debug console. It is called in vCPU
-        threads and must not block. So is ``on_exit``, which serves ports and other exits of your own: it gets
-        each `kvmmig.kvm.Exit` before anybody else, and returns None for what is not its own, else what the
-        guest reads, ``b""`` for a write. What it keeps is no part of the guest's state. ``on_populate`` is told bytes done and bytes in all while memory is being
-        populated. With a ``description`` the machine is built just as the source's, which ``config`` must
-        agree with.
+        ``output`` gets what the guest sends to the serial port and the debug console. ``on_exit`` serves
+        ports and other exits of your own: it gets each `kvmmig.kvm.Exit` before anybody else, and returns
+        None for what is not its own, else what the guest reads, ``b""`` for a write; what it keeps is no part
+        of the guest's state. Both are called in vCPU threads and must not block. ``on_populate`` is told
+        bytes done and bytes in all while memory is being populated. With a ``description`` the machine is
+        built just as the source's, which ``config`` must agree with.
 
         Raises `BadConfig`, `StateMismatch`, `KvmError`. A cancel, or an error, leaves nothing behind.
         """

@@ -20,7 +20,7 @@ HEADER = "; mine: does a thing\n;@ entry long64\n"
 
 
 def test_the_built_in_guests_are_there() -> None:
-    assert [guest.name for guest in available()] == ["dirtier", "echo", "hello", "registers"]
+    assert [guest.name for guest in available()] == ["dirtier", "echo", "heartbeat", "hello", "registers"]
     assert all(find(guest.name) is guest for guest in available())
 
 
@@ -166,7 +166,7 @@ def test_too_little_memory_for_the_dirtier_is_one_sentence() -> None:
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(
-        BadImage, match=r"there is no guest 'dirtyer'; use dirtier, echo, hello, registers, or"
+        BadImage, match=r"there is no guest 'dirtyer'; use dirtier, echo, heartbeat, hello, registers, or"
     ):
         find("dirtyer")
 

@@ -94,14 +94,14 @@ put_key:
     pop ax
     mov ah, bl
 .known:
-    mov [KEY], ax
     cmp al, 27
-    jne .done
-    call have_byte                          ; the rest of an arrow key has come with it
-    jz .done
+    jne .key
+    call have_byte                          ; the rest of an arrow key comes with it
+    jz .key
     mov byte [ESCAPE], 1
-    mov word [KEY], 0
-.done:
+    ret
+.key:
+    mov [KEY], ax
     ret
 
 ; ZF set: no byte waits that could become a key.
