@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test lint types check-tests bench peers loaded guard tls pressure monitor faults soak attack api docs pins clean
+.PHONY: help setup demo test lint types check-tests bench peers loaded guard tls pressure monitor faults soak attack guests api docs pins clean
 
 help:
 	@echo "make demo    move three guests on this machine: over TCP, through a pipe, into a file"
@@ -19,6 +19,7 @@ help:
 	@echo "make faults  transport x fault x phase: what the source does when the other end fails (minutes; root)"
 	@echo "make soak    200 moves back and forth, with cancels and faults (minutes)"
 	@echo "make attack  torn images, killed saves, hostile clients, a fuzzer: an hour; make attack FUZZ=10 is shorter"
+	@echo "make guests  assemble the built-in guests anew, with nasm"
 	@echo "make api     write docs/api.md anew, from the docstrings"
 	@echo "make docs    the site, into build/site"
 	@echo "make pins    write requirements/constraints.txt anew: the versions that all else here installs"
@@ -89,10 +90,15 @@ attack: setup
 	@$(BIN)/python -m pytest -q -m "not slow" tests/stream tests/qmp tests/transports/test_saving*.py tests/transports/test_tls.py \
 	    tests/transports/test_secret.py tests/cli/test_run_directory.py tests/cli/test_descriptors.py tests/fuzz
 	@echo "== saves killed at random and at each system call, 10,000 torn images, 100,000 hostile inputs"
-	@$(BIN)/python -m pytest -q -m slow tests/transports tests/stream tests/qmp tests/monitor
+	@$(BIN)/python -m pytest -q -m slow tests/transports tests/stream tests/qmp tests/monitor tests/image
 	@echo "== the fuzzer, $(FUZZ) s a target"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements/constraints.txt --editable '.[fuzz]'
 	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ)
+
+# A test holds each .bin to its .asm.
+guests:
+	@for source in kvmmig/guests/*.asm kvmmig/machine/bios/bios.asm; do \
+	    (cd "$$(dirname "$$source")" && name=$$(basename "$$source" .asm) && nasm -f bin -o "$$name.bin" "$$name.asm") || exit; done
 
 api: setup
 	@$(BIN)/python -m tests.api.reference

@@ -14,6 +14,7 @@ import click
 
 from kvmmig.cli.commands_basic import completion, demo, doctor, guests, transports
 from kvmmig.cli.commands_control import console, ls, pause, quit_machine, reset, resume, set_settings, status
+from kvmmig.cli.commands_guest import new_guest
 from kvmmig.cli.commands_image import image
 from kvmmig.cli.commands_migrate import cancel, migrate, save
 from kvmmig.cli.commands_run import restore, run
@@ -73,6 +74,6 @@ for _command in (
     *(ls, status, console, pause, resume, reset, quit_machine),
     *(migrate, save, cancel, set_settings),
     image,
-    *(guests, transports, doctor, demo, completion),
+    *(guests, new_guest, transports, doctor, demo, completion),
 ):
     cli.add_command(_command)

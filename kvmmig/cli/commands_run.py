@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 _STATUSES = """\b
 Exit status:
   the guest's own   when it ended by itself (0 too when it asked for a reset)
-  0                 when it has moved away, when "kvmmig quit" ended it,
-                    and with --detach as soon as it runs
+  0                 when it has halted for good, when it has moved away,
+                    when "kvmmig quit" ended it, and with --detach as
+                    soon as it runs
   1                 when something failed; with --migrate-to also when
                     the guest did not move: it then goes on here until
                     it ends, and its own status does not count
@@ -88,6 +89,12 @@ _pass_fd_option = click.option(
     help="How a flat image starts: in real mode at 0x7c00, or in 64-bit mode at 1 MiB. An ELF and an .asm "
     "say it themselves.",
 )
+@click.option(
+    "--on-halt",
+    type=click.Choice(["end", "stay"]),
+    help="What becomes of a guest that can do nothing any more, such as one that has halted with interrupts "
+    "off: it ends, or it stays and can be looked at.  [default: end]",
+)
 @click.option("--memory", type=Memory(), metavar="SIZE", help="Guest memory.  [default: 256MiB]")
 @click.option("--cpus", type=Cpus(), metavar="N", help="Number of vCPUs.  [default: 1]")
 @click.option(
@@ -126,6 +133,7 @@ _pass_fd_option = click.option(
 def run(
     guest: str | None,
     entry: str | None,
+    on_halt: Literal["end", "stay"] | None,
     memory: int | None,
     cpus: int | None,
     settings: tuple[tuple[str, str], ...],
@@ -150,6 +158,7 @@ def run(
         given = {
             "GUEST": guest,
             "--entry": entry,
+            "--on-halt": on_halt,
             "--memory": memory,
             "--cpus": cpus,
             "--set": settings or None,
@@ -199,6 +208,7 @@ def run(
                 memory=256 << 20 if memory is None else memory,
                 cpus=1 if cpus is None else cpus,
                 settings=dict(settings),
+                on_halt=on_halt or "end",
             ),
             ProcessOptions(name=name, serial=serial, qmp=qmp, no_exec=no_exec, background=background),
             planned=planned,

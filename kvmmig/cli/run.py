@@ -28,6 +28,7 @@ from kvmmig.cli.progress import run_with_progress, summary
 from kvmmig.cli.scheduling import ask_for_short_slices
 from kvmmig.errors import GuestEnded, KvmmigError, WrongState
 from kvmmig.machine import MachineConfig, State
+from kvmmig.machine.config import OnHalt
 from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.monitor.control import MachineControl, Outcome
 from kvmmig.transport import Transport, TransportURI, descriptors, transport_for
@@ -49,6 +50,7 @@ class NewGuest:
     memory: int = 256 << 20
     cpus: int = 1
     settings: Mapping[str, str] = field(default_factory=dict)
+    on_halt: OnHalt = "end"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +88,11 @@ def run_guest(guest: NewGuest, options: ProcessOptions, *, planned: PlannedMigra
         guest.what, entry=guest.entry, memory=guest.memory, cpus=guest.cpus, settings=guest.settings
     )
     config = MachineConfig(
-        memory=guest.memory, cpus=guest.cpus, name=program.name, parameters=program.parameters
+        memory=guest.memory,
+        cpus=guest.cpus,
+        name=program.name,
+        parameters=program.parameters,
+        on_halt=guest.on_halt,
     )
     transport = _transport(planned.uri if planned else None)
 
@@ -282,8 +288,11 @@ def _exit_status(run: MachineRun, outcome: Outcome) -> int:
     match ending.kind:
         case "exit":
             return ending.status
+        case "halted":
+            run.say(f"the guest halted: {ending.report}")
+            return 0
         case "crash":
-            run.say(f"the guest crashed\n{ending.report}")
+            run.say(f"the guest crashed: {ending.report}")
             return CRASHED
         case "moved":
             return 0

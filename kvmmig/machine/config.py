@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import msgspec
 
@@ -24,6 +24,8 @@ _Parameter = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 _Size = Annotated[int, msgspec.Meta(ge=0, le=1 << 52)]
 _Name = Annotated[str, msgspec.Meta(max_length=200)]
 
+OnHalt = Literal["end", "stay"]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MachineConfig:
@@ -31,7 +33,8 @@ class MachineConfig:
 
     ``memory`` is in bytes, ``cpus`` a number of vCPUs; without ``irqchip`` it has no interrupt
     controller. ``name`` is what a guest's check knows it by. ``parameters`` are what a toy guest was
-    assembled with; they travel with it, so that its memory can be checked wherever it is.
+    assembled with; they travel with it, so that its memory can be checked wherever it is. ``on_halt`` says
+    what becomes of a guest whose vCPUs can do nothing any more: it ends, or it stays, and travels on so too.
     """
 
     memory: int
@@ -39,6 +42,7 @@ class MachineConfig:
     irqchip: bool = True
     name: str = "guest"
     parameters: Mapping[str, int] = field(default_factory=dict)
+    on_halt: OnHalt = "end"
 
     def __post_init__(self) -> None:
         try:
@@ -90,7 +94,9 @@ def available_memory() -> int:
     raise BadConfig("/proc/meminfo has no MemAvailable line, so it is unknown how much memory this host has")
 
 
-class MachineDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class MachineDescription(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True
+):
     """What a stream's hello says of the source's machine; all that the other side needs to build its twin."""
 
     memory: _Size  # bytes
@@ -103,6 +109,7 @@ class MachineDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     tsc_khz: _U32
     devices: Annotated[dict[_Name, _U32], msgspec.Meta(max_length=100)]  # name -> version of its state
     msrs: Annotated[list[_U32], msgspec.Meta(max_length=2048)]  # those that the state holds
+    on_halt: OnHalt = "end"
 
     def encode(self) -> bytes:
         """As JSON."""
@@ -125,6 +132,7 @@ class MachineDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=True
                 irqchip=self.irqchip,
                 name=self.name,
                 parameters=dict(self.parameters),
+                on_halt=self.on_halt,
             )
         except BadConfig as error:
             raise StateMismatch(f"the source describes a machine that can't be built: {error}") from error
@@ -169,6 +177,7 @@ def describe(
         tsc_khz=tsc_khz,
         devices=dict(DEVICE_VERSIONS),
         msrs=list(msrs),
+        on_halt=config.on_halt,
     )
 
 

@@ -16,7 +16,7 @@ from kvmmig.kvm import Vcpu, Vm
 from kvmmig.machine import boot, state
 from kvmmig.machine.board import Board
 from kvmmig.machine.config import MachineConfig, MachineDescription
-from kvmmig.machine.cpu import Ending
+from kvmmig.machine.cpu import Ending, ExitHook
 from kvmmig.machine.dirty import BitmapTracker, DirtyTracker
 from kvmmig.machine.memory import GuestMemory
 from kvmmig.machine.populating import Reserve
@@ -24,6 +24,8 @@ from kvmmig.machine.serial import Serial
 from kvmmig.machine.state import StateSection
 
 T = TypeVar("T")
+
+#: Seconds from one look for vCPUs that have halted for good to the next. It costs each of them some 0.1 ms.
 
 
 class State(StrEnum):
@@ -83,7 +85,9 @@ class Machine:
     nothing. A cancel takes effect while a command waits for its turn, never half way through it.
     """
 
-    def __init__(self, config: MachineConfig, output: Callable[[bytes], None]) -> None:
+    def __init__(
+        self, config: MachineConfig, output: Callable[[bytes], None], on_exit: ExitHook | None
+    ) -> None:
         """Use `open`."""
         #: What it was made from.
         self.config = config
@@ -94,6 +98,7 @@ class Machine:
             output=output,
             on_end=lambda: self._from_thread(self._note_end),
             on_room=lambda: self._from_thread(self._wake_feeders),
+            on_exit=on_exit,
         )
         self._token = trio.lowlevel.current_trio_token()
         self._lock = trio.Lock()
@@ -113,21 +118,24 @@ class Machine:
         config: MachineConfig,
         *,
         output: Callable[[bytes], None] | None = None,
+        on_exit: ExitHook | None = None,
         description: MachineDescription | None = None,
         reserve: Reserve | None = None,
         contents: Callable[[GuestMemory], None] | None = None,
     ) -> AsyncIterator[Self]:
         """Build a machine, and close it at the end of the block, whatever happens in it.
 
-        ``output`` gets what the guest sends to the serial port and the debug console. It is called in vCPU
-        threads and must not block. With a ``description`` the machine is built just as the source's, which
-        ``config`` must agree with. Its memory is that of ``reserve``, if there is one; what is not populated
-        yet is populated in the background. With ``contents`` it is not: they are called with it, in a thread,
-        to fill it or to map it from somewhere.
+        ``output`` gets what the guest sends to the serial port and the debug console. ``on_exit`` serves
+        ports and other exits of your own: it gets each `kvmmig.kvm.Exit` before anybody else, and returns
+        None for what is not its own, else what the guest reads, ``b""`` for a write; what it keeps is no part
+        of the guest's state. Both are called in vCPU threads and must not block. With a ``description`` the
+        machine is built just as the source's, which ``config`` must agree with. Its memory is that of
+        ``reserve``, if there is one; what is not populated yet is populated in the background. With
+        ``contents`` it is not: they are called with it, in a thread, to fill it or to map it from somewhere.
 
         Raises `BadConfig`, `StateMismatch`, `KvmError`. A cancel, or an error, leaves nothing behind.
         """
-        machine = cls(config, output or (lambda data: None))
+        machine = cls(config, output or (lambda data: None), on_exit)
         try:
             board = machine._board
             machine.description = await machine._in_thread(board.build, description, reserve, contents)

@@ -29,6 +29,7 @@ from kvmmig.errors import (
 )
 from kvmmig.kvm import System
 from kvmmig.machine.config import MachineDescription
+from kvmmig.machine.cpu import ExitHook
 from kvmmig.machine.machine import Machine
 from kvmmig.machine.memory import GuestMemory
 from kvmmig.machine.pageset import PageSet, Runs
@@ -69,6 +70,7 @@ class IncomingMigration:
         transport: Transport | TransportURI | str,
         *,
         output: Callable[[bytes], None] | None = None,
+        on_exit: ExitHook | None = None,
         limits: Limits | None = None,
         on_listening: Callable[[TransportURI], None] | None = None,
         on_connected: Callable[[], None] | None = None,
@@ -78,7 +80,7 @@ class IncomingMigration:
         prefault: bool = False,
         on_prefault: Callable[[int, int], None] | None = None,
     ) -> None:
-        """``transport`` may be a URI. ``output`` gets what the guest writes to its serial port.
+        """``transport`` may be a URI. ``output`` and ``on_exit`` are as for `Machine.open`.
 
         ``reserve`` is memory for the guest that is there already; whoever made it closes it.
 
@@ -92,6 +94,7 @@ class IncomingMigration:
         """
         self._transport = transport if isinstance(transport, Transport) else transport_for(transport)
         self._output = output
+        self._on_exit = on_exit
         self._limits = limits if limits is not None else Limits()
         self._on_listening = on_listening
         self._on_connected = on_connected
@@ -189,6 +192,7 @@ class IncomingMigration:
             Machine.open(
                 description.config(),
                 output=self._output,
+                on_exit=self._on_exit,
                 description=description,
                 reserve=self._reserve,
             )
