@@ -113,7 +113,7 @@ async def test_a_floppy_moves_with_its_guest(tmp_path: Path, move: Move) -> None
     with trio.fail_after(60):
         async with machine_with(program, MEMORY, screen) as machine:
             await machine.start()
-            await screen.until(lambda text: "press a key" in text)
+            await screen.until(lambda text: text.endswith("press a key\r\n"))
             await machine.pause()
             async with move(Running(machine, screen, program)) as moved:
                 await moved.machine.feed(b"x")

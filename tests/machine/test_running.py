@@ -491,7 +491,7 @@ async def test_nothing_is_left_after_close(spinner: Program) -> None:
     async with Machine.open(MachineConfig(memory=4 << 20, cpus=2)) as machine:
         await machine.load(spinner)
         await machine.start()
-        assert len(leftovers()[0]) == 2
+        assert {"kvmmig vCPU 0", "kvmmig vCPU 1"} <= leftovers()[0]
         assert leftovers()[1]
     assert leftovers() == (set(), [])
     with pytest.raises(ValueError, match="released"):
