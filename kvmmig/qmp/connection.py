@@ -23,6 +23,7 @@ from kvmmig.qmp.messages import (
     encode_challenge,
     encode_error,
     encode_reply,
+    not_a_message,
     parse_id,
     parse_members,
     parse_proof,
@@ -164,7 +165,7 @@ class Connection:
         request_id: msgspec.Raw | None = None
         try:
             if isinstance(message, Malformed):
-                raise NotQMP(f"JSON parse error, {message.reason}")
+                raise not_a_message(message.reason, is_value=message.is_value)
             members = parse_members(message)
             request_id = parse_id(members)
             request = parse_request(members, out_of_band=self.session.out_of_band)

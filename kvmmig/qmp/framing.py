@@ -33,13 +33,19 @@ _QUOTES = b"\"'"
 _BACKSLASH = ord("\\")
 _ESCAPABLE = b"\"'\\"
 _OPENING = b"{["
+_CLOSING = b"}]"
+_VALUE = b"\"'-0123456789"  # a string or a number begins so
 
 
 @dataclass(frozen=True)
 class Malformed:
-    """Bytes that are no message, and why; they were skipped, up to the end of their line."""
+    """Bytes that are no message, and why; they were skipped, up to the end of their line.
+
+    ``is_value``: it begins as JSON does, but as no object.
+    """
 
     reason: str
+    is_value: bool = False
 
 
 class MessageSplitter:
@@ -123,13 +129,16 @@ class MessageSplitter:
         if byte == _RESET:
             end = next((i for i, other in enumerate(self._data) if other != _RESET), len(self._data))
             return self._malformed(end, "a byte 0xFF came between two messages", skip=False)
+        if byte in _CLOSING:
+            return self._malformed(1, "expecting value")
         shown = chr(byte) if 0x20 < byte < 0x7F else f"\\x{byte:02x}"
-        return self._malformed(1, f"stray '{shown}': a message is an object, and begins with '{{'")
+        reason = f"stray '{shown}': a message is an object, and begins with '{{'"
+        return self._malformed(1, reason, is_value=byte in _VALUE)
 
-    def _malformed(self, end: int, reason: str, *, skip: bool = True) -> Malformed:
+    def _malformed(self, end: int, reason: str, *, skip: bool = True, is_value: bool = False) -> Malformed:
         self._forget(end)
         self._skipping = skip
-        return Malformed(reason)
+        return Malformed(reason, is_value)
 
     def _forget(self, end: int) -> None:
         del self._data[:end]

@@ -29,6 +29,13 @@ _STRING = re.compile(rb"""'(?:[^'\\]++|\\.)*+'|"(?:[^"\\]++|\\.)*+\"""", re.DOTA
 _SPECIAL = re.compile(rb'\\.|"', re.DOTALL)
 _LONGEST_QUOTED = 4 << 10  # bytes: beyond it single quotes are none. To read so many takes up to 1 ms
 _AS_JSON = {b"\\'": b"'", b'"': b'\\"'}
+_AS_QEMU_SAYS = {  # the decoder's words, and those of qobject/json-parser.c
+    "expected ':'": "missing : in object pair",
+    "expected ',' or '}'": "expected separator in dict",
+    "expected ',' or ']'": "expected separator in list",
+    "trailing comma in object": "expecting value",
+    "invalid escaped character": "invalid escape sequence in string",
+}
 _LONGEST_NAME = 80  # characters of a client's own words in an error
 
 
@@ -189,7 +196,16 @@ def parse_error(error: Exception) -> NotQMP:
             reason = "it is nested too deeply"
         case _:
             reason = str(error).removeprefix("JSON is malformed: ")
-    return NotQMP(f"JSON parse error, {reason[:1].lower()}{reason[1:]}")
+    reason = f"{reason[:1].lower()}{reason[1:]}"
+    for ours, qemus in _AS_QEMU_SAYS.items():
+        if reason.startswith(ours):
+            reason = qemus + reason.removeprefix(ours)
+    return NotQMP(f"JSON parse error, {reason}")
+
+
+def not_a_message(reason: str, *, is_value: bool) -> NotQMP:
+    """What is wrong with bytes that are no message; ``is_value``: they are JSON perhaps, but no object."""
+    return NotQMP("QMP input must be a JSON object" if is_value else f"JSON parse error, {reason}")
 
 
 def shortened(text: str) -> str:

@@ -97,8 +97,9 @@ class CommandTable:
         return schema
 
     def replies(self, name: str) -> bool:
-        """Whether its reply has anything in it: whether its handler is annotated to return something."""
-        return self._commands[name].handler.__annotations__["return"] not in (None, "None")
+        """Whether its reply may have anything in it: a handler that is annotated to return None says no."""
+        annotations = getattr(self._commands[name].handler, "__annotations__", {})
+        return annotations.get("return", object) not in (None, "None")
 
     def __contains__(self, name: str) -> bool:
         return name in self._commands
