@@ -153,14 +153,16 @@ class PreCopy:
         self.record.begin_round()
         self.pages.begin()
         await send(self.pages.more)
-        self.record.end_final_pass()
-        self.record.lap("memory")
         for section in sections:
             self._cursor.put(
                 self._encoder.section(stream.Section(section.name, section.version, section.data))
             )
         self._cursor.put(self._encoder.end(running=running))
         await send()
+        if channel.two_way:  # one way, the commit begins with it, and says what keeps a reader from it
+            await self._make_safe(channel, peer)
+        self.record.end_final_pass()
+        self.record.lap("memory")
 
         self._enter(Phase.COMMIT)
         await commit(
@@ -255,9 +257,10 @@ class PreCopy:
         return self.record.end_round(await self._collect())
 
     async def _make_safe(self, channel: GuardedChannel, peer: Peer) -> None:
-        """What goes one way may end on a disk: have it there while the guest runs, and not when it stands."""
-        if channel.two_way:
-            return
+        """A round is over when the other side's kernel, or the disk, has it: so its rate is what was reached.
+
+        What a disk takes its time for is done while the guest runs, and not when it stands still.
+        """
         with self.record.waits.on("channel"), trio.move_on_after(self._time_left()):
             await bounded(
                 channel, peer, channel.flush, "did not take the last bytes", self.limits.handover_timeout
