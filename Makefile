@@ -60,7 +60,7 @@ peers: setup
 	@$(BIN)/python -m bench.peers $(ARGS)
 
 loaded: setup
-	@$(BIN)/python bench/loaded.py
+	@$(BIN)/python -m bench.loaded $(ARGS)
 
 guard: setup
 	@$(BIN)/python bench/guard.py

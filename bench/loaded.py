@@ -17,8 +17,8 @@ from contextlib import contextmanager
 import trio
 from rich.console import Console
 from rich.table import Table
-from speed import MIB, destination, dirtier, plain_tcp
 
+from bench.speed import MIB, destination, dirtier, plain_tcp
 from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.migration.report import MigrationStatistics
 from kvmmig.units import format_duration, format_rate, format_size
