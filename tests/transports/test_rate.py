@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -71,7 +72,7 @@ async def test_who_is_kept_from_sending_for_100_ms_makes_up_for_it() -> None:
         async def wake_late(_: float) -> None:
             clock.now += 0.095
 
-        patch.setattr(rate_module.trio, "sleep", wake_late)
+        patch.setattr(trio, "sleep", wake_late)
         bucket, sent = TokenBucket(20e6), 0
         while clock.now < 10:
             await bucket.wait()
