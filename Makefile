@@ -61,7 +61,7 @@ peers: setup
 	@$(BIN)/python -m bench.peers $(ARGS)
 
 loaded: setup
-	@$(BIN)/python -m bench.loaded
+	@$(BIN)/python -m bench.loaded $(ARGS)
 
 guard: setup
 	@$(BIN)/python bench/guard.py

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 import trio
 
 from kvmmig.cli.counters import counter_rows
 from kvmmig.cli.output import Output
 from kvmmig.errors import KvmmigError
-from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.migration.policy import RoundFigures
 from kvmmig.migration.report import MigrationStatistics, Phase
 from kvmmig.units import format_duration, format_rate, format_size
+
+if TYPE_CHECKING:  # who looks at another process's migration need not wait for numpy
+    from kvmmig.migration.outgoing import OutgoingMigration
 
 _PAGE = 4096
 _EVERY = 0.1  # seconds between two looks at the figures

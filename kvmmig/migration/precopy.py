@@ -162,10 +162,12 @@ class PreCopy:
         self.record.begin_round()
         self.pages.begin()
         await send(self.pages.more)
-        self.record.end_final_pass()
-        self.record.lap("memory")
         self._form.finish(sections, running=running)
         await send()
+        if channel.two_way:  # one way, the commit begins with it, and says what keeps a reader from it
+            await self._make_safe(channel, peer, durable=True)
+        self.record.end_final_pass()
+        self.record.lap("memory")
 
         self._enter(Phase.COMMIT)
         if self.keep_running:
@@ -269,12 +271,15 @@ class PreCopy:
         return self.record.end_round(await self._collect())
 
     async def _make_safe(self, channel: GuardedChannel, peer: Peer, *, durable: bool) -> None:
-        """Before a page of an image is written again, its last write must have ended. And what goes one way
-        may end on a disk: have it there while the guest runs, and not when it stands."""
+        """A round is over when the other side's kernel, or the disk, has it: so its rate is what was reached.
+
+        What a disk takes its time for is done while the guest runs, and not when it stands still. Before a
+        page of an image is written again, its last write must have ended.
+        """
         with self.record.waits.on("channel"):
             if self._as_image:
                 await self._bounded(channel, peer, channel.settle)
-            if durable and not channel.two_way:
+            if durable:
                 with trio.move_on_after(self._time_left()):
                     await self._bounded(channel, peer, channel.flush)
 

@@ -6,9 +6,10 @@ libraries that only have a ``send_all``, `stored_sender` and `stored_receiver` f
 wrappers that re-frame.
 Listeners: `SocketListener`, `AtOnceListener`.
 
-Parts of channels: `OneAtATime`, `prefix`, `Interrupts`, `own_tasks`, `TokenBucket`; `Workers`,
-`open_in_thread` and `attempt` for calls that may hang; `PipeWriter` and `PipeReader`, `Process` and
-`ProcessWatch`; `SaveFile`, `SavedFile`, `Replace` and `REPLACE_OPTION`; `why` and `kind` for sentences.
+Parts of channels: `OneAtATime`, `prefix`, `Interrupts`, `own_tasks`, `TokenBucket`; `SendLane` and
+`ReceiveLane`, threads that copy what goes through a descriptor; `Workers`, `open_in_thread` and `attempt` for
+calls that may hang; `PipeWriter` and `PipeReader`, `Process` and `ProcessWatch`; `SaveFile`, `SavedFile`,
+`Replace` and `REPLACE_OPTION`; `why` and `kind` for sentences.
 
 Each is imported when it is first used: a command that needs a socket does not wait for numpy.
 """
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from kvmmig.transport.toolkit.blockfile import BlockFileSender as BlockFileSender
     from kvmmig.transport.toolkit.buffers import prefix as prefix
     from kvmmig.transport.toolkit.interrupts import Interrupts as Interrupts
+    from kvmmig.transport.toolkit.lanes import ReceiveLane as ReceiveLane
+    from kvmmig.transport.toolkit.lanes import SendLane as SendLane
     from kvmmig.transport.toolkit.listeners import AtOnceListener as AtOnceListener
     from kvmmig.transport.toolkit.one_at_a_time import OneAtATime as OneAtATime
     from kvmmig.transport.toolkit.pipes import PipeReader as PipeReader
@@ -65,6 +68,7 @@ _NAMES = {
     "accessfile": "RandomAccessFile",
     "blockfile": "BlockFileReceiver BlockFileSender",
     "interrupts": "Interrupts",
+    "lanes": "ReceiveLane SendLane",
     "listeners": "AtOnceListener",
     "one_at_a_time": "OneAtATime",
     "pipes": "PipeReader PipeReceiver PipeSender PipeWriter",

@@ -100,7 +100,7 @@ class SendLane:
         fd: int,
         peer: str,
         *,
-        first: int = _LEAST,
+        first: int = 1 << 19,
         reader: int | None = None,
         at_end: Callable[[], None] = lambda: None,
     ) -> None:
@@ -125,7 +125,7 @@ class SendLane:
         """All that was accepted is with the kernel."""
         return not self._queued
 
-    async def send_some(self, buffers: Sequence[memoryview], call_size: int = _CALL) -> int:
+    async def send_some(self, buffers: Sequence[memoryview], call_size: int = 4 << 20) -> int:
         """As `SendChannel.send_some`; at most ``call_size`` bytes at a time."""
         await trio.lowlevel.checkpoint()
         self.check()
