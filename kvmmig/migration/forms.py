@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 from kvmmig import image, stream
+from kvmmig.machine.memory import GuestMemory
 from kvmmig.machine.pageset import PageSet
 from kvmmig.machine.state import StateSection
 from kvmmig.migration.imagepages import ImagePages
 from kvmmig.migration.pages import PendingPages
 from kvmmig.migration.record import CountsPages
-
-if TYPE_CHECKING:
-    from kvmmig.migration.precopy import MigratableMachine
 
 
 class Form(ABC):
@@ -40,19 +37,20 @@ class Form(ABC):
 class StreamForm(Form):
     """As a stream."""
 
-    def __init__(self, machine: MigratableMachine, pending: PageSet) -> None:
-        self._machine = machine
+    def __init__(self, memory: GuestMemory, pending: PageSet, describe: Callable[[], bytes]) -> None:
+        """``describe()`` is what the machine says of itself, as JSON."""
+        self._n_pages = memory.n_pages
+        self._describe = describe
         self._encoder = self.counts = stream.Encoder(stream.Direction.FORWARDS)
         self.cursor: stream.Cursor = stream.Cursor()
-        self.pages: PendingPages = PendingPages(machine.memory, pending, self._encoder, self.cursor)
+        self.pages: PendingPages = PendingPages(memory, pending, self._encoder, self.cursor)
 
     def introduce(self, *, two_way: bool, page_digests: bool) -> None:
         self.cursor.put(self._encoder.preamble())
         # A link has checksums of its own. Disks have none, and what goes one way may end, and lie, on one.
         self.pages.stable = page_digests or not two_way
         features = (stream.PAGE_DIGESTS,) if self.pages.stable else ()
-        description = self._machine.description.encode()
-        self.cursor.put(self._encoder.hello(self._machine.memory.n_pages, description, features))
+        self.cursor.put(self._encoder.hello(self._n_pages, self._describe(), features))
 
     def finish(self, sections: Sequence[StateSection], *, running: bool) -> None:
         for section in sections:
@@ -68,10 +66,11 @@ class StreamForm(Form):
 class ImageForm(Form):
     """As an image."""
 
-    def __init__(self, machine: MigratableMachine, pending: PageSet) -> None:
-        self._machine = machine
+    def __init__(self, memory: GuestMemory, pending: PageSet, describe: Callable[[], bytes]) -> None:
+        """``describe()`` is what the machine says of itself, as JSON."""
+        self._describe = describe
         self.cursor: image.PieceCursor = image.PieceCursor()
-        self.pages: ImagePages = ImagePages(machine.memory, pending, self.cursor)
+        self.pages: ImagePages = ImagePages(memory, pending, self.cursor)
         self.counts = self.pages
 
     def introduce(self, *, two_way: bool, page_digests: bool) -> None:
@@ -79,7 +78,7 @@ class ImageForm(Form):
 
     def finish(self, sections: Sequence[StateSection], *, running: bool) -> None:
         state = [stream.Section(section.name, section.version, section.data) for section in sections]
-        self.pages.finish(self._machine.description.encode(), state, running=running)
+        self.pages.finish(self._describe(), state, running=running)
 
     def go(self) -> None:
         """It has its name when the channel has been closed; there is no other word."""

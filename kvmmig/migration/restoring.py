@@ -148,10 +148,12 @@ async def reading_ahead(
 async def _read_ahead(
     opened: image.OpenImage, fd: int, machine: Machine, progress: Callable[[int, int], None] | None
 ) -> None:
-    blocks = opened.data_blocks()
+    blocks, size = opened.data_blocks(), image.BLOCK_PAGES * PAGE_SIZE
     with mmap.mmap(fd, opened.layout.page_map_at, mmap.MAP_SHARED, mmap.PROT_READ) as file:
         for start in range(0, len(blocks), _CHUNK_BLOCKS):
             chunk = blocks[start : start + _CHUNK_BLOCKS]
+            for block in blocks[start + _CHUNK_BLOCKS : start + 2 * _CHUNK_BLOCKS]:
+                file.madvise(mmap.MADV_WILLNEED, MEMORY_AT + block * size, size)
             problem = await trio.to_thread.run_sync(_read_blocks, opened, file, machine, chunk)
             if problem:
                 _log.error(
