@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test lint types check-tests bench guard tls pressure monitor faults soak api docs pins clean
+.PHONY: help setup demo test lint types check-tests bench guard image tls pressure monitor faults soak api docs pins clean
 
 help:
 	@echo "make demo    move three guests on this machine: over TCP, through a pipe, into a file"
 	@echo "make test    lint, types, tests"
 	@echo "make bench   the figures, each beside its limit measured in the same run"
 	@echo "make guard   what the guard between the engine and every channel costs"
+	@echo "make image   saving to an image and coming back from it, beside plain writes to the disk"
 	@echo "make tls     how fast tls+ is, beside what one core can encrypt"
 	@echo "make pressure  a loaded machine, a slow sink, a cancel in the middle of a long final pass"
 	@echo "make monitor  how fast the monitor answers while its machine migrates, onto four kinds of sink"
@@ -55,6 +56,9 @@ bench: setup
 
 guard: setup
 	@$(BIN)/python bench/guard.py
+
+image: setup
+	@$(BIN)/python -m bench.image
 
 tls: setup
 	@$(BIN)/python bench/tls.py
