@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test lint types check-tests bench peers loaded guard tls pressure monitor faults soak attack guests api docs pins clean
+.PHONY: help setup demo test lint types check-tests bench peers loaded guard image tls pressure monitor faults soak attack guests api docs pins clean
 
 help:
 	@echo "make demo    move three guests on this machine: over TCP, through a pipe, into a file"
@@ -13,6 +13,7 @@ help:
 	@echo "make peers   kvmmig beside QEMU, idle and loaded (minutes; needs qemu-system-x86 and nasm); see bench/README.md"
 	@echo "make guard   what the guard between the engine and every channel costs"
 	@echo "make loaded  setup and rate over TCP, idle and beside busy processes, each beside a plain loop"
+	@echo "make image   saving to an image and coming back from it, beside plain writes to the disk"
 	@echo "make tls     how fast tls+ is, beside what one core can encrypt"
 	@echo "make pressure  a loaded machine, a slow sink, a cancel in the middle of a long final pass"
 	@echo "make monitor  how fast the monitor answers while its machine migrates, onto four kinds of sink"
@@ -65,6 +66,9 @@ loaded: setup
 
 guard: setup
 	@$(BIN)/python bench/guard.py
+
+image: setup
+	@$(BIN)/python -m bench.image
 
 tls: setup
 	@$(BIN)/python bench/tls.py

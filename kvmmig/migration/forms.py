@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from kvmmig import image, stream
 from kvmmig.machine.memory import GuestMemory
@@ -37,9 +37,10 @@ class Form(ABC):
 class StreamForm(Form):
     """As a stream."""
 
-    def __init__(self, memory: GuestMemory, description: bytes, pending: PageSet) -> None:
-        self._description = description
+    def __init__(self, memory: GuestMemory, pending: PageSet, describe: Callable[[], bytes]) -> None:
+        """``describe()`` is what the machine says of itself, as JSON."""
         self._n_pages = memory.n_pages
+        self._describe = describe
         self._encoder = self.counts = stream.Encoder(stream.Direction.FORWARDS)
         self.cursor: stream.Cursor = stream.Cursor()
         self.pages: PendingPages = PendingPages(memory, pending, self._encoder, self.cursor)
@@ -49,7 +50,7 @@ class StreamForm(Form):
         # A link has checksums of its own. Disks have none, and what goes one way may end, and lie, on one.
         self.pages.stable = page_digests or not two_way
         features = (stream.PAGE_DIGESTS,) if self.pages.stable else ()
-        self.cursor.put(self._encoder.hello(self._n_pages, self._description, features))
+        self.cursor.put(self._encoder.hello(self._n_pages, self._describe(), features))
 
     def finish(self, sections: Sequence[StateSection], *, running: bool) -> None:
         for section in sections:
@@ -65,8 +66,9 @@ class StreamForm(Form):
 class ImageForm(Form):
     """As an image."""
 
-    def __init__(self, memory: GuestMemory, description: bytes, pending: PageSet) -> None:
-        self._description = description
+    def __init__(self, memory: GuestMemory, pending: PageSet, describe: Callable[[], bytes]) -> None:
+        """``describe()`` is what the machine says of itself, as JSON."""
+        self._describe = describe
         self.cursor: image.PieceCursor = image.PieceCursor()
         self.pages: ImagePages = ImagePages(memory, pending, self.cursor)
         self.counts = self.pages
@@ -76,7 +78,7 @@ class ImageForm(Form):
 
     def finish(self, sections: Sequence[StateSection], *, running: bool) -> None:
         state = [stream.Section(section.name, section.version, section.data) for section in sections]
-        self.pages.finish(self._description, state, running=running)
+        self.pages.finish(self._describe(), state, running=running)
 
     def go(self) -> None:
         """It has its name when the channel has been closed; there is no other word."""

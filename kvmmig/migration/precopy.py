@@ -105,9 +105,8 @@ class PreCopy:
         self._tracker = machine.dirty_tracker()
         self._as_image = as_image
         self.keep_running = keep_running
-        self._form: Form = (ImageForm if as_image else StreamForm)(
-            machine.memory, machine.description.encode(), self.pending
-        )
+        form = ImageForm if as_image else StreamForm
+        self._form: Form = form(machine.memory, self.pending, lambda: machine.description.encode())
         self._cursor = self._form.cursor
         self.record = Record(self._form.counts, self._cursor, lambda: machine.thread_ids)
         self.pages = self._form.pages

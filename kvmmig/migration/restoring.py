@@ -150,6 +150,8 @@ async def _read_ahead(
     with mmap.mmap(fd, opened.layout.page_map_at, mmap.MAP_SHARED, mmap.PROT_READ) as file:
         for start in range(0, len(blocks), _CHUNK_BLOCKS):
             chunk = blocks[start : start + _CHUNK_BLOCKS]
+            following = blocks[start + _CHUNK_BLOCKS : start + 2 * _CHUNK_BLOCKS]
+            await trio.to_thread.run_sync(_ask_for, fd, following)
             problem = await trio.to_thread.run_sync(_read_blocks, opened, file, machine, chunk)
             if problem:
                 _log.error(
@@ -163,6 +165,15 @@ async def _read_ahead(
                 return
             if progress is not None:
                 progress((start + len(chunk)) * image.BLOCK_PAGES, len(blocks) * image.BLOCK_PAGES)
+
+
+def _ask_for(fd: int, blocks: list[int]) -> None:
+    """Have the kernel read these: the disk is at work while others are checked."""
+    if blocks:
+        start, stop = blocks[0] * image.BLOCK_PAGES, (blocks[-1] + 1) * image.BLOCK_PAGES
+        if stop - start <= 2 * _CHUNK_BLOCKS * image.BLOCK_PAGES:  # else most of it may be holes
+            size = (stop - start) * PAGE_SIZE
+            os.posix_fadvise(fd, MEMORY_AT + start * PAGE_SIZE, size, os.POSIX_FADV_WILLNEED)
 
 
 def _read_blocks(opened: image.OpenImage, file: mmap.mmap, machine: Machine, blocks: list[int]) -> str:

@@ -48,6 +48,12 @@ from kvmmig.testing.checks.listening import (
     check_second_accept,
 )
 from kvmmig.testing.checks.loop import check_no_call_holds_the_loop
+from kvmmig.testing.checks.random_access import (
+    check_aborted_write_never_appears,
+    check_bytes_are_found_at_their_offsets,
+    check_cancelled_write_accepts_nothing,
+    check_settled_buffers_can_be_used_again,
+)
 from kvmmig.testing.checks.saying import (
     check_attributes,
     check_counters_at_any_time,
@@ -115,8 +121,19 @@ _STORED: tuple[Check, ...] = (
     check_cancelled_commit_leaves_nothing,
 )
 
+#: For a transport that has random access, besides the others.
+RANDOM_ACCESS_CHECKS: tuple[Check, ...] = (
+    check_bytes_are_found_at_their_offsets,
+    check_settled_buffers_can_be_used_again,
+    check_cancelled_write_accepts_nothing,
+    check_aborted_write_never_appears,
+)
+
 #: All of them, for any transport.
-CHECKS: tuple[Check, ...] = (*_ALL, *_SAYING, *_STREAM, *_LISTENING, *_TWO_WAY, *_STORED)
+CHECKS: tuple[Check, ...] = (
+    *(*_ALL, *_SAYING, *_STREAM, *_LISTENING, *_TWO_WAY, *_STORED),
+    *RANDOM_ACCESS_CHECKS,
+)
 
 #: For a sender that nothing leaves: also for a store, if it is made so that its disk hangs.
 CLOGGED_CHECKS: tuple[Check, ...] = (
