@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kvmmig.cli.arguments import StoringOption, examples, json_option, machine_argument
+from kvmmig.cli.arguments import StoringOption, examples, json_option, machine_argument, record_option
 
 if TYPE_CHECKING:
     from kvmmig.transport.uri import TransportURI
@@ -36,6 +36,7 @@ _detach_option = click.option(
         "kvmmig migrate a tcp:192.0.2.7:4444",
         "kvmmig migrate a unix:/run/user/1000/b.migration --keep",
         "kvmmig migrate a 'throttle+tcp:127.0.0.1:4444?throttle.rate=100MB/s'",
+        "kvmmig migrate a tcp:192.0.2.7:4444 --record a.jsonl",
         "kvmmig migrate a tcp:192.0.2.7:4444 --json | tee figures",
         more=_STATUSES,
     ),
@@ -44,8 +45,9 @@ _detach_option = click.option(
 @click.argument("uri")
 @_keep_option
 @_detach_option
+@record_option
 @json_option
-def migrate(name: str, uri: str, keep: bool, detach: bool, as_json: bool) -> int:
+def migrate(name: str, uri: str, keep: bool, detach: bool, record: str | None, as_json: bool) -> int:
     """Move the guest of the machine NAME to URI while it runs; "kvmmig transports" lists the ways.
 
     When it has moved, the machine here is ended. Ctrl-C asks whether to cancel or to leave it running.
@@ -53,7 +55,8 @@ def migrate(name: str, uri: str, keep: bool, detach: bool, as_json: bool) -> int
     from kvmmig.cli.storing import checked
     from kvmmig.transport.uri import TransportURI
 
-    return _migrate(name, checked(TransportURI.parse(uri)), keep=keep, detach=detach, as_json=as_json)
+    to = checked(TransportURI.parse(uri))
+    return _migrate(name, to, keep=keep, detach=detach, record=record, as_json=as_json)
 
 
 @click.command(
@@ -70,8 +73,11 @@ def migrate(name: str, uri: str, keep: bool, detach: bool, as_json: bool) -> int
 )
 @_keep_option
 @_detach_option
+@record_option
 @json_option
-def save(name: str, path: str, transport: str, keep: bool, detach: bool, as_json: bool) -> int:
+def save(
+    name: str, path: str, transport: str, keep: bool, detach: bool, record: str | None, as_json: bool
+) -> int:
     """Save the guest of the machine NAME to PATH while it runs; "kvmmig restore" goes on with it.
 
     - is standard output, also of a pipe; what is said goes to standard error then.
@@ -82,6 +88,7 @@ def save(name: str, path: str, transport: str, keep: bool, detach: bool, as_json
     import shlex
 
     from kvmmig.cli.storing import checked, storing_uri
+    from kvmmig.transport.uri import TransportURI
 
     with_transport = "" if transport in ("file", "pipe") else f" --transport {transport}"
     then = f"go on with it: kvmmig restore {shlex.quote(path)}{with_transport}"
@@ -90,26 +97,27 @@ def save(name: str, path: str, transport: str, keep: bool, detach: bool, as_json
 
         stream = own_descriptor(path, writing=True)
         if stream is not None:
-            return _save_to_stream(name, stream, path, transport, keep=keep, detach=detach, as_json=as_json)
+            _check_stream(path, transport, detach=detach)
+            return _migrate(
+                name,
+                TransportURI("fd", "stream"),
+                stream=stream,
+                keep=keep,
+                detach=False,
+                record=record,
+                as_json=as_json,
+            )
     uri = checked(storing_uri(transport, path))
-    return _migrate(name, uri, keep=keep, detach=detach, as_json=as_json, then=then)
+    return _migrate(name, uri, keep=keep, detach=detach, record=record, as_json=as_json, then=then)
 
 
-def _save_to_stream(
-    name: str, stream: int, path: str, transport: str, *, keep: bool, detach: bool, as_json: bool
-) -> int:
+def _check_stream(path: str, transport: str, *, detach: bool) -> None:
     if transport != "file":
         raise click.UsageError(
             f"--transport {transport} writes to a file of its own, so {path} can't go with it"
         )
     if detach:
         raise click.UsageError(f"to {path} this command itself writes, so --detach can't go with it")
-    from kvmmig.cli.migrate import migrate_machine
-    from kvmmig.transport.uri import TransportURI
-
-    return migrate_machine(
-        name, TransportURI("fd", "stream"), stream=stream, keep=keep, detach=False, as_json=as_json
-    )
 
 
 @click.command(short_help="Cancel a machine's migration.", epilog=examples("kvmmig cancel a"))
@@ -121,9 +129,21 @@ def cancel(name: str) -> int:
     return cancel_migration(name)
 
 
-def _migrate(name: str, uri: TransportURI, *, keep: bool, detach: bool, as_json: bool, then: str = "") -> int:
+def _migrate(
+    name: str,
+    uri: TransportURI,
+    *,
+    keep: bool,
+    detach: bool,
+    record: str | None,
+    as_json: bool,
+    then: str = "",
+    stream: int | None = None,
+) -> int:
     if keep and detach:
         raise click.UsageError("--detach leaves the machine here anyway, so --keep can't go with it")
     from kvmmig.cli.migrate import migrate_machine
 
-    return migrate_machine(name, uri, keep=keep, detach=detach, as_json=as_json, then=then)
+    return migrate_machine(
+        name, uri, keep=keep, detach=detach, record=record, as_json=as_json, then=then, stream=stream
+    )

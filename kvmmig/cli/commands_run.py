@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kvmmig.cli.arguments import Cpus, GuestOrFile, Memory, Seconds, Setting, StoringOption, examples
+from kvmmig.cli.arguments import (
+    Cpus,
+    GuestOrFile,
+    Memory,
+    Seconds,
+    Setting,
+    StoringOption,
+    examples,
+    record_option,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -114,6 +123,7 @@ _pass_fd_option = click.option(
     help='Run the guest that comes by migration from there, instead of a new one; "defer" waits until a '
     "monitor's migrate-incoming says from where.",
 )
+@record_option
 def run(
     guest: str | None,
     entry: str | None,
@@ -129,6 +139,7 @@ def run(
     migrate_to: str | None,
     after: float | None,
     incoming: str | None,
+    record: str | None,
 ) -> int:
     """Run GUEST, a toy guest's name, or FILE: an .asm, a static ELF64 executable, a flat image.
 
@@ -154,7 +165,9 @@ def run(
             )
         uri = _uri(incoming) if incoming != "defer" else None
         _inherit(pass_fds)
-        return _run_incoming(lambda: uri, name=name, detach=detach, serial=serial, qmp=qmp, no_exec=no_exec)
+        return _run_incoming(
+            lambda: uri, name=name, detach=detach, serial=serial, qmp=qmp, no_exec=no_exec, record=record
+        )
     if guest is None:
         raise click.UsageError(
             "name a guest or a file to run (kvmmig guests lists the guests), or --incoming URI"
@@ -185,7 +198,9 @@ def run(
                 cpus=1 if cpus is None else cpus,
                 settings=dict(settings),
             ),
-            ProcessOptions(name=name, serial=serial, qmp=qmp, no_exec=no_exec, background=background),
+            ProcessOptions(
+                name=name, serial=serial, qmp=qmp, no_exec=no_exec, record=record, background=background
+            ),
             planned=planned,
         )
 
@@ -212,6 +227,7 @@ def run(
     help="What reads it: this process (file), a helper (pipe; either reads what the other has written), or "
     "another transport that stores.",
 )
+@record_option
 def restore(
     path: str,
     name: str | None,
@@ -220,6 +236,7 @@ def restore(
     qmp: tuple[str, ...],
     no_exec: bool,
     transport: str,
+    record: str | None,
 ) -> int:
     """Go on with the guest that "kvmmig save" has left in PATH. The file stays, and can be restored again.
 
@@ -241,11 +258,19 @@ def restore(
             serial=serial,
             qmp=qmp,
             no_exec=no_exec,
+            record=record,
         )
     uri = storing_uri(transport, path)
     stem = os.path.splitext(os.path.basename(path))[0]
     return _run_incoming(
-        lambda: uri, name=name, default_name=stem, detach=detach, serial=serial, qmp=qmp, no_exec=no_exec
+        lambda: uri,
+        name=name,
+        default_name=stem,
+        detach=detach,
+        serial=serial,
+        qmp=qmp,
+        no_exec=no_exec,
+        record=record,
     )
 
 
@@ -280,6 +305,7 @@ def _run_incoming(
     serial: str,
     qmp: tuple[str, ...],
     no_exec: bool,
+    record: str | None,
 ) -> int:
     from kvmmig.cli.detach import Background, perhaps_in_background
 
@@ -287,7 +313,9 @@ def _run_incoming(
         from kvmmig.cli.machine_process import ProcessOptions
         from kvmmig.cli.run import run_incoming
 
-        options = ProcessOptions(name=name, serial=serial, qmp=qmp, no_exec=no_exec, background=background)
+        options = ProcessOptions(
+            name=name, serial=serial, qmp=qmp, no_exec=no_exec, record=record, background=background
+        )
         return run_incoming(source(), options, default_name=default_name)
 
     return perhaps_in_background(detach, life)

@@ -23,6 +23,7 @@ from kvmmig.errors import MachineError, WrongState
 from kvmmig.machine import State
 from kvmmig.monitor.commands import commands_for
 from kvmmig.monitor.control import MachineControl
+from kvmmig.monitor.parameters import ParameterChanges
 from kvmmig.qmp import QMPServer
 
 FAILED = 1
@@ -30,12 +31,16 @@ FAILED = 1
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessOptions:
-    """What the command line says of the process; ``background`` is None in the foreground."""
+    """What the command line says of the process; ``background`` is None in the foreground.
+
+    ``record`` is the file that its migrations are recorded to.
+    """
 
     name: str | None
     serial: str
     qmp: tuple[str, ...] = ()
     no_exec: bool = False
+    record: str | None = None
     background: Background | None = None
 
 
@@ -112,6 +117,8 @@ async def serve_machine(process: MachineProcess) -> AsyncIterator[tuple[MachineC
                     name=process.name, output=write, on_populate=Populating(output), guest_follows=True
                 ) as control:
                     control.settings.may_exec = not options.no_exec
+                    if options.record is not None:
+                        control.settings.change_parameters(ParameterChanges(x_kvmmig_record=options.record))
                     async with _served(control, console, process, output):
                         async with trio.open_nursery() as nursery:
                             if port.keyboard is not None:

@@ -34,10 +34,13 @@ def migrate_machine(
     keep: bool,
     detach: bool,
     as_json: bool,
+    record: str | None = None,
     then: str = "",
     stream: int | None = None,
 ) -> int:
     """Migrate a machine's guest, and show it; ``then`` is what can be done when it has moved.
+
+    ``record`` is a file that its migrations are recorded to from here on, an absolute path.
 
     A ``stream`` is a descriptor to write it to, in the place of what ``uri`` says; it is taken over.
 
@@ -56,6 +59,8 @@ def migrate_machine(
 
     async def command() -> int:
         async with machine(name) as client:
+            if record is not None:
+                await client.execute("migrate-set-parameters", {"x-kvmmig-record": record})
             said = text if number is None else await _pass(client, uri, number)
             if detach:
                 await client.execute("migrate", {"uri": said})

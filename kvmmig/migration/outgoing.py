@@ -15,6 +15,7 @@ Its phases are a table, `kvmmig.migration.phases`. What holds throughout:
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -36,6 +37,7 @@ from kvmmig.errors import (
     WrongState,
 )
 from kvmmig.machine.machine import State
+from kvmmig.migration.events import RecordedEvent
 from kvmmig.migration.pages import PageMap
 from kvmmig.migration.peer import Peer
 from kvmmig.migration.phases import PHASES, Phase
@@ -46,6 +48,7 @@ from kvmmig.migration.policy import (
     default_policy,
 )
 from kvmmig.migration.precopy import MigratableMachine, PreCopy
+from kvmmig.migration.recorder import Recorder
 from kvmmig.migration.report import MigrationStatistics
 from kvmmig.migration.steps import because
 from kvmmig.migration.undo import Undo
@@ -74,17 +77,21 @@ class OutgoingMigration:
         pause_before_switchover: bool = False,
         on_phase: Callable[[Phase], None] | None = None,
         on_round: Callable[[RoundFigures], None] | None = None,
+        on_event: Callable[[RecordedEvent], None] | None = None,
+        record: str | os.PathLike[str] | None = None,
     ) -> None:
         """``transport`` may be a URI, which raises `BadURI` here where it is not understood.
 
         With ``pause_before_switchover`` the guest stands still after the last round until `proceed` is
-        called. ``on_phase`` is told each phase as it begins, ``on_round`` the figures of each round as it
-        ends; both are called on the event loop, and must be quick and not raise.
+        called. ``on_phase`` is told each phase as it begins, ``on_round`` each round's figures as it ends,
+        ``on_event`` all that a record has (docs/record.md): on the event loop, so they must be quick and not
+        raise. ``record`` is a file to append that to.
         """
         self._machine = machine
         self._transport = transport if isinstance(transport, Transport) else transport_for(transport)
         self._peer_name = str(self._transport.uri)
         self._peer = Peer(self._peer_name, lambda: self.phase)
+        self._recorder = Recorder("source", on_event, record)
         self._precopy = PreCopy(
             machine,
             name=self._peer_name,
@@ -95,6 +102,7 @@ class OutgoingMigration:
             let_go=self._let_go,
             resume=self._resume,
             on_round=on_round,
+            recorder=self._recorder,
         )
         self._record = self._precopy.record
         self._channel: GuardedChannel | None = None
@@ -122,6 +130,7 @@ class OutgoingMigration:
             bandwidth=work.bucket.rate,
             throttle=work.throttled,
             counters=self._channel.counters() if self._channel is not None else {},
+            more_notices=self._recorder.problems,
         )
 
     def cancel(self, why: str = "it was cancelled") -> None:
@@ -131,15 +140,18 @@ class OutgoingMigration:
         """
         if PHASES[self.phase].on_cancel is None:
             raise MigrationError("the guest has been handed over; it is too late to cancel the migration")
+        self._recorder.changed("cancel", why)
         self._end(MigrationCancelled(f"the migration to {self._peer_name} ended: {why}"))
 
     def set_bandwidth(self, bytes_per_second: float | None) -> None:
         """Change the limit while the migration runs; None is no limit. `ValueError` unless it is positive."""
         self._precopy.set_bandwidth(bytes_per_second)
+        self._recorder.changed("bandwidth", bytes_per_second)
 
     def set_policy(self, policy: Policy) -> None:
         """Have another policy decide, from the end of this round on. What the former one wanted is undone."""
         self._precopy.policy = policy
+        self._recorder.changed("policy", type(policy).__name__)
 
     def proceed(self) -> None:
         """Go on from the pre-switchover phase. `MigrationError` in any other one."""
@@ -148,6 +160,7 @@ class OutgoingMigration:
                 f"the migration is in its {self.phase} phase; it waits to be told to proceed only in "
                 f"the {Phase.PRE_SWITCHOVER} phase"
             )
+        self._recorder.changed("proceed")
         self._precopy.proceed.set()
 
     def page_map(self, blocks: int) -> PageMap:
@@ -167,6 +180,7 @@ class OutgoingMigration:
         if self._channel is None:
             raise KnobError(f"there is no {knob!r} to turn: the migration has no channel yet")
         self._channel.turn(knob, value)
+        self._recorder.changed(knob, value)
 
     async def run(self, strays: trio.Nursery | None = None) -> MigrationStatistics:
         """Migrate. Returns the final figures once the guest has moved.
@@ -185,6 +199,15 @@ class OutgoingMigration:
         async with AsyncExitStack() as stack:
             if strays is None:
                 strays = await stack.enter_async_context(own_tasks())
+            await stack.enter_async_context(self._recorder.recording())
+            stack.callback(lambda: self._recorder.ended_source(self.statistics()))
+            self._recorder.begun(
+                identity=self._precopy.identity,
+                uri=str(self._transport.uri),
+                machine=self._machine.description.encode(),
+                policy=type(self._precopy.policy).__name__,
+                limits=self._precopy.limits,
+            )
             with self._record.running():
                 try:
                     await self._watched(strays)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from time import perf_counter
 from typing import Protocol, TypeVar
 
 import trio
@@ -24,6 +25,7 @@ from kvmmig.migration.peer import Peer
 from kvmmig.migration.phases import Phase
 from kvmmig.migration.policy import Continue, Decision, GiveUp, Limits, Policy, RoundFigures, Stop
 from kvmmig.migration.record import Record
+from kvmmig.migration.recorder import Recorder
 from kvmmig.migration.steps import Sender
 from kvmmig.migration.undo import Undo
 from kvmmig.transport import SendChannel
@@ -73,6 +75,7 @@ class PreCopy:
         let_go: Callable[[], None],
         resume: Callable[[], Awaitable[None]],
         on_round: Callable[[RoundFigures], None] | None,
+        recorder: Recorder,
     ) -> None:
         """``enter`` is told each phase; ``let_go`` is called at the point of no return, and may refuse.
 
@@ -93,13 +96,19 @@ class PreCopy:
         self._tracker = machine.dirty_tracker()
         self._encoder = stream.Encoder(stream.Direction.FORWARDS)
         self._cursor = stream.Cursor()
-        self.record = Record(self._encoder, self._cursor)
+        self._recorder = recorder
+        self.record = Record(self._encoder, self._cursor, recorder)
         self.pages = PendingPages(machine.memory, self.pending, self._encoder, self._cursor)
         self.bucket = TokenBucket(limits.bandwidth)
         #: The share of time for which the vCPUs stand still.
         self.throttled = 0.0
         # Its own: threads that others have lost to a dead disk must not keep a guest from going on.
         self._limiter = trio.CapacityLimiter(1)
+
+    @property
+    def identity(self) -> bytes:
+        """The stream's."""
+        return self._encoder.identity
 
     def set_bandwidth(self, bytes_per_second: float | None) -> None:
         """Change the limit; None is no limit. `ValueError` unless it is positive."""
@@ -112,7 +121,9 @@ class PreCopy:
         What must be undone where this does not come to its end goes to ``undo``.
         """
         undo.push("end its threads", self.pages.settle)
-        send = Sender(channel, self._cursor, self.record.steps, self.limits, self.bucket)
+        recorder = self._recorder
+        watch = recorder.watch(stores=stores, waits_for=channel.waits_for)
+        send = Sender(channel, self._cursor, self.record.steps, self.limits, self.bucket, watch)
         await self._introduce(channel, peer, send)
         self.record.set_up()
 
@@ -131,10 +142,12 @@ class PreCopy:
                 self.record.note(
                     f"{self.limits.timeout:g} s are over: the guest is stopped, whatever is left"
                 )
+                recorder.decided(figures.round, type(policy).__name__, None)
                 break
             if self.policy is not policy:
                 policy = await self._begin_policy()
             decision = policy.decide(figures)
+            recorder.decided(figures.round, type(policy).__name__, decision)
             await self._obey(decision)
             if isinstance(decision, Stop):
                 break
@@ -145,22 +158,30 @@ class PreCopy:
         if running:
             undo.push("let the guest go on", self._resume)
             await self._machine.pause()
+        recorder.part("park")
         if self.record.phase is Phase.PRE_SWITCHOVER:
             await self._wait_to_proceed()
             self._enter(Phase.STOP)
+        recorder.part("proceed")
         # Reading state can write guest memory, so the last dirty log comes after it.
         sections = await self._machine.capture()
+        recorder.part("capture")
         await self._collect()
+        recorder.part("last_log")
 
         self._enter(Phase.FINAL)
+        self.record.begin_round()
         self.pages.begin()
         await send(self.pages.more)
+        recorder.part("pages")
         for section in sections:
             self._cursor.put(
                 self._encoder.section(stream.Section(section.name, section.version, section.data))
             )
         self._cursor.put(self._encoder.end(running=running))
         await send()
+        recorder.part("state")
+        self.record.end_final_pass()
 
         self._enter(Phase.COMMIT)
         await commit(
@@ -168,10 +189,14 @@ class PreCopy:
             peer,
             stores=stores,
             send_go=partial(self._send_go, send),
-            let_go=self._let_go,
+            let_go=self._note_let_go,
             patience=self.limits.handover_timeout,
         )
         self.record.gone()
+
+    def _note_let_go(self) -> None:
+        self._let_go()
+        self._recorder.part("flush")
 
     async def _introduce(self, channel: SendChannel, peer: Peer, send: Sender) -> None:
         self._cursor.put(self._encoder.preamble())
@@ -234,13 +259,19 @@ class PreCopy:
             await self.pages.settle()
             await send()  # what is half sent: see _collect
         rate = self.record.rate()
-        return self.record.end_round(await self._collect(), rate)
+        bandwidth, throttle = self.bucket.rate, self.throttled
+        figures = self.record.end_round(await self._collect(), rate, bandwidth=bandwidth, throttle=throttle)
+        self._recorder.page_map(figures.round, self.pages.page_map)
+        return figures
 
     async def _collect(self) -> int:
         """Read the dirty log into what is pending. Never while a frame is half sent: once that is accepted
         its pages are pending no more, and one that was written meanwhile would be forgotten with them."""
         assert self._cursor.empty
-        return await self._in_thread(self._tracker.collect, self.pending)
+        began = perf_counter()
+        pages = await self._in_thread(self._tracker.collect, self.pending)
+        self._recorder.dirty_log(began, pages)
+        return pages
 
     async def _send_go(self, send: Sender, *, offering: Callable[[], None] | None = None) -> None:
         if self._machine.state is State.RUNNING:

@@ -10,6 +10,7 @@ from time import perf_counter
 from kvmmig import stream
 from kvmmig.migration.phases import may_follow
 from kvmmig.migration.policy import RoundFigures
+from kvmmig.migration.recorder import Recorder
 from kvmmig.migration.report import MigrationStatistics, Phase, TimelineEvent
 from kvmmig.migration.stall_meter import Histogram, StallMeter, stolen
 from kvmmig.stream import Cursor
@@ -20,10 +21,11 @@ _KEPT_EVENTS = 1000
 class Record:
     """Counts what ``encoder`` and ``cursor`` have sent. Times are those of `time.perf_counter`."""
 
-    def __init__(self, encoder: stream.Encoder, cursor: Cursor) -> None:
+    def __init__(self, encoder: stream.Encoder, cursor: Cursor, recorder: Recorder) -> None:
         self._encoder = encoder
         self._cursor = cursor
-        self._meter = StallMeter()
+        self._recorder = recorder
+        self._meter = StallMeter(recorder.turn if recorder.tell is not None else None)
         self._started = perf_counter()
         self._ended: float | None = None
         self._stolen: float | None = None
@@ -66,6 +68,7 @@ class Record:
         assert phase is self.phase is Phase.SETUP or may_follow(self.phase, phase), (self.phase, phase)
         self.phase = phase
         self.note(str(phase))
+        self._recorder.phase(str(phase))
 
     def note(self, what: str) -> None:
         """Put it into the timeline."""
@@ -78,11 +81,13 @@ class Record:
     def stopping(self) -> None:
         """The guest is about to be stopped."""
         self._stopped_at = perf_counter()
+        self._recorder.stopping()
 
     def gone(self) -> None:
         """The guest runs there, or is safe."""
         assert self._stopped_at is not None
         self._downtime = perf_counter() - self._stopped_at
+        self._recorder.gone()
 
     @property
     def is_gone(self) -> bool:
@@ -94,10 +99,14 @@ class Record:
         self._round = len(self._rounds)
         self._round_started = perf_counter()
         self._sent_before = self._cursor.accepted
+        self._recorder.begin_round()
         self._pages_before, self._zeros_before = self._encoder.pages, self._encoder.zero_pages
 
-    def end_round(self, dirty: int, rate: float) -> RoundFigures:
-        """A round was sent at ``rate`` (see `rate`), and ``dirty`` pages were written meanwhile."""
+    def end_round(self, dirty: int, rate: float, *, bandwidth: float | None, throttle: float) -> RoundFigures:
+        """A round was sent at ``rate`` (see `rate`), and ``dirty`` pages were written meanwhile.
+
+        ``bandwidth`` and ``throttle`` are what was in force.
+        """
         duration = perf_counter() - self._round_started
         figures = RoundFigures(
             round=self._round,
@@ -110,8 +119,19 @@ class Record:
             dirty_rate=dirty * stream.PAGE_SIZE / duration,
         )
         self._rounds.append(figures)
+        self._recorder.round(figures, self._round_started, bandwidth, throttle)
         self.note(f"round {figures.round}: {figures.sent_pages} pages sent, {dirty} written meanwhile")
         return figures
+
+    def end_final_pass(self) -> None:
+        """The last pages and the machine's state were sent, since the last `begin_round`."""
+        self._recorder.final_pass(
+            self._round,
+            self._round_started,
+            pages=self._encoder.pages - self._pages_before,
+            zeros=self._encoder.zero_pages - self._zeros_before,
+            sent_bytes=self._cursor.accepted - self._sent_before,
+        )
 
     def rate(self) -> float:
         """Bytes a second since the begin of this round, or of the final pass."""
@@ -128,6 +148,7 @@ class Record:
         bandwidth: float | None,
         throttle: float,
         counters: Mapping[str, float],
+        more_notices: tuple[str, ...],
     ) -> MigrationStatistics:
         """All of it, and what only the migration knows, as it is at this moment."""
         last = self._rounds[-1] if self._rounds else None
@@ -155,7 +176,7 @@ class Record:
             throttle=throttle,
             rounds=tuple(self._rounds),
             events=tuple(self._events),
-            notices=self.notices,
+            notices=(*self.notices, *more_notices),
             error=self.error,
             counters=counters,
         )

@@ -9,6 +9,7 @@ import trio
 
 from kvmmig.errors import MigrationError
 from kvmmig.migration.policy import Limits
+from kvmmig.migration.sendwatch import SendWatch
 from kvmmig.migration.stall_meter import Histogram
 from kvmmig.stream import Cursor
 from kvmmig.transport.guard import GuardedChannel
@@ -33,13 +34,20 @@ class Sender:
     """Sends the cursor in bounded steps: ``await send(more)``."""
 
     def __init__(
-        self, channel: GuardedChannel, cursor: Cursor, steps: Histogram, limits: Limits, bucket: TokenBucket
+        self,
+        channel: GuardedChannel,
+        cursor: Cursor,
+        steps: Histogram,
+        limits: Limits,
+        bucket: TokenBucket,
+        watch: SendWatch | None = None,
     ) -> None:
         self._channel = channel
         self._cursor = cursor
         self._steps = steps
         self._limits = limits
         self._bucket = bucket
+        self._watch = watch
         self._most = channel.call_size
         channel.send_bound = limits.step
 
@@ -52,7 +60,9 @@ class Sender:
         `MigrationError` when not one byte was accepted for `Limits.stall_timeout`.
         """
         moved_at = perf_counter()
-        done = False
+        watch, done = self._watch, False
+        if watch is not None:
+            watch.begins()
         while not done:
             if enough():
                 return False
@@ -61,6 +71,8 @@ class Sender:
                 done = await self._step(more)
             now = perf_counter()
             self._steps.add(now - begin)
+            if watch is not None:
+                watch.step(begin, now, self._cursor.accepted - before)
             if self._cursor.accepted != before or self._bucket.allowed() == 0:
                 moved_at = now
             elif now - moved_at > self._limits.stall_timeout:
@@ -71,13 +83,22 @@ class Sender:
         return True
 
     async def _step(self, more: Callable[[], Awaitable[bool]]) -> bool:
+        watch = self._watch
         while True:
+            if watch is not None:
+                watch.waits("cpu")
             if self._cursor.empty and not await more():
                 return True
             allowed = self._bucket.allowed()
             if allowed == 0:
+                if watch is not None:
+                    watch.waits("limit")
                 await self._bucket.wait()
                 continue
+            if watch is not None:
+                watch.sends()
             count = await self._channel.send_some(self._cursor.head(min(allowed or self._most, self._most)))
             self._cursor.advance(count)
+            if watch is not None:
+                watch.sent(count)
             self._bucket.spend(count)

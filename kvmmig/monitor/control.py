@@ -63,6 +63,7 @@ class MachineControl:
         #: The guest that is to come, or has come, by migration.
         self.incoming = Incoming(
             life,
+            settings,
             self._events,
             output=output,
             on_populate=on_populate,

@@ -13,6 +13,7 @@ from kvmmig.machine import Machine
 from kvmmig.migration.incoming import IncomingMigration
 from kvmmig.monitor.events import Events
 from kvmmig.monitor.life import Life
+from kvmmig.monitor.parameters import MigrationSettings
 from kvmmig.transport import Transport, TransportURI, transport_for
 
 IncomingStatus: TypeAlias = Literal["setup", "active", "completed", "failed"]
@@ -25,6 +26,7 @@ class Incoming:
     def __init__(
         self,
         life: Life,
+        settings: MigrationSettings,
         events: Events,
         *,
         output: Callable[[bytes], None] | None,
@@ -48,6 +50,7 @@ class Incoming:
         #: None before it listens.
         self.status: IncomingStatus | None = None
         self._life = life
+        self._settings = settings
         self._events = events
         self._output = output
         self._on_populate = on_populate
@@ -118,6 +121,7 @@ class Incoming:
             on_connected=lambda: self._enter("active"),
             on_populate=self._on_populate,
             on_here=self._note_here,
+            record=self._settings.parameters.x_kvmmig_record or None,
             strays=self._strays,
         )
         try:

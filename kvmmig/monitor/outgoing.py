@@ -118,6 +118,7 @@ class Outgoing:
                 pause_before_switchover=self._settings.capabilities["pause-before-switchover"],
                 on_phase=self._note_phase,
                 on_round=self._note_round,
+                record=self._settings.parameters.x_kvmmig_record or None,
             )
 
         migration = self._settings.begin(make, policy, limits)

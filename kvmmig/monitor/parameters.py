@@ -36,6 +36,8 @@ class MigrationParameters(msgspec.Struct, frozen=True, kw_only=True, rename="keb
     x_kvmmig_on_timeout: Literal["cancel", "force"] = "cancel"
     #: Not one byte accepted for so many milliseconds ends the migration.
     x_kvmmig_stall_timeout: int = 30_000
+    #: The file that migrations, to here too, are recorded to (docs/record.md); empty is none.
+    x_kvmmig_record: str = ""
 
 
 class ParameterChanges(Arguments, frozen=True):
@@ -58,6 +60,7 @@ class ParameterChanges(Arguments, frozen=True):
     x_kvmmig_timeout: int | UnsetType = UNSET
     x_kvmmig_on_timeout: Literal["cancel", "force"] | UnsetType = UNSET
     x_kvmmig_stall_timeout: int | UnsetType = UNSET
+    x_kvmmig_record: str | UnsetType = UNSET
 
 
 #: The capabilities, and whether they are on when nobody has set them.

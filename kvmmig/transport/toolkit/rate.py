@@ -37,14 +37,17 @@ class TokenBucket:
         self._filled = perf_counter()
 
     def allowed(self) -> int | None:
-        """How many bytes may be sent now; None is no limit."""
+        """How many bytes may be sent now; None is no limit.
+
+        0 until there is something worth sending: a quarter of a burst, or a byte.
+        """
         if self._rate is None:
             return None
         now = perf_counter()
         most = max(self._rate * _BURST, 1.0)
         self._tokens = min(self._tokens + (now - self._filled) * self._rate, most)
         self._filled = now
-        return max(int(self._tokens), 0)  # below 0 when the rate was set while bytes were on their way
+        return int(self._tokens) if self._tokens >= self._worth(self._rate) else 0
 
     def spend(self, count: int) -> None:
         """So many bytes were sent."""
@@ -52,7 +55,11 @@ class TokenBucket:
             self._tokens -= count
 
     async def wait(self) -> None:
-        """Wait until there is something worth sending: a quarter of a burst, or a byte."""
+        """Wait until there is something worth sending."""
         if self._rate is not None:
-            worth = max(self._rate * _BURST / 4, 1.0)
-            await trio.sleep(max(worth - self._tokens, 0.0) / self._rate)
+            await trio.sleep(max(self._worth(self._rate) - self._tokens, 0.0) / self._rate)
+
+    @staticmethod
+    def _worth(rate: float) -> float:
+        # Who sent each byte the moment that it may be sent would be busy with nothing but calls.
+        return max(rate * _BURST / 4, 1.0)
