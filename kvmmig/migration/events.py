@@ -264,31 +264,36 @@ _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(AnyEvent)
 
 
-class _Known(msgspec.Struct):
+class _Envelope(msgspec.Struct):
     event: str
+    by: str = ""
 
 
-_kind = msgspec.json.Decoder(_Known)
+_envelope = msgspec.json.Decoder(_Envelope)
 #: The events by the name that they have in a record.
 KINDS: Mapping[str, type[RecordedEvent]] = {
     str(kind.__struct_config__.tag): kind for kind in AnyEvent.__args__
 }
 
 
-def encode_lines(events: Iterable[RecordedEvent]) -> bytes:
-    """The events as a record has them: one JSON object a line."""
-    return _encoder.encode_lines(list(events))
+def sender_of(begun: Begun) -> str:
+    """What the lines of this side have as ``by``."""
+    return f"{begun.side}-{begun.stream[:8]}"
 
 
-def decode_line(line: bytes | str) -> AnyEvent | None:
-    """One line of a record; None for an event of a kind that is not known here.
+def encode_lines(events: Iterable[RecordedEvent], by: str = "") -> bytes:
+    """The events as a record has them: one JSON object a line, each with the side that it is ``by``."""
+    head = b'{"by":' + _encoder.encode(by) + b","
+    return b"".join(head + _encoder.encode(event)[1:] + b"\n" for event in events)
+
+
+def decode_line(line: bytes | str) -> tuple[str, AnyEvent] | None:
+    """One line of a record: whom it is by, and the event; None for a kind that is not known here.
 
     Raises `ValueError`, a sentence, for what is no event.
     """
     try:
-        if _kind.decode(line).event not in KINDS:
-            return None
-        event: AnyEvent = _decoder.decode(line)
+        envelope = _envelope.decode(line)
+        return (envelope.by, _decoder.decode(line)) if envelope.event in KINDS else None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ValueError(str(error)) from error
-    return event

@@ -74,6 +74,7 @@ class Recorder:
         self._watch: SendWatch | None = None
         #: Whom events are told to; None where nobody listens.
         self.tell: Tell | None = self._tell_all if on_event is not None or path is not None else None
+        self._known = False
         self._marks: dict[str, float] = {}
         self._mark = 0.0
         self._stopped_at: float | None = None
@@ -94,6 +95,10 @@ class Recorder:
         return (self._file.problem,) if self._file is not None and self._file.problem else ()
 
     def _tell_all(self, event: RecordedEvent) -> None:
+        # A destination does not know what is beginning until the hello is there.
+        self._known = self._known or isinstance(event, Begun)
+        if not self._known:
+            return
         for listener in self._listeners:
             listener(event)
 

@@ -14,7 +14,7 @@ from time import perf_counter
 import trio
 
 from kvmmig.errors import MigrationError
-from kvmmig.migration.events import EventsLost, RecordedEvent, encode_lines
+from kvmmig.migration.events import Begun, EventsLost, RecordedEvent, encode_lines, sender_of
 from kvmmig.transport.places import is_protected
 
 #: Seconds between two writes: what the record lacks at most when this process is killed.
@@ -34,6 +34,7 @@ class RecordFile:
         self._fd = fd
         self._waiting: deque[RecordedEvent] = deque()
         self._lost = 0
+        self._by = ""
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._write_all, name="kvmmig record", daemon=True)
         #: Why the file lacks something, one sentence; empty while it lacks nothing.
@@ -42,6 +43,8 @@ class RecordFile:
 
     def tell(self, event: RecordedEvent) -> None:
         """Have it written, within some tenths of a second."""
+        if isinstance(event, Begun):
+            self._by = sender_of(event)
         if len(self._waiting) < _MOST_WAITING and not self.problem:
             self._waiting.append(event)
         else:
@@ -71,7 +74,7 @@ class RecordFile:
         if self._lost:
             events.append(EventsLost(at=perf_counter(), count=self._lost))
             self._lost = 0
-        data = memoryview(encode_lines(events))
+        data = memoryview(encode_lines(events, self._by))
         while data:
             # Whole lines in one write, as far as the disk has room: another process may append here too.
             data = data[os.write(self._fd, data) :]

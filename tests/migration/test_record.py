@@ -45,8 +45,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def events_of(path: Path) -> list[AnyEvent]:
-    events = [decode_line(line) for line in path.read_bytes().splitlines()]
-    return [event for event in events if event is not None]
+    lines = [decode_line(line) for line in path.read_bytes().splitlines()]
+    return [line[1] for line in lines if line is not None]
 
 
 def of_kind(kind: type[T], events: list[AnyEvent]) -> list[T]:
@@ -222,7 +222,7 @@ async def test_events_that_the_disk_does_not_take_in_time_are_counted(
 
 def test_an_event_of_a_later_version_is_passed_over_and_nonsense_is_a_sentence() -> None:
     assert decode_line('{"event":"invented-later","at":1}') is None
-    assert decode_line('{"event":"guest-started","at":1,"invented-later":2}') == GuestStarted(at=1)
+    assert decode_line('{"event":"guest-started","at":1,"invented-later":2}') == ("", GuestStarted(at=1))
     with pytest.raises(ValueError, match="required field"):
         decode_line("{}")
     with pytest.raises(ValueError, match="malformed"):
@@ -231,7 +231,7 @@ def test_an_event_of_a_later_version_is_passed_over_and_nonsense_is_a_sentence()
 
 def test_what_is_encoded_is_decoded() -> None:
     event = Stalled(at=1.5, duration=0.25, held_by="disk", words="it waits")
-    assert decode_line(encode_lines([event])) == event
+    assert decode_line(encode_lines([event], "source-1")) == ("source-1", event)
 
 
 def test_the_page_of_the_schema_has_every_event_and_every_field() -> None:
