@@ -17,7 +17,10 @@ _out_option = click.option(
 )
 
 
-@click.group(short_help="Try many migrations, and compare them.")
+@click.group(
+    short_help="Try many migrations, and compare them.",
+    epilog=examples("kvmmig experiment run examples/experiments/dirty-rate.toml"),
+)
 def experiment() -> None:
     """Try many migrations, as a spec in TOML says, and draw what came of them."""
 

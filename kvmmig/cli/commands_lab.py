@@ -11,7 +11,9 @@ from kvmmig.cli.arguments import examples
 _files = click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 
 
-@click.group(short_help="Show or export what --record has recorded.")
+@click.group(
+    short_help="Show or export what --record has recorded.", epilog=examples("kvmmig record show a.jsonl")
+)
 def record() -> None:
     """Show or export the records of migrations that "migrate --record FILE" and others have made."""
 
@@ -42,6 +44,25 @@ def export(files: tuple[Path, ...], csv_path: Path | None, parquet_path: Path | 
     from kvmmig.cli.records import export_records
 
     return export_records(files, csv_path, parquet_path)
+
+
+@click.group(
+    short_help="Look into a stream that was kept.", epilog=examples("kvmmig stream dump /var/tmp/a.img")
+)
+def stream() -> None:
+    """Look into the stream of a migration: one that tap+ has kept, or a saved guest."""
+
+
+@stream.command(epilog=examples("kvmmig stream dump /var/tmp/a.img", "kvmmig stream dump tapped.back"))
+@click.argument("file", type=click.Path(path_type=Path))
+def dump(file: Path) -> int:
+    """Explain the stream in FILE frame by frame, and check it as a destination does.
+
+    The exit status is 1 where it is not whole.
+    """
+    from kvmmig.cli.records import dump_file
+
+    return dump_file(file)
 
 
 @click.command(

@@ -61,6 +61,15 @@ def write_trace(files: Sequence[Path], out: Path) -> int:
     return 0
 
 
+def dump_file(file: Path) -> int:
+    """Explain a stream; returns 0. Raises `KvmmigError` at the first frame that is wrong."""
+    from kvmmig.lab.streamdump import dump_stream
+
+    for frame in dump_stream(file):
+        echo(f"{frame.at:>12}  {frame.size:>10}  {frame.kind:<9} {frame.words}".rstrip())
+    return 0
+
+
 def _described(migration: RecordedMigration) -> list[str]:
     begun = migration.sides[0].begun
     when = datetime.fromtimestamp(begun.wall).isoformat(sep=" ", timespec="seconds")

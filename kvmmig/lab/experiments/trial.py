@@ -11,6 +11,7 @@ import platform
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from time import perf_counter, process_time, time
 from typing import Any
 
@@ -170,7 +171,7 @@ async def _destination(transport: Transport, task: Task) -> AsyncIterator[Transp
                 raise KvmmigError(f"the destination at {uri} has ended before it listened")
             line += data
         try:
-            yield TransportURI.parse(line.decode().strip())
+            yield replace(uri, target=TransportURI.parse(line.decode().strip()).target)
         finally:
             nursery.cancel_scope.cancel()
 
