@@ -18,6 +18,7 @@ from kvmmig.cli.commands_experiment import experiment
 from kvmmig.cli.commands_lab import plot, record, stream, trace
 from kvmmig.cli.commands_migrate import cancel, migrate, save
 from kvmmig.cli.commands_run import restore, run
+from kvmmig.cli.commands_teaching import lab
 from kvmmig.cli.printing import echo
 from kvmmig.errors import KvmmigError
 
@@ -73,7 +74,7 @@ for _command in (
     *(run, restore),
     *(ls, status, console, pause, resume, reset, quit_machine),
     *(migrate, save, cancel, set_settings),
-    *(record, plot, trace, experiment, stream),
+    *(record, plot, trace, experiment, stream, lab),
     *(guests, transports, doctor, demo, completion),
 ):
     cli.add_command(_command)
