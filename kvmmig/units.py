@@ -124,6 +124,8 @@ def _written(number: float, write: Callable[[float], str]) -> str:
 _INT64 = (1 << 63) - 1
 _YEAR = 365 * 24 * 3600
 
+#: Any number of a monitor's that is not negative.
+UNSIGNED = Range(0, (1 << 64) - 1)
 #: Any number of bytes.
 SIZE = Range(0, _INT64, write_size)
 #: A machine's memory.
@@ -158,7 +160,9 @@ SHRINK = Range(0.001, 1)
 #: Blocks that a page map is shown in.
 MAP_BLOCKS = Range(1, 65536)
 #: QEMU's ``calc-time``, in milliseconds.
-CALC_TIME = Range(1, 60_000, _write_milliseconds, "ms")
+CALC_TIME = Range(50, 60_000, _write_milliseconds, "ms")
+#: QEMU's ``sample-pages``: of each GiB.
+SAMPLE_PAGES = Range(128, 16_384)
 PORT = Range(0, 65535)
 #: What random choices begin with.
 SEED = Range(0, _INT64)

@@ -15,6 +15,8 @@ import click
 from kvmmig.cli.commands_basic import completion, demo, doctor, guests, transports
 from kvmmig.cli.commands_control import console, ls, pause, quit_machine, reset, resume, set_settings, status
 from kvmmig.cli.commands_experiment import experiment
+from kvmmig.cli.commands_guest import new_guest
+from kvmmig.cli.commands_image import image
 from kvmmig.cli.commands_lab import plot, record, stream, trace
 from kvmmig.cli.commands_migrate import cancel, migrate, save
 from kvmmig.cli.commands_run import restore, run
@@ -74,7 +76,7 @@ for _command in (
     *(run, restore),
     *(ls, status, console, pause, resume, reset, quit_machine),
     *(migrate, save, cancel, set_settings),
-    *(record, plot, trace, experiment, stream, lab),
-    *(guests, transports, doctor, demo, completion),
+    *(image, record, plot, trace, experiment, stream, lab),
+    *(guests, new_guest, transports, doctor, demo, completion),
 ):
     cli.add_command(_command)

@@ -6,7 +6,7 @@ from rich.table import Table
 
 from kvmmig.cli.printing import console, echo, words
 from kvmmig.errors import KvmmigError
-from kvmmig.guests import available, find
+from kvmmig.guests import Parameter, available, find
 from kvmmig.transport import Transport, Wrapper
 from kvmmig.transport.registry import Registration, registrations, wrapper_registrations
 
@@ -15,11 +15,13 @@ def list_guests() -> None:
     """A row for each toy guest, with its parameters and their defaults."""
     table = _table("guest", "what it does", "parameters (--set name=value)")
     for guest in available():
-        parameters = "\n".join(
-            f"{parameter.name}={parameter.default}  {parameter.help}" for parameter in guest.parameters
-        )
+        parameters = "\n".join(f"{parameter}  {_help(parameter)}" for parameter in guest.parameters)
         table.add_row(guest.name, words(guest.summary), words(parameters))
     console().print(table)
+
+
+def _help(parameter: Parameter) -> str:
+    return f"{parameter.help} ({', '.join(parameter.choices)})" if parameter.choices else parameter.help
 
 
 def print_guest(name: str) -> None:

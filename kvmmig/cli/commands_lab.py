@@ -46,14 +46,12 @@ def export(files: tuple[Path, ...], csv_path: Path | None, parquet_path: Path | 
     return export_records(files, csv_path, parquet_path)
 
 
-@click.group(
-    short_help="Look into a stream that was kept.", epilog=examples("kvmmig stream dump /var/tmp/a.img")
-)
+@click.group(short_help="Look into a stream that was kept.", epilog=examples("kvmmig stream dump kept"))
 def stream() -> None:
-    """Look into the stream of a migration: one that tap+ has kept, or a saved guest."""
+    """Look into the stream of a migration that tap+ has kept. "kvmmig image" looks into saved guests."""
 
 
-@stream.command(epilog=examples("kvmmig stream dump /var/tmp/a.img", "kvmmig stream dump tapped.back"))
+@stream.command(epilog=examples("kvmmig stream dump kept", "kvmmig stream dump kept.back"))
 @click.argument("file", type=click.Path(path_type=Path))
 def dump(file: Path) -> int:
     """Explain the stream in FILE frame by frame, and check it as a destination does.

@@ -61,7 +61,13 @@ def migrate(name: str, uri: str, keep: bool, detach: bool, record: str | None, a
 
 @click.command(
     short_help="Save a machine's guest to a file.",
-    epilog=examples("kvmmig save a /var/tmp/a.img", "kvmmig save a a.img --transport pipe", more=_STATUSES),
+    epilog=examples(
+        "kvmmig save a /var/tmp/a.img",
+        "kvmmig save a /var/tmp/a.img --keep-running",
+        "kvmmig save a a.img --transport pipe",
+        "kvmmig save a a.img --stopped",
+        more=_STATUSES,
+    ),
 )
 @machine_argument
 @click.argument("path", type=click.Path())
@@ -71,22 +77,42 @@ def migrate(name: str, uri: str, keep: bool, detach: bool, record: str | None, a
     help="What writes it: the machine itself (file), a helper at the end of a pipe (pipe), or another "
     "transport that stores.",
 )
+@click.option(
+    "--stopped",
+    is_flag=True,
+    help="The guest stands still from the beginning: the smallest file, and the soonest.",
+)
+@click.option(
+    "--keep-running", is_flag=True, help="Let the guest go on here as well, from the moment that was saved."
+)
 @_keep_option
 @_detach_option
 @record_option
 @json_option
 def save(
-    name: str, path: str, transport: str, keep: bool, detach: bool, record: str | None, as_json: bool
+    name: str,
+    path: str,
+    transport: str,
+    stopped: bool,
+    keep_running: bool,
+    keep: bool,
+    detach: bool,
+    record: str | None,
+    as_json: bool,
 ) -> int:
     """Save the guest of the machine NAME to PATH while it runs; "kvmmig restore" goes on with it.
 
     - is standard output, also of a pipe; what is said goes to standard error then.
+
+    A guest that writes fast is stopped after a few rounds: what was asked for is a file, and soon.
 
     A file appears there when it is whole and on disk; until then an older one stays. When it has been
     saved, the machine is ended. Ctrl-C asks whether to cancel or to leave it running.
     """
     import shlex
 
+    if keep and keep_running:
+        raise click.UsageError("--keep leaves the guest here stopped, so --keep-running can't go with it")
     from kvmmig.cli.storing import checked, storing_uri
     from kvmmig.transport.uri import TransportURI
 
@@ -97,18 +123,31 @@ def save(
 
         stream = own_descriptor(path, writing=True)
         if stream is not None:
+            if keep_running:
+                raise click.UsageError("to a stream a guest is moved, so --keep-running can't go with it")
             _check_stream(path, transport, detach=detach)
             return _migrate(
                 name,
                 TransportURI("fd", "stream"),
                 stream=stream,
+                live=not stopped,
                 keep=keep,
                 detach=False,
                 record=record,
                 as_json=as_json,
             )
     uri = checked(storing_uri(transport, path))
-    return _migrate(name, uri, keep=keep, detach=detach, record=record, as_json=as_json, then=then)
+    return _migrate(
+        name,
+        uri,
+        live=not stopped,
+        keep=keep,
+        detach=detach,
+        record=record,
+        as_json=as_json,
+        then=then,
+        keep_running=keep_running,
+    )
 
 
 def _check_stream(path: str, transport: str, *, detach: bool) -> None:
@@ -137,7 +176,9 @@ def _migrate(
     detach: bool,
     record: str | None,
     as_json: bool,
+    live: bool = True,
     then: str = "",
+    keep_running: bool = False,
     stream: int | None = None,
 ) -> int:
     if keep and detach:
@@ -145,5 +186,14 @@ def _migrate(
     from kvmmig.cli.migrate import migrate_machine
 
     return migrate_machine(
-        name, uri, keep=keep, detach=detach, record=record, as_json=as_json, then=then, stream=stream
+        name,
+        uri,
+        live=live,
+        keep=keep,
+        detach=detach,
+        record=record,
+        as_json=as_json,
+        then=then,
+        keep_running=keep_running,
+        stream=stream,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 _STATUSES = """\b
 Exit status:
   the guest's own   when it ended by itself (0 too when it asked for a reset)
-  0                 when it has moved away, when "kvmmig quit" ended it,
-                    and with --detach as soon as it runs
+  0                 when it has halted for good, when it has moved away,
+                    when "kvmmig quit" ended it, and with --detach as
+                    soon as it runs
   1                 when something failed; with --migrate-to also when
                     the guest did not move: it then goes on here until
                     it ends, and its own status does not count
@@ -56,7 +57,9 @@ _qmp_option = click.option(
     "--qmp",
     multiple=True,
     metavar="ADDRESS",
-    help="Serve QMP here too, any number of times: unix:PATH or tcp:HOST:PORT[,secret-file=PATH].",
+    help="Serve QMP here too, any number of times: unix:PATH, tcp:HOST:PORT[,secret-file=PATH], or fd:N, a "
+    "socket that this command was started with. As with QEMU, ,server=off connects there, and "
+    ",server=on,wait=on waits for a client.",
 )
 _no_exec_option = click.option(
     "--no-exec",
@@ -83,6 +86,7 @@ _pass_fd_option = click.option(
         "kvmmig run disk.img --entry real16 --memory 150MiB",
         "kvmmig run dirtier --memory 1GiB --migrate-to file:/var/tmp/dirtier.img --after 2",
         "kvmmig run --incoming file:/var/tmp/dirtier.img",
+        "kvmmig run --incoming tcp:0.0.0.0:4444 --reserve 1GiB",
         "kvmmig run --incoming defer --qmp tcp:127.0.0.1:4445",
         more=_STATUSES,
     ),
@@ -93,6 +97,12 @@ _pass_fd_option = click.option(
     type=click.Choice(["real16", "long64", "elf"]),
     help="How a flat image starts: in real mode at 0x7c00, or in 64-bit mode at 1 MiB. An ELF and an .asm "
     "say it themselves.",
+)
+@click.option(
+    "--on-halt",
+    type=click.Choice(["end", "stay"]),
+    help="What becomes of a guest that can do nothing any more, such as one that has halted with interrupts "
+    "off: it ends, or it stays and can be looked at.  [default: end]",
 )
 @click.option("--memory", type=Memory(), metavar="SIZE", help="Guest memory.  [default: 256MiB]")
 @click.option("--cpus", type=Cpus(), metavar="N", help="Number of vCPUs.  [default: 1]")
@@ -124,9 +134,16 @@ _pass_fd_option = click.option(
     "monitor's migrate-incoming says from where.",
 )
 @record_option
+@click.option(
+    "--reserve",
+    type=Memory(),
+    metavar="SIZE",
+    help="With --incoming: have so much memory ready before the guest comes; as much as it has is best.",
+)
 def run(
     guest: str | None,
     entry: str | None,
+    on_halt: Literal["end", "stay"] | None,
     memory: int | None,
     cpus: int | None,
     settings: tuple[tuple[str, str], ...],
@@ -140,6 +157,7 @@ def run(
     after: float | None,
     incoming: str | None,
     record: str | None,
+    reserve: int | None,
 ) -> int:
     """Run GUEST, a toy guest's name, or FILE: an .asm, a static ELF64 executable, a flat image.
 
@@ -151,6 +169,7 @@ def run(
         given = {
             "GUEST": guest,
             "--entry": entry,
+            "--on-halt": on_halt,
             "--memory": memory,
             "--cpus": cpus,
             "--set": settings or None,
@@ -166,12 +185,21 @@ def run(
         uri = _uri(incoming) if incoming != "defer" else None
         _inherit(pass_fds)
         return _run_incoming(
-            lambda: uri, name=name, detach=detach, serial=serial, qmp=qmp, no_exec=no_exec, record=record
+            lambda: uri,
+            name=name,
+            detach=detach,
+            serial=serial,
+            qmp=qmp,
+            no_exec=no_exec,
+            reserve=reserve,
+            record=record,
         )
     if guest is None:
         raise click.UsageError(
             "name a guest or a file to run (kvmmig guests lists the guests), or --incoming URI"
         )
+    if reserve is not None:
+        raise click.UsageError("--reserve is memory for a guest that comes, so it needs --incoming URI")
     if after is not None and migrate_to is None:
         raise click.UsageError("--after says when to move, so it needs --migrate-to URI")
 
@@ -183,6 +211,7 @@ def run(
 
         to = checked(to)
     _inherit(pass_fds)
+    _inherit_monitors(qmp)
 
     def life(background: Background | None) -> int:
         from kvmmig.cli.machine_process import ProcessOptions
@@ -197,6 +226,7 @@ def run(
                 memory=256 << 20 if memory is None else memory,
                 cpus=1 if cpus is None else cpus,
                 settings=dict(settings),
+                on_halt=on_halt or "end",
             ),
             ProcessOptions(
                 name=name, serial=serial, qmp=qmp, no_exec=no_exec, record=record, background=background
@@ -212,6 +242,7 @@ def run(
     epilog=examples(
         "kvmmig restore /var/tmp/a.img",
         "kvmmig restore /var/tmp/a.img --name b --detach",
+        "kvmmig restore /var/tmp/a.img --prefault",
         more=_STATUSES,
     ),
 )
@@ -228,6 +259,11 @@ def run(
     "another transport that stores.",
 )
 @record_option
+@click.option(
+    "--prefault",
+    is_flag=True,
+    help="Read all of the image while the guest runs, and check it: then it waits for no page any more.",
+)
 def restore(
     path: str,
     name: str | None,
@@ -237,8 +273,12 @@ def restore(
     no_exec: bool,
     transport: str,
     record: str | None,
+    prefault: bool,
 ) -> int:
     """Go on with the guest that "kvmmig save" has left in PATH. The file stays, and can be restored again.
+
+    It runs at once, and reads its pages from the file as it uses them: nobody may write to the file, or
+    truncate it, until the guest has ended. To remove it, or to save to the same PATH again, is safe.
 
     - is standard input: a pipe, a file, a block device.
     """
@@ -259,6 +299,7 @@ def restore(
             qmp=qmp,
             no_exec=no_exec,
             record=record,
+            prefault=prefault,
         )
     uri = storing_uri(transport, path)
     stem = os.path.splitext(os.path.basename(path))[0]
@@ -271,6 +312,7 @@ def restore(
         qmp=qmp,
         no_exec=no_exec,
         record=record,
+        prefault=prefault,
     )
 
 
@@ -296,6 +338,15 @@ def _inherit(numbers: tuple[int, ...]) -> None:
             descriptors.inherit(number)
 
 
+def _inherit_monitors(addresses: tuple[str, ...]) -> None:
+    """Keep what ``--qmp fd:N`` names from getting lost: see `kvmmig.transport.descriptors.inherit`."""
+    if any("fd" in address for address in addresses):
+        from kvmmig.qmp.address import FdAddress, parse_address
+
+        parsed = [parse_address(address) for address in addresses]
+        _inherit(tuple(address.number for address in parsed if isinstance(address, FdAddress)))
+
+
 def _run_incoming(
     source: Callable[[], TransportURI | None],
     *,
@@ -306,16 +357,26 @@ def _run_incoming(
     qmp: tuple[str, ...],
     no_exec: bool,
     record: str | None,
+    reserve: int | None = None,
+    prefault: bool = False,
 ) -> int:
     from kvmmig.cli.detach import Background, perhaps_in_background
+
+    _inherit_monitors(qmp)
 
     def life(background: Background | None) -> int:
         from kvmmig.cli.machine_process import ProcessOptions
         from kvmmig.cli.run import run_incoming
 
         options = ProcessOptions(
-            name=name, serial=serial, qmp=qmp, no_exec=no_exec, record=record, background=background
+            name=name,
+            serial=serial,
+            qmp=qmp,
+            no_exec=no_exec,
+            reserve=reserve,
+            record=record,
+            background=background,
         )
-        return run_incoming(source(), options, default_name=default_name)
+        return run_incoming(source(), options, default_name=default_name, prefault=prefault)
 
     return perhaps_in_background(detach, life)

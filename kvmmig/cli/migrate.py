@@ -36,13 +36,16 @@ def migrate_machine(
     as_json: bool,
     record: str | None = None,
     then: str = "",
+    live: bool = True,
     stream: int | None = None,
+    keep_running: bool = False,
 ) -> int:
     """Migrate a machine's guest, and show it; ``then`` is what can be done when it has moved.
 
-    ``record`` is a file that its migrations are recorded to from here on, an absolute path.
-
-    A ``stream`` is a descriptor to write it to, in the place of what ``uri`` says; it is taken over.
+    Unless it is ``live`` the guest stands still from the beginning. With ``keep_running`` it is only saved,
+    and goes on in its machine. A ``stream`` is a descriptor to write it to, in the place of what ``uri``
+    says; it is taken over. ``record`` is a file that its migrations are recorded to from here on, an absolute
+    path.
 
     Returns the exit status. Raises `KvmmigError`.
     """
@@ -62,15 +65,20 @@ def migrate_machine(
             if record is not None:
                 await client.execute("migrate-set-parameters", {"x-kvmmig-record": record})
             said = text if number is None else await _pass(client, uri, number)
+            order: dict[str, object] = {"uri": said}
+            if not live:
+                order["x-kvmmig-live"] = False
+            if keep_running:
+                order["x-kvmmig-keep-running"] = True
             if detach:
-                await client.execute("migrate", {"uri": said})
+                await client.execute("migrate", order)
                 _say(f"the guest of {name!r} is being migrated; watch it with: kvmmig status {name} --watch")
                 return 0
             watch = _Watch(client, name, JsonLines() if as_json else LiveBlock(text) if _live() else Lines())
             try:
                 # From here on a Ctrl-C is about the migration, which may have begun before the reply is here.
                 with trio.open_signal_receiver(signal.SIGINT) as signals:
-                    await client.execute("migrate", {"uri": said})
+                    await client.execute("migrate", order)
                     if number is not None:  # else this command would keep a pipe open whose reader waits
                         descriptors.let_go(number)
                     figures = await watch.until_end(signals)
@@ -79,7 +87,15 @@ def migrate_machine(
                     return _LEFT_RUNNING
                 if copying is not None and figures.phase is Phase.DONE:
                     await _written(client, name, copying)
-                status = await _report_end(client, name, figures, watch.interrupted, keep=keep, quiet=as_json)
+                status = await _report_end(
+                    client,
+                    name,
+                    figures,
+                    watch.interrupted,
+                    end=not keep,
+                    keep_running=keep_running,
+                    quiet=as_json,
+                )
             except* ChannelBroken as errors:
                 raise MigrationError(f"the machine {name!r} has ended before its guest had moved") from errors
             if not status and then:
@@ -196,13 +212,22 @@ def _meaning(typed: str) -> str:
 
 
 async def _report_end(
-    client: QMPClient, name: str, figures: MigrationStatistics, interrupted: bool, *, keep: bool, quiet: bool
+    client: QMPClient,
+    name: str,
+    figures: MigrationStatistics,
+    interrupted: bool,
+    *,
+    end: bool,
+    keep_running: bool,
+    quiet: bool,
 ) -> int:
     match figures.phase:
         case Phase.DONE:
             if not quiet:
-                echo(summary(figures))
-            if keep:
+                echo(summary(figures, verb="been saved" if keep_running else "moved"))
+            if keep_running:
+                _say(f"the guest of {name!r} goes on here")
+            elif not end:
                 _say(f"{name!r} stays here, stopped, until: kvmmig quit {name}")
             else:
                 await end_machine(client, name)

@@ -25,8 +25,10 @@ from kvmmig.cli.machine_process import (
 from kvmmig.cli.output import Output
 from kvmmig.cli.programs import find_program
 from kvmmig.cli.progress import run_with_progress, summary
+from kvmmig.cli.scheduling import ask_for_short_slices
 from kvmmig.errors import GuestEnded, KvmmigError, WrongState
 from kvmmig.machine import MachineConfig, State
+from kvmmig.machine.config import OnHalt
 from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.monitor.control import MachineControl, Outcome
 from kvmmig.transport import Transport, TransportURI, descriptors, transport_for
@@ -48,6 +50,7 @@ class NewGuest:
     memory: int = 256 << 20
     cpus: int = 1
     settings: Mapping[str, str] = field(default_factory=dict)
+    on_halt: OnHalt = "end"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +88,11 @@ def run_guest(guest: NewGuest, options: ProcessOptions, *, planned: PlannedMigra
         guest.what, entry=guest.entry, memory=guest.memory, cpus=guest.cpus, settings=guest.settings
     )
     config = MachineConfig(
-        memory=guest.memory, cpus=guest.cpus, name=program.name, parameters=program.parameters
+        memory=guest.memory,
+        cpus=guest.cpus,
+        name=program.name,
+        parameters=program.parameters,
+        on_halt=guest.on_halt,
     )
     transport = _transport(planned.uri if planned else None)
 
@@ -100,15 +107,22 @@ def run_guest(guest: NewGuest, options: ProcessOptions, *, planned: PlannedMigra
     return _run(life, options, program.name, status_of_quit=FAILED if planned else 0)
 
 
-def run_incoming(uri: TransportURI | None, options: ProcessOptions, *, default_name: str = "incoming") -> int:
+def run_incoming(
+    uri: TransportURI | None,
+    options: ProcessOptions,
+    *,
+    default_name: str = "incoming",
+    prefault: bool = False,
+) -> int:
     """Run a guest that comes by migration; without ``uri`` a monitor's client says from where.
 
-    Returns the exit status. Raises `KvmmigError`.
+    ``prefault`` has the pages of one that comes from an image read while it runs. Returns the exit status.
+    Raises `KvmmigError`.
     """
     transport = _transport(uri)
 
     async def life(run: MachineRun) -> int:
-        await (_listen(run, transport) if transport is not None else _defer(run))
+        await (_listen(run, transport, prefault) if transport is not None else _defer(run))
         return await _until_end(run)
 
     return _run(life, options, default_name, needs_monitor=transport is None)
@@ -132,6 +146,7 @@ def _run(
     protect(rundir.directory())
 
     async def command() -> int:
+        ask_for_short_slices()
         status = status_of_quit
         # From here on signals are heeded: none of them may leave the name behind.
         with open_process(
@@ -156,9 +171,9 @@ def _run(
     return run_to_end(command, forced_exit=forced_exit)
 
 
-async def _listen(run: MachineRun, transport: Transport) -> None:
+async def _listen(run: MachineRun, transport: Transport, prefault: bool) -> None:
     control = run.control
-    await control.incoming.listen(transport)
+    await control.incoming.listen(transport, prefault=prefault)
     waiting = f"waiting for a guest from {control.incoming.uri}"
     run.say(waiting)
     if not transport.arrives_at_once:
@@ -273,8 +288,11 @@ def _exit_status(run: MachineRun, outcome: Outcome) -> int:
     match ending.kind:
         case "exit":
             return ending.status
+        case "halted":
+            run.say(f"the guest halted: {ending.report}")
+            return 0
         case "crash":
-            run.say(f"the guest crashed\n{ending.report}")
+            run.say(f"the guest crashed: {ending.report}")
             return CRASHED
         case "moved":
             return 0

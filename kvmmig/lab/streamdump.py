@@ -1,4 +1,4 @@
-"""A stream explained frame by frame: what ``tap+`` has kept, or a saved guest."""
+"""A stream explained frame by frame: what ``tap+`` has kept."""
 
 from __future__ import annotations
 

@@ -16,13 +16,16 @@ from kvmmig.kvm import Vcpu, Vm
 from kvmmig.machine import boot, state
 from kvmmig.machine.board import Board
 from kvmmig.machine.config import MachineConfig, MachineDescription
-from kvmmig.machine.cpu import Ending
+from kvmmig.machine.cpu import Ending, ExitHook
 from kvmmig.machine.dirty import BitmapTracker, DirtyTracker
 from kvmmig.machine.memory import GuestMemory
+from kvmmig.machine.populating import Reserve
 from kvmmig.machine.serial import Serial
 from kvmmig.machine.state import StateSection
 
 T = TypeVar("T")
+
+#: Seconds from one look for vCPUs that have halted for good to the next. It costs each of them some 0.1 ms.
 
 
 class State(StrEnum):
@@ -82,7 +85,9 @@ class Machine:
     nothing. A cancel takes effect while a command waits for its turn, never half way through it.
     """
 
-    def __init__(self, config: MachineConfig, output: Callable[[bytes], None]) -> None:
+    def __init__(
+        self, config: MachineConfig, output: Callable[[bytes], None], on_exit: ExitHook | None
+    ) -> None:
         """Use `open`."""
         #: What it was made from.
         self.config = config
@@ -93,6 +98,7 @@ class Machine:
             output=output,
             on_end=lambda: self._from_thread(self._note_end),
             on_room=lambda: self._from_thread(self._wake_feeders),
+            on_exit=on_exit,
         )
         self._token = trio.lowlevel.current_trio_token()
         self._lock = trio.Lock()
@@ -112,24 +118,27 @@ class Machine:
         config: MachineConfig,
         *,
         output: Callable[[bytes], None] | None = None,
+        on_exit: ExitHook | None = None,
         description: MachineDescription | None = None,
-        on_populate: Callable[[int, int], None] | None = None,
+        reserve: Reserve | None = None,
+        contents: Callable[[GuestMemory], None] | None = None,
     ) -> AsyncIterator[Self]:
         """Build a machine, and close it at the end of the block, whatever happens in it.
 
-        ``output`` gets what the guest sends to the serial port and the debug console. It is called in vCPU
-        threads and must not block. ``on_populate`` is told bytes done and bytes in all while memory is being
-        populated. With a ``description`` the machine is built just as the source's, which ``config`` must
-        agree with.
+        ``output`` gets what the guest sends to the serial port and the debug console. ``on_exit`` serves
+        ports and other exits of your own: it gets each `kvmmig.kvm.Exit` before anybody else, and returns
+        None for what is not its own, else what the guest reads, ``b""`` for a write; what it keeps is no part
+        of the guest's state. Both are called in vCPU threads and must not block. With a ``description`` the
+        machine is built just as the source's, which ``config`` must agree with. Its memory is that of
+        ``reserve``, if there is one; what is not populated yet is populated in the background. With
+        ``contents`` it is not: they are called with it, in a thread, to fill it or to map it from somewhere.
 
         Raises `BadConfig`, `StateMismatch`, `KvmError`. A cancel, or an error, leaves nothing behind.
         """
-        machine = cls(config, output or (lambda data: None))
+        machine = cls(config, output or (lambda data: None), on_exit)
         try:
             board = machine._board
-            await machine._in_thread(board.open, description)
-            await board.memory.populate(on_populate)
-            machine.description = await machine._in_thread(board.build, description)
+            machine.description = await machine._in_thread(board.build, description, reserve, contents)
             yield machine
         finally:
             with trio.CancelScope(shield=True):

@@ -20,6 +20,7 @@ import trio
 
 from kvmmig import stream
 from kvmmig.errors import (
+    ImageError,
     KvmError,
     KvmmigError,
     MigrationError,
@@ -29,14 +30,17 @@ from kvmmig.errors import (
 )
 from kvmmig.kvm import System
 from kvmmig.machine.config import MachineDescription
+from kvmmig.machine.cpu import ExitHook
 from kvmmig.machine.machine import Machine
 from kvmmig.machine.memory import GuestMemory
 from kvmmig.machine.pageset import PageSet, Runs
+from kvmmig.machine.populating import Reserve
 from kvmmig.machine.state import StateSection
 from kvmmig.migration.events import RecordedEvent
 from kvmmig.migration.peer import name_sender
 from kvmmig.migration.policy import Limits
 from kvmmig.migration.recorder import Recorder
+from kvmmig.migration.restoring import Restored, look_for_image, reading_ahead, restored_machine
 from kvmmig.migration.stall_meter import Durations, StallMeter
 from kvmmig.transport import Transport, TransportURI, transport_for
 from kvmmig.transport.guard import GuardedChannel
@@ -69,31 +73,42 @@ class IncomingMigration:
         transport: Transport | TransportURI | str,
         *,
         output: Callable[[bytes], None] | None = None,
+        on_exit: ExitHook | None = None,
         limits: Limits | None = None,
         on_listening: Callable[[TransportURI], None] | None = None,
         on_connected: Callable[[], None] | None = None,
-        on_populate: Callable[[int, int], None] | None = None,
+        reserve: Reserve | None = None,
         on_here: Callable[[Machine], None] | None = None,
         on_event: Callable[[RecordedEvent], None] | None = None,
         record: str | os.PathLike[str] | None = None,
         strays: trio.Nursery | None = None,
+        prefault: bool = False,
+        on_prefault: Callable[[int, int], None] | None = None,
     ) -> None:
-        """``transport`` may be a URI. ``output`` gets what the guest writes to its serial port.
+        """``transport`` may be a URI. ``output`` and ``on_exit`` are as for `Machine.open`.
+
+        ``reserve`` is memory for the guest that is there already; whoever made it closes it.
 
         ``on_listening`` gets where it listens in fact; ``on_connected`` is told that a source is there;
-        ``on_populate`` bytes done and in all; ``on_here`` gets the machine when the guest is here, before the
-        source is told so; ``on_event`` all that a record has. ``record`` is a file to append a record to
-        (docs/record.md). All must be quick and not raise. What a channel does that can't be ended is left
-        behind in ``strays``, a nursery that outlives this; without one, the end of `machine` waits for it.
+        ``on_here`` gets the machine when the guest is here, before the source is told so; ``on_event`` all
+        that a record has, and ``record`` is a file to append that to (docs/record.md). All must be quick and
+        not raise. What a channel does that can't be ended is left behind in ``strays``, a nursery that
+        outlives this; without one, the end of `machine` waits for it.
+
+        A guest that is mapped from an image runs before its pages are read. ``prefault`` has them read, and
+        checked, while it runs; ``on_prefault`` is told bytes done and bytes in all.
         """
         self._transport = transport if isinstance(transport, Transport) else transport_for(transport)
         self._output = output
+        self._on_exit = on_exit
         self._limits = limits if limits is not None else Limits()
         self._on_listening = on_listening
         self._on_connected = on_connected
-        self._on_populate = on_populate
+        self._reserve = reserve
         self._on_here = on_here
         self._strays = strays
+        self._prefault = prefault
+        self._on_prefault = on_prefault
         self._channel: GuardedChannel
         self._decoder = stream.Decoder(stream.Direction.FORWARDS)
         self._encoder = stream.Encoder(stream.Direction.BACKWARDS)
@@ -151,7 +166,7 @@ class IncomingMigration:
                     self._channel.abort()
                     cancelled = not isinstance(error, Exception)
                     self._note_end("cancelled" if cancelled else "failed", str(error))
-                    if isinstance(error, StreamError | StateMismatch) or type(error) is KvmError:
+                    if isinstance(error, StreamError | ImageError | StateMismatch) or type(error) is KvmError:
                         name_sender(error, self.peer)
                     raise
             yield machine
@@ -167,6 +182,12 @@ class IncomingMigration:
             self._on_connected()
 
     async def _receive(self, stack: AsyncExitStack, strays: trio.Nursery) -> Machine:
+        with trio.move_on_after(self._limits.setup_timeout) as scope:
+            found = await self._work(strays, partial(look_for_image, self._channel, self._decoder))
+        if scope.cancelled_caught:
+            raise self._silent()
+        if found is not None:
+            return await self._restore(stack, strays, found)
         hello = await self._hello(strays)
         started = self._started = perf_counter()
         self._recorder.begun(
@@ -178,13 +199,17 @@ class IncomingMigration:
             raise StreamError(
                 f"the hello names {hello.n_pages} pages, but a machine of {description.memory} bytes"
             )
-        await trio.to_thread.run_sync(_check_fits, description)
+        held = self._reserve.size if self._reserve is not None else 0
+        await trio.to_thread.run_sync(_check_fits, description, held)
+        if self._channel.two_way:  # the source need not wait while the machine is built
+            await self._work(strays, self._accept)
         machine = await stack.enter_async_context(
             Machine.open(
                 description.config(),
                 output=self._output,
+                on_exit=self._on_exit,
                 description=description,
-                on_populate=self._on_populate,
+                reserve=self._reserve,
             )
         )
         sizes = machine.section_sizes()
@@ -192,6 +217,7 @@ class IncomingMigration:
         self._decoder.limit_sections(len(sizes), max(sizes.values()), sum(sizes.values()))
         sections, end = await self._work(strays, partial(self._receive_guest, machine, sizes))
         self._recorder.phase("apply")
+        machine.memory.check_populated()
         await machine.apply(sections)
         self._recorder.phase("ready")
         await self._work(strays, self._wait_for_go)
@@ -200,6 +226,31 @@ class IncomingMigration:
             self._recorder.started()
         self._recorder.phase("running")
         self.total_time = perf_counter() - started
+        if self._on_here is not None:
+            self._on_here(machine)
+        strays.start_soon(self._say_goodbye, strays)
+        return machine
+
+    async def _restore(self, stack: AsyncExitStack, strays: trio.Nursery, found: Restored) -> Machine:
+        """As `_receive`, where it is an image that begins there."""
+        started = self._started = perf_counter()
+        self._recorder.begun(
+            # An image has no identity: what is restored from it is a migration of its own.
+            identity=os.urandom(stream.IDENTITY_SIZE),
+            uri=str(self._transport.uri),
+            machine=bytes(found.image.header.machine),
+        )
+        self._recorder.phase("apply")
+        opening = restored_machine(found, self._channel, output=self._output)
+        machine = await stack.enter_async_context(opening)
+        self.received_pages, self.zero_pages = found.image.header.data_pages, found.zero_pages
+        if found.image.header.running:
+            await machine.start()
+            self._recorder.started()
+        self._recorder.phase("running")
+        self.total_time = perf_counter() - started
+        if self._prefault:
+            await stack.enter_async_context(reading_ahead(found, machine, self._on_prefault))
         if self._on_here is not None:
             self._on_here(machine)
         strays.start_soon(self._say_goodbye, strays)
@@ -246,13 +297,17 @@ class IncomingMigration:
             event = await self._work(strays, self._event)
             assert isinstance(event, stream.Hello)  # the decoder lets nothing else come first
             return event
-        raise MigrationError(f"{self._channel.peer} sent no hello within {self._limits.setup_timeout:g} s")
+        raise self._silent()
+
+    def _silent(self) -> MigrationError:
+        return MigrationError(f"{self._channel.peer} sent no hello within {self._limits.setup_timeout:g} s")
+
+    async def _accept(self) -> None:
+        await self._send(self._encoder.preamble() + self._encoder.signal(stream.Kind.ACCEPT))
 
     async def _receive_guest(
         self, machine: Machine, sizes: Mapping[str, int]
     ) -> tuple[list[StateSection], stream.End]:
-        if self._channel.two_way:
-            await self._send(self._encoder.preamble() + self._encoder.signal(stream.Kind.ACCEPT))
         memory = machine.memory
         sections: list[StateSection] = []
         touched = PageSet(memory.n_pages)  # pages not in it are still as the kernel gave them: zero
@@ -326,9 +381,9 @@ async def _off_the_loop(n_pages: int, work: Callable[..., None], *arguments: obj
         await trio.to_thread.run_sync(work, *arguments)
 
 
-def _check_fits(description: MachineDescription) -> None:
+def _check_fits(description: MachineDescription, held: int) -> None:
     with System.open() as system:
-        description.check_fits(system)
+        description.check_fits(system, held)
 
 
 def _check_section(sizes: Mapping[str, int], name: str, size: int) -> None:

@@ -37,8 +37,9 @@ from kvmmig.errors import (
     WrongState,
 )
 from kvmmig.machine.machine import State
+from kvmmig.migration.causes import alone, only_cancelled
 from kvmmig.migration.events import RecordedEvent
-from kvmmig.migration.pages import PageMap
+from kvmmig.migration.pagemap import PageMap
 from kvmmig.migration.peer import Peer
 from kvmmig.migration.phases import PHASES, Phase
 from kvmmig.migration.policy import (
@@ -75,6 +76,7 @@ class OutgoingMigration:
         policy: Policy | None = None,
         limits: Limits | None = None,
         pause_before_switchover: bool = False,
+        keep_running: bool = False,
         on_phase: Callable[[Phase], None] | None = None,
         on_round: Callable[[RoundFigures], None] | None = None,
         on_event: Callable[[RecordedEvent], None] | None = None,
@@ -83,21 +85,29 @@ class OutgoingMigration:
         """``transport`` may be a URI, which raises `BadURI` here where it is not understood.
 
         With ``pause_before_switchover`` the guest stands still after the last round until `proceed` is
-        called. ``on_phase`` is told each phase as it begins, ``on_round`` each round's figures as it ends,
-        ``on_event`` all that a record has (docs/record.md): on the event loop, so they must be quick and not
-        raise. ``record`` is a file to append that to.
+        called. With ``keep_running`` the guest is only saved, and goes on here; a transport that does not
+        store is a `MigrationError` then. ``on_phase`` is told each phase as it begins, ``on_round`` each
+        round's figures as it ends, ``on_event`` all that a record has (docs/record.md): on the event loop, so
+        they must be quick and not raise. ``record`` is a file to append that to.
         """
         self._machine = machine
         self._transport = transport if isinstance(transport, Transport) else transport_for(transport)
+        if keep_running and not self._transport.stores:
+            raise MigrationError(
+                f"{self._transport.uri} stores nothing, so the guest would run there and here; only a guest "
+                "that is saved can go on running here"
+            )
         self._peer_name = str(self._transport.uri)
         self._peer = Peer(self._peer_name, lambda: self.phase)
         self._recorder = Recorder("source", on_event, record)
         self._precopy = PreCopy(
             machine,
             name=self._peer_name,
-            policy=policy if policy is not None else default_policy(),
+            policy=policy if policy is not None else default_policy(stores=self._transport.stores),
             limits=limits if limits is not None else Limits(),
             pause_before_switchover=pause_before_switchover,
+            as_image=self._transport.random_access,
+            keep_running=keep_running,
             enter=self._enter,
             let_go=self._let_go,
             resume=self._resume,
@@ -130,7 +140,6 @@ class OutgoingMigration:
             bandwidth=work.bucket.rate,
             throttle=work.throttled,
             counters=self._channel.counters() if self._channel is not None else {},
-            more_notices=self._recorder.problems,
         )
 
     def cancel(self, why: str = "it was cancelled") -> None:
@@ -201,13 +210,7 @@ class OutgoingMigration:
                 strays = await stack.enter_async_context(own_tasks())
             await stack.enter_async_context(self._recorder.recording())
             stack.callback(lambda: self._recorder.ended_source(self.statistics()))
-            self._recorder.begun(
-                identity=self._precopy.identity,
-                uri=str(self._transport.uri),
-                machine=self._machine.description.encode(),
-                policy=type(self._precopy.policy).__name__,
-                limits=self._precopy.limits,
-            )
+            self._precopy.note_begin(str(self._transport.uri))
             with self._record.running():
                 try:
                     await self._watched(strays)
@@ -230,14 +233,14 @@ class OutgoingMigration:
 
     def _verdict(self, problem: BaseException) -> BaseException | None:
         """Enter the phase that ends it, as the table says. Returns what to raise; None where all is well."""
-        problem = _alone(problem)
+        problem = alone(problem)
         row, error = PHASES[self.phase], problem
         if row.on_error is Phase.UNKNOWN and (
             self._record.is_gone or self._peer.has_said(stream.Kind.RUNNING)
         ):
             self._enter(Phase.DONE)
             return None if isinstance(problem, Exception) else problem
-        cancelled = isinstance(problem, MigrationCancelled) or _only_cancelled(problem)
+        cancelled = isinstance(problem, MigrationCancelled) or only_cancelled(problem)
         if isinstance(problem, Exception) and not isinstance(problem, KvmmigError):
             _log.error("the migration to %s failed by a bug of kvmmig", self._peer_name, exc_info=problem)
             error = MigrationError(f"the migration failed by a bug of kvmmig: {problem!r}")
@@ -283,6 +286,8 @@ class OutgoingMigration:
 
     async def _watch_guest(self) -> None:
         ending = await self._machine.wait()
+        if self._precopy.keep_running and self._record.is_gone:
+            return  # it went on after it was saved
         if PHASES[self.phase].on_cancel is not None:
             self._end(GuestEnded(f"the guest ended before it had moved: {ending}"))
 
@@ -317,7 +322,10 @@ class OutgoingMigration:
                 trio.move_on_after(self._precopy.limits.connect_timeout) as scope,
                 collecting(self._phase_listeners),
             ):
-                channel = await stack.enter_async_context(connected(self._transport, strays))
+                access = self._transport.random_access
+                channel = await stack.enter_async_context(
+                    connected(self._transport, strays, random_access=access)
+                )
             if scope.cancelled_caught:
                 raise ConnectFailed(
                     f"{self._transport.uri} gave no connection in {self._precopy.limits.connect_timeout:g} s"
@@ -385,16 +393,3 @@ class OutgoingMigration:
                 listener(str(self.phase))
             except Exception:
                 _log.exception("a listener of %s failed in the phase %s", self._transport.uri, self.phase)
-
-
-def _alone(problem: BaseException) -> BaseException:
-    """What failed, out of the group that a cancel at the same moment has put around it."""
-    while isinstance(problem, ExceptionGroup) and len(problem.exceptions) == 1:
-        problem = problem.exceptions[0]
-    return problem
-
-
-def _only_cancelled(problem: BaseException) -> bool:
-    if isinstance(problem, BaseExceptionGroup):
-        return all(_only_cancelled(part) for part in problem.exceptions)
-    return isinstance(problem, trio.Cancelled)

@@ -38,7 +38,7 @@ from kvmmig.migration.events import (
     SwitchedOver,
     TurnTaken,
 )
-from kvmmig.migration.pages import PageMap
+from kvmmig.migration.pagemap import PageMap
 from kvmmig.migration.policy import Continue, Decision, GiveUp, Limits, RoundFigures, Stop
 from kvmmig.migration.recordfile import RecordFile, recording
 from kvmmig.migration.report import MigrationStatistics
@@ -47,6 +47,14 @@ from kvmmig.migration.stall_meter import Durations
 
 #: Seconds of a turn that is worth an event.
 _TURN = 0.001
+_LAPS = {
+    "pause": "park",
+    "waiting to proceed": "proceed",
+    "state": "capture",
+    "dirty log": "last_log",
+    "memory": "pages",
+    "end": "state",
+}
 #: Blocks of a page map.
 MAP_BLOCKS = 128
 
@@ -217,11 +225,11 @@ class Recorder:
         self._stopped_at = self._mark = perf_counter()
         self._marks = dict.fromkeys(SWITCHOVER_PARTS, 0.0)
 
-    def part(self, name: str) -> None:
-        """A part of the downtime, one of `SWITCHOVER_PARTS`, has come to its end."""
+    def part(self, lap: str) -> None:
+        """A part of the downtime, by its name in `Laps` or in `SWITCHOVER_PARTS`, has come to its end."""
         if self._stopped_at is not None:
             now = perf_counter()
-            self._marks[name] += now - self._mark
+            self._marks[_LAPS.get(lap, lap)] += now - self._mark
             self._mark = now
 
     def gone(self) -> None:
@@ -230,18 +238,18 @@ class Recorder:
         if self.tell is not None and self._stopped_at is not None:
             self.tell(SwitchedOver(at=self._stopped_at, **self._marks))
 
-    def final_pass(self, round: int, began: float, *, pages: int, zeros: int, sent_bytes: int) -> None:
-        """The last pages and the state were sent, since ``began``."""
+    def final_pass(self, figures: RoundFigures, began: float) -> None:
+        """The last pages were sent, with the guest stopped."""
         if self.tell is not None:
             self.tell(
                 RoundSent(
                     at=began,
-                    round=round,
+                    round=figures.round,
                     final=True,
-                    duration=perf_counter() - began,
-                    sent_pages=pages,
-                    zero_pages=zeros,
-                    sent_bytes=sent_bytes,
+                    duration=figures.duration,
+                    sent_pages=figures.sent_pages,
+                    zero_pages=figures.zero_pages,
+                    sent_bytes=figures.sent_bytes,
                     spent=self._spent(),
                 )
             )

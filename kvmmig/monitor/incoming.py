@@ -10,6 +10,7 @@ import trio
 
 from kvmmig.errors import KvmmigError, MigrationError, WrongState
 from kvmmig.machine import Machine
+from kvmmig.machine.populating import Reserve
 from kvmmig.migration.incoming import IncomingMigration
 from kvmmig.monitor.events import Events
 from kvmmig.monitor.life import Life
@@ -30,7 +31,7 @@ class Incoming:
         events: Events,
         *,
         output: Callable[[bytes], None] | None,
-        on_populate: Callable[[int, int], None] | None,
+        reserve: Reserve | None,
         on_here: Callable[[Machine], None],
         on_failure: Callable[[KvmmigError], None],
         machines: trio.Nursery,
@@ -53,7 +54,7 @@ class Incoming:
         self._settings = settings
         self._events = events
         self._output = output
-        self._on_populate = on_populate
+        self._reserve = reserve
         self._on_here = on_here
         self._on_failure = on_failure
         self._machines = machines
@@ -74,8 +75,12 @@ class Incoming:
         """The guest comes by migration, from where `listen` will say later."""
         self._life.enter("defer")
 
-    async def listen(self, at: str | TransportURI | Transport, *, exit_on_error: bool = True) -> None:
+    async def listen(
+        self, at: str | TransportURI | Transport, *, exit_on_error: bool = True, prefault: bool = False
+    ) -> None:
         """Listen for a guest; it arrives in the background, and runs if it ran. Returns when it listens.
+
+        ``prefault`` is as for `IncomingMigration`.
 
         Raises `BadURI`, `ConnectFailed`, and `WrongState` where there is a guest, or one on its way. After a
         cancel, and after these, nobody listens, and this can be called again. When it fails later,
@@ -85,7 +90,7 @@ class Incoming:
         transport = at if isinstance(at, Transport) else await trio.to_thread.run_sync(transport_for, at)
         self._life.enter("listen")  # somebody else may have been faster
         self._life.source = str(transport.uri)
-        listens = await self._machines.start(self._receive, transport, exit_on_error)
+        listens = await self._machines.start(self._receive, transport, exit_on_error, prefault)
         if not listens:
             assert self._error is not None
             error, self._error = self._error, None
@@ -100,7 +105,12 @@ class Incoming:
             raise self._error
 
     async def _receive(
-        self, transport: Transport, exit_on_error: bool, *, task_status: trio.TaskStatus[bool]
+        self,
+        transport: Transport,
+        exit_on_error: bool,
+        prefault: bool,
+        *,
+        task_status: trio.TaskStatus[bool],
     ) -> None:
         """The guest's life here, until this is cancelled."""
         listens = False
@@ -119,10 +129,11 @@ class Incoming:
             output=self._output,
             on_listening=note_listening,
             on_connected=lambda: self._enter("active"),
-            on_populate=self._on_populate,
+            reserve=self._reserve,
             on_here=self._note_here,
             record=self._settings.parameters.x_kvmmig_record or None,
             strays=self._strays,
+            prefault=prefault,
         )
         try:
             async with migration.machine():
@@ -143,10 +154,10 @@ class Incoming:
                 self._on_failure(self._error)
 
     def _note_here(self, machine: Machine) -> None:
+        self._life.happened("arrived")
+        self._on_here(machine)  # clients hear that it runs before they hear that the migration is over
         self._ended.set()
         self._enter("completed")
-        self._life.happened("arrived")
-        self._on_here(machine)
 
     def _enter(self, status: IncomingStatus) -> None:
         self.status = status

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 import trio
 
-from kvmmig.qmp.address import Address, TcpAddress
+from kvmmig.qmp.address import Address, UnixAddress
 from kvmmig.transport.toolkit.peers import Peer
 
 _log = logging.getLogger("kvmmig.qmp")
@@ -55,7 +55,7 @@ class Admission:
             _log.info("%s is a client of the monitor at %s", peer, address)
         else:
             self._log.warn(f"{peer} is connected to the monitor at {address}")
-        by_tcp = isinstance(address, TcpAddress)
+        by_tcp = peer.process is None
         self._present[whose] += 1
         self._by_tcp += by_tcp
         try:
@@ -70,9 +70,14 @@ class Admission:
         """Say in the log what a client has tried."""
         self._log.warn(f"{peer} {text}")
 
+    def check(self, peer: Peer, address: Address) -> None:
+        """Raise `Refused` for one who would not be admitted now."""
+        self._check(peer, address, _whose(peer))
+
     def _check(self, peer: Peer, address: Address, whose: str) -> None:
-        if isinstance(address, TcpAddress):
-            if not (peer.trusted or address.asks_nobody or address.secret_file):
+        if peer.process is None:
+            guarded = not isinstance(address, UnixAddress) and (address.asks_nobody or address.secret_file)
+            if not (peer.trusted or guarded):
                 raise Refused(f"this monitor is for its own user and root, and you are {_described(peer)}")
             if not peer.trusted and self._present[whose] >= _MOST_OF_A_STRANGER:
                 raise Refused(

@@ -14,7 +14,14 @@ import trio
 
 from kvmmig.errors import ChannelBroken, ConnectFailed, TransportError
 from kvmmig.transport import guard
-from kvmmig.transport.contract import AnyChannel, Listener, ReceiveChannel, SendChannel, Transport
+from kvmmig.transport.contract import (
+    AnyChannel,
+    Listener,
+    RandomAccessChannel,
+    ReceiveChannel,
+    SendChannel,
+    Transport,
+)
 from kvmmig.transport.guard import GuardedChannel, blaming, culprit
 from kvmmig.transport.uri import TransportURI
 
@@ -132,13 +139,23 @@ async def _channel(
 
 
 @asynccontextmanager
-async def connected(transport: Transport, strays: trio.Nursery) -> AsyncIterator[GuardedChannel]:
+async def connected(
+    transport: Transport, strays: trio.Nursery, *, random_access: bool = False
+) -> AsyncIterator[GuardedChannel]:
     """Connect; the block has the channel, guarded, and ends it: by `abort`, unless it was closed before.
 
-    Its tasks live in ``strays``: one that does not end when it is told to stays there. Raises `ConnectFailed`
-    and other `TransportError`.
+    With ``random_access`` it is a `RandomAccessChannel`, which the transport must have. Its tasks live in
+    ``strays``: one that does not end when it is told to stays there. Raises `ConnectFailed` and other
+    `TransportError`.
     """
-    async with _channel(transport.connect, culprit(transport), "connect", SendChannel, strays) as channel:
+    who = culprit(transport)
+    if random_access:
+        made = _channel(
+            transport.connect_random_access, who, "connect_random_access", RandomAccessChannel, strays
+        )
+    else:
+        made = _channel(transport.connect, who, "connect", SendChannel, strays)
+    async with made as channel:
         yield channel
 
 

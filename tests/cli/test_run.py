@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kvmmig.cli import main
-from kvmmig.guests import assemble
+from tests.assembling import assembled, need_nasm
 
 from .conftest import Kvmmig
 
@@ -27,8 +27,7 @@ LETTER_THEN_END = """
 
 
 def boot_sector() -> bytes:
-    code = assemble(LETTER_THEN_END, bits=16, origin=0x7C00, constants={}, name="sector")
-    return code.ljust(510, b"\0") + b"\x55\xaa"
+    return assembled(LETTER_THEN_END, bits=16, origin=0x7C00).ljust(510, b"\0") + b"\x55\xaa"
 
 
 def test_a_toy_guest_prints_and_its_status_is_the_commands(kvmmig: Kvmmig) -> None:
@@ -37,6 +36,7 @@ def test_a_toy_guest_prints_and_its_status_is_the_commands(kvmmig: Kvmmig) -> No
 
 
 def test_a_copy_that_was_changed_by_hand_runs(kvmmig: Kvmmig) -> None:
+    need_nasm()
     source = kvmmig("guests", "hello").stdout
     changed = source.replace("Hello", "Howdy").replace("xor eax, eax", "mov eax, 7")
     howdy = kvmmig("run", kvmmig.program("howdy.asm", changed))
@@ -169,6 +169,8 @@ def test_an_output_that_nobody_reads_holds_up_neither_guest_nor_ctrl_c(kvmmig: K
         (["run", "hello", "--cpus", "many"], 2, "--cpus"),
         (["run", "hello", "--entry", "real16"], 1, "--entry real16"),
         (["run", "hello", "--entry", "smm"], 2, "--entry"),
+        (["run", "hello", "--reserve", "1GiB"], 2, "it needs --incoming URI"),
+        (["run", "--incoming", "tcp:127.0.0.1:0", "--reserve", "65GiB"], 2, "use 1MiB to 64GiB"),
         (["run", "hello", "--set", "hot"], 2, "is not a setting"),
         (["run", "hello", "--set", "hot=1"], 1, "hello has no parameter 'hot'"),
         (["run", "dirtier", "--set", "hot=9GiB"], 1, "hot="),

@@ -164,7 +164,7 @@ async def test_a_guest_that_ends_itself_takes_the_machine_to_ended(quitter: Prog
 async def test_a_guest_that_has_ended_is_not_set_running_by_a_resume_that_came_too_late(
     long64: Callable[[str], Program],
 ) -> None:
-    source = "out 0xf4, al; again: inc qword ptr [0x200000]; jmp again"
+    source = "out 0xf4, al; again: inc qword [0x200000]; jmp again"
     with trio.fail_after(60):
         async with Machine.open(SMALL) as machine:
             await machine.load(long64(source))

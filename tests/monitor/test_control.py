@@ -10,6 +10,7 @@ from kvmmig import guests
 from kvmmig.errors import BadURI, KvmmigError, MigrationCancelled, OutcomeUnknown, StreamError, WrongState
 from kvmmig.machine import Entry, Machine, MachineConfig, Program
 from kvmmig.monitor.control import MachineControl
+from kvmmig.stream.format import HEADER, IDENTITY_SIZE, PREAMBLE
 from tests.monitor.lab import MIB, PATIENCE, Lab, awaiting, check, listening, running
 
 pytestmark = pytest.mark.kvm
@@ -141,7 +142,7 @@ async def test_a_guest_moves_and_both_sides_say_so() -> None:
             ]
             passes = [data["pass"] for name, data in here.events if name == "MIGRATION_PASS"]
             assert passes == list(range(1, len(figures.rounds) + 3))
-            assert there.named == ["setup", "active", "completed", "RESUME"]
+            assert there.named == ["setup", "active", "RESUME", "completed"]
             with pytest.raises(WrongState, match="has moved away"):
                 await here.control.resume()
             with pytest.raises(WrongState, match="has moved away"):
@@ -224,8 +225,9 @@ async def test_after_a_migration_whose_outcome_nobody_knows_only_an_operator_get
         async with running() as lab:
             async with awaiting() as there:
                 uri = await listening(there)
-                # It is cut in "running", behind 16 bytes of preamble and 32 each of "accept" and "ready".
-                lab.control.outgoing.begin(f"fault+{uri}?fault.what=cut&fault.side=receive&fault.at=90")
+                # It is cut in "running", behind the stream's beginning, "accept" and "ready".
+                at = PREAMBLE.size + IDENTITY_SIZE + 2 * HEADER.size + 1
+                lab.control.outgoing.begin(f"fault+{uri}?fault.what=cut&fault.side=receive&fault.at={at}")
                 with pytest.raises(OutcomeUnknown, match="Look there first"):
                     await lab.control.outgoing.wait()
             assert lab.control.outgoing.status == "failed"

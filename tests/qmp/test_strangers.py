@@ -172,7 +172,6 @@ _BODY = b'{"execute": "qmp_capabilities"}\n{"execute": "hello"}\n'
         b'"a"\n' + _BODY,
         b"[]" + _BODY,
         b"[" + _BODY.replace(b"\n", b",") + b"{}]" + _BODY,
-        b"{'execute': 'hello'}" + _BODY,
         b'{"execute": "x"\n\n]' + _BODY,
         b'{"execute": "x"}\nGET / HTTP/1.1\r\n\r\n' + _BODY,
         b"{" * 300 + b"\n" + _BODY,

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import trio
 
-from kvmmig.guests.assembler import assemble
 from kvmmig.machine import Entry, Machine, MachineConfig, Program, State, StateSection
 from kvmmig.machine.config import MachineDescription
 from kvmmig.machine.cpu import Ending
@@ -21,6 +20,7 @@ from kvmmig.migration.incoming import IncomingMigration
 from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.migration.policy import Continue, Decision, Policy, RoundFigures, Stop
 from kvmmig.transport import TransportURI, transport_for
+from tests.assembling import assembled
 
 pytestmark = pytest.mark.kvm
 
@@ -55,6 +55,10 @@ class Watched:
     @property
     def state(self) -> State:
         return self._machine.state
+
+    @property
+    def thread_ids(self) -> Sequence[int]:
+        return self._machine.thread_ids
 
     @property
     def description(self) -> MachineDescription:
@@ -116,10 +120,8 @@ class SomeRounds(Policy):
 
 def busy_guest() -> Program:
     """Writes to a page of its own for ever, so that the dirty log is never empty."""
-    source = "again: inc qword ptr [0x200000]\njmp again\n"
-    return Program(
-        "busy", Entry.LONG64, assemble(source, bits=64, origin=0x100000, constants={}, name="busy")
-    )
+    source = "again: inc qword [0x200000]\njmp again\n"
+    return Program("busy", Entry.LONG64, assembled(source, bits=64, origin=0x100000))
 
 
 @asynccontextmanager

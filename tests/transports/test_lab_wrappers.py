@@ -112,9 +112,9 @@ async def test_what_tap_keeps_is_the_stream_and_dump_explains_it(tmp_path: Path)
 
 
 async def test_dump_says_where_a_stream_is_wrong(tmp_path: Path) -> None:
-    await saved(f"file:{tmp_path}/a.img")
+    await saved(f"tap+file:{tmp_path}/a.img?tap.path={tmp_path}/kept")
     path = tmp_path / "torn"
-    path.write_bytes((tmp_path / "a.img").read_bytes()[:-40])
+    path.write_bytes((tmp_path / "kept").read_bytes()[:-40])
     with pytest.raises(StreamError, match=r"torn: the stream ends after \d+ bytes"):
         list(dump_stream(path))
     path.write_bytes(b"something else")

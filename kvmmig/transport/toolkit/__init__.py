@@ -1,8 +1,9 @@
 """What the built-in transports are made of, for the authors of other ones.
 
 Channels that are ready: `SocketChannel`, `TcpChannel`, `PipeSender` and `PipeReceiver`, `ProcessSender` and
-`ProcessReceiver`, `BlockFileSender` and `BlockFileReceiver`; `pumped_channel` for libraries that only have
-a ``send_all``, `stored_sender` and `stored_receiver` for stores, `reframed` for wrappers that re-frame.
+`ProcessReceiver`, `BlockFileSender` and `BlockFileReceiver`, `RandomAccessFile`; `pumped_channel` for
+libraries that only have a ``send_all``, `stored_sender` and `stored_receiver` for stores, `reframed` for
+wrappers that re-frame.
 Listeners: `SocketListener`, `AtOnceListener`.
 
 Parts of channels: `OneAtATime`, `prefix`, `Interrupts`, `own_tasks`, `TokenBucket`; `Workers`,
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kvmmig.transport.toolkit import tcpsockets as tcpsockets
     from kvmmig.transport.toolkit import unixsockets as unixsockets
+    from kvmmig.transport.toolkit.accessfile import RandomAccessFile as RandomAccessFile
     from kvmmig.transport.toolkit.blockfile import BlockFileReceiver as BlockFileReceiver
     from kvmmig.transport.toolkit.blockfile import BlockFileSender as BlockFileSender
     from kvmmig.transport.toolkit.buffers import prefix as prefix
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
     from kvmmig.transport.toolkit.workers import open_in_thread as open_in_thread
 
 _NAMES = {
+    "accessfile": "RandomAccessFile",
     "blockfile": "BlockFileReceiver BlockFileSender",
     "interrupts": "Interrupts",
     "listeners": "AtOnceListener",
