@@ -75,6 +75,7 @@ async def migrate(
     policy: Policy | None = None,
     limits: Limits | None = None,
     bandwidth: float | str | None = None,
+    record: str | os.PathLike[str] | None = None,
 ) -> MigrationStatistics:
     """Move a running or paused guest; returns the figures once it has moved.
 
@@ -87,8 +88,8 @@ async def migrate(
     ``to`` is a URI, such as ``tcp:host:4444`` or ``file:/var/tmp/a.img``. ``policy`` says when to stop the
     guest; without one that is when 300 ms of downtime are expected, or after 30 rounds. ``limits`` bounds
     everything else, in seconds; ``bandwidth``, in bytes a second or text such as ``"500MB/s"``, goes before
-    the one in it. A `Monitor`'s clients know nothing of this migration: for one that they see, and may
-    cancel, there is `Monitor.migrate`.
+    the one in it. ``record`` is a file to append a record to (docs/record.md). A `Monitor`'s clients know
+    nothing of this migration: for one that they see, and may cancel, there is `Monitor.migrate`.
 
     Raises a `TransportError`, `StreamError` or `MigrationError` when the guest has not moved, `WrongState`
     where it can't, `ValueError` for a bandwidth that is none. After any of them, and after a cancel, the
@@ -99,7 +100,7 @@ async def migrate(
     rate = parse_bandwidth(bandwidth)
     # It imports modules, and looks for packages that bring more of them.
     transport = to if isinstance(to, Transport) else await trio.to_thread.run_sync(transport_for, to)
-    migration = OutgoingMigration(machine, transport, policy=policy, limits=limits)
+    migration = OutgoingMigration(machine, transport, policy=policy, limits=limits, record=record)
     if rate is not None:
         migration.set_bandwidth(rate)
     return await migration.run()
@@ -112,6 +113,7 @@ async def receive(
     output: Callable[[bytes], None] | None = None,
     on_exit: ExitHook | None = None,
     on_listening: Callable[[TransportURI], None] | None = None,
+    record: str | os.PathLike[str] | None = None,
 ) -> AsyncIterator[Machine]:
     """Wait for a guest, and take it in; it runs if it ran at the source, else it is yet to be started.
 
@@ -129,13 +131,15 @@ async def receive(
 
     ``at`` is a URI to listen at, or what a guest was saved to. ``on_listening`` is called once with the URI
     for the source, which has the real port where port 0 was asked for. ``output`` and ``on_exit`` are as for
-    `open_machine`. The machine is closed at the end of the block.
+    `open_machine`, ``record`` as for `migrate`. The machine is closed at the end of the block.
 
     Raises `BadURI`, `ConnectFailed`, `StreamError` for bytes that are no whole guest, `StateMismatch` for a
     guest that can't live here, `MigrationError` where the source gave up. After any of them, and after a
     cancel before the guest is here, nothing is left here, and the source keeps its guest.
     """
     transport = at if isinstance(at, Transport) else await trio.to_thread.run_sync(transport_for, at)
-    incoming = IncomingMigration(transport, output=output, on_exit=on_exit, on_listening=on_listening)
+    incoming = IncomingMigration(
+        transport, output=output, on_exit=on_exit, on_listening=on_listening, record=record
+    )
     async with incoming.machine() as machine:
         yield machine

@@ -14,10 +14,13 @@ import click
 
 from kvmmig.cli.commands_basic import completion, demo, doctor, guests, transports
 from kvmmig.cli.commands_control import console, ls, pause, quit_machine, reset, resume, set_settings, status
+from kvmmig.cli.commands_experiment import experiment
 from kvmmig.cli.commands_guest import new_guest
 from kvmmig.cli.commands_image import image
+from kvmmig.cli.commands_lab import plot, record, stream, trace
 from kvmmig.cli.commands_migrate import cancel, migrate, save
 from kvmmig.cli.commands_run import restore, run
+from kvmmig.cli.commands_teaching import lab
 from kvmmig.cli.printing import echo
 from kvmmig.errors import KvmmigError
 
@@ -73,7 +76,7 @@ for _command in (
     *(run, restore),
     *(ls, status, console, pause, resume, reset, quit_machine),
     *(migrate, save, cancel, set_settings),
-    image,
+    *(image, record, plot, trace, experiment, stream, lab),
     *(guests, new_guest, transports, doctor, demo, completion),
 ):
     cli.add_command(_command)

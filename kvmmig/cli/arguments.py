@@ -62,6 +62,18 @@ class Setting(click.ParamType[tuple[str, str]]):
         return name, setting
 
 
+class RecordPath(click.Path):
+    """A file to record a migration to; an absolute path."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from kvmmig.cli.settings import record_path
+
+        try:
+            return record_path(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
 class MachineName(click.ParamType[str]):
     """The name of a machine that runs."""
 
@@ -132,6 +144,12 @@ def examples(*lines: str, more: str = "") -> str:
 
 
 machine_argument: Callable[[Any], Any] = click.argument("name", type=MachineName())
+record_option: Callable[[Any], Any] = click.option(
+    "--record",
+    type=RecordPath(),
+    metavar="FILE",
+    help='Append to FILE what happens in the migration, for "kvmmig record", "plot" and "trace".',
+)
 json_option: Callable[[Any], Any] = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON, for programs."
 )

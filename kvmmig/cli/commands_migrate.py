@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kvmmig.cli.arguments import StoringOption, examples, json_option, machine_argument
+from kvmmig.cli.arguments import StoringOption, examples, json_option, machine_argument, record_option
 
 if TYPE_CHECKING:
     from kvmmig.transport.uri import TransportURI
@@ -36,6 +36,7 @@ _detach_option = click.option(
         "kvmmig migrate a tcp:192.0.2.7:4444",
         "kvmmig migrate a unix:/run/user/1000/b.migration --keep",
         "kvmmig migrate a 'throttle+tcp:127.0.0.1:4444?throttle.rate=100MB/s'",
+        "kvmmig migrate a tcp:192.0.2.7:4444 --record a.jsonl",
         "kvmmig migrate a tcp:192.0.2.7:4444 --json | tee figures",
         more=_STATUSES,
     ),
@@ -44,8 +45,9 @@ _detach_option = click.option(
 @click.argument("uri")
 @_keep_option
 @_detach_option
+@record_option
 @json_option
-def migrate(name: str, uri: str, keep: bool, detach: bool, as_json: bool) -> int:
+def migrate(name: str, uri: str, keep: bool, detach: bool, record: str | None, as_json: bool) -> int:
     """Move the guest of the machine NAME to URI while it runs; "kvmmig transports" lists the ways.
 
     When it has moved, the machine here is ended. Ctrl-C asks whether to cancel or to leave it running.
@@ -53,7 +55,8 @@ def migrate(name: str, uri: str, keep: bool, detach: bool, as_json: bool) -> int
     from kvmmig.cli.storing import checked
     from kvmmig.transport.uri import TransportURI
 
-    return _migrate(name, checked(TransportURI.parse(uri)), keep=keep, detach=detach, as_json=as_json)
+    to = checked(TransportURI.parse(uri))
+    return _migrate(name, to, keep=keep, detach=detach, record=record, as_json=as_json)
 
 
 @click.command(
@@ -84,6 +87,7 @@ def migrate(name: str, uri: str, keep: bool, detach: bool, as_json: bool) -> int
 )
 @_keep_option
 @_detach_option
+@record_option
 @json_option
 def save(
     name: str,
@@ -93,6 +97,7 @@ def save(
     keep_running: bool,
     keep: bool,
     detach: bool,
+    record: str | None,
     as_json: bool,
 ) -> int:
     """Save the guest of the machine NAME to PATH while it runs; "kvmmig restore" goes on with it.
@@ -109,6 +114,7 @@ def save(
     if keep and keep_running:
         raise click.UsageError("--keep leaves the guest here stopped, so --keep-running can't go with it")
     from kvmmig.cli.storing import checked, storing_uri
+    from kvmmig.transport.uri import TransportURI
 
     with_transport = "" if transport in ("file", "pipe") else f" --transport {transport}"
     then = f"go on with it: kvmmig restore {shlex.quote(path)}{with_transport}"
@@ -119,8 +125,16 @@ def save(
         if stream is not None:
             if keep_running:
                 raise click.UsageError("to a stream a guest is moved, so --keep-running can't go with it")
-            return _save_to_stream(
-                name, stream, path, transport, live=not stopped, keep=keep, detach=detach, as_json=as_json
+            _check_stream(path, transport, detach=detach)
+            return _migrate(
+                name,
+                TransportURI("fd", "stream"),
+                stream=stream,
+                live=not stopped,
+                keep=keep,
+                detach=False,
+                record=record,
+                as_json=as_json,
             )
     uri = checked(storing_uri(transport, path))
     return _migrate(
@@ -129,26 +143,20 @@ def save(
         live=not stopped,
         keep=keep,
         detach=detach,
+        record=record,
         as_json=as_json,
         then=then,
         keep_running=keep_running,
     )
 
 
-def _save_to_stream(
-    name: str, stream: int, path: str, transport: str, *, live: bool, keep: bool, detach: bool, as_json: bool
-) -> int:
+def _check_stream(path: str, transport: str, *, detach: bool) -> None:
     if transport != "file":
         raise click.UsageError(
             f"--transport {transport} writes to a file of its own, so {path} can't go with it"
         )
     if detach:
         raise click.UsageError(f"to {path} this command itself writes, so --detach can't go with it")
-    from kvmmig.cli.migrate import migrate_machine
-    from kvmmig.transport.uri import TransportURI
-
-    uri = TransportURI("fd", "stream")
-    return migrate_machine(name, uri, live=live, stream=stream, keep=keep, detach=False, as_json=as_json)
 
 
 @click.command(short_help="Cancel a machine's migration.", epilog=examples("kvmmig cancel a"))
@@ -166,10 +174,12 @@ def _migrate(
     *,
     keep: bool,
     detach: bool,
+    record: str | None,
     as_json: bool,
     live: bool = True,
     then: str = "",
     keep_running: bool = False,
+    stream: int | None = None,
 ) -> int:
     if keep and detach:
         raise click.UsageError("--detach leaves the machine here anyway, so --keep can't go with it")
@@ -181,7 +191,9 @@ def _migrate(
         live=live,
         keep=keep,
         detach=detach,
+        record=record,
         as_json=as_json,
         then=then,
         keep_running=keep_running,
+        stream=stream,
     )

@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from kvmmig.cli.arguments import Cpus, GuestOrFile, Memory, Seconds, Setting, StoringOption, examples
+from kvmmig.cli.arguments import (
+    Cpus,
+    GuestOrFile,
+    Memory,
+    Seconds,
+    Setting,
+    StoringOption,
+    examples,
+    record_option,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -124,6 +133,7 @@ _pass_fd_option = click.option(
     help='Run the guest that comes by migration from there, instead of a new one; "defer" waits until a '
     "monitor's migrate-incoming says from where.",
 )
+@record_option
 @click.option(
     "--reserve",
     type=Memory(),
@@ -146,6 +156,7 @@ def run(
     migrate_to: str | None,
     after: float | None,
     incoming: str | None,
+    record: str | None,
     reserve: int | None,
 ) -> int:
     """Run GUEST, a toy guest's name, or FILE: an .asm, a static ELF64 executable, a flat image.
@@ -174,7 +185,14 @@ def run(
         uri = _uri(incoming) if incoming != "defer" else None
         _inherit(pass_fds)
         return _run_incoming(
-            lambda: uri, name=name, detach=detach, serial=serial, qmp=qmp, no_exec=no_exec, reserve=reserve
+            lambda: uri,
+            name=name,
+            detach=detach,
+            serial=serial,
+            qmp=qmp,
+            no_exec=no_exec,
+            reserve=reserve,
+            record=record,
         )
     if guest is None:
         raise click.UsageError(
@@ -210,7 +228,9 @@ def run(
                 settings=dict(settings),
                 on_halt=on_halt or "end",
             ),
-            ProcessOptions(name=name, serial=serial, qmp=qmp, no_exec=no_exec, background=background),
+            ProcessOptions(
+                name=name, serial=serial, qmp=qmp, no_exec=no_exec, record=record, background=background
+            ),
             planned=planned,
         )
 
@@ -238,6 +258,7 @@ def run(
     help="What reads it: this process (file), a helper (pipe; either reads what the other has written), or "
     "another transport that stores.",
 )
+@record_option
 @click.option(
     "--prefault",
     is_flag=True,
@@ -251,6 +272,7 @@ def restore(
     qmp: tuple[str, ...],
     no_exec: bool,
     transport: str,
+    record: str | None,
     prefault: bool,
 ) -> int:
     """Go on with the guest that "kvmmig save" has left in PATH. The file stays, and can be restored again.
@@ -276,6 +298,7 @@ def restore(
             serial=serial,
             qmp=qmp,
             no_exec=no_exec,
+            record=record,
             prefault=prefault,
         )
     uri = storing_uri(transport, path)
@@ -288,6 +311,7 @@ def restore(
         serial=serial,
         qmp=qmp,
         no_exec=no_exec,
+        record=record,
         prefault=prefault,
     )
 
@@ -332,6 +356,7 @@ def _run_incoming(
     serial: str,
     qmp: tuple[str, ...],
     no_exec: bool,
+    record: str | None,
     reserve: int | None = None,
     prefault: bool = False,
 ) -> int:
@@ -344,7 +369,13 @@ def _run_incoming(
         from kvmmig.cli.run import run_incoming
 
         options = ProcessOptions(
-            name=name, serial=serial, qmp=qmp, no_exec=no_exec, reserve=reserve, background=background
+            name=name,
+            serial=serial,
+            qmp=qmp,
+            no_exec=no_exec,
+            reserve=reserve,
+            record=record,
+            background=background,
         )
         return run_incoming(source(), options, default_name=default_name, prefault=prefault)
 

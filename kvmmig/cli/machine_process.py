@@ -31,6 +31,7 @@ from kvmmig.machine.config import reserve_memory
 from kvmmig.machine.populating import Reserve
 from kvmmig.monitor.commands import commands_for
 from kvmmig.monitor.control import MachineControl
+from kvmmig.monitor.parameters import ParameterChanges
 from kvmmig.qmp import QMPServer
 from kvmmig.qmp.address import Address, UnixAddress, parse_address
 
@@ -41,7 +42,8 @@ FAILED = 1
 class ProcessOptions:
     """What the command line says of the process; ``background`` is None in the foreground.
 
-    ``reserve`` is how many bytes of memory are to be there before the guest is.
+    ``reserve`` is how many bytes of memory are to be there before the guest is, ``record`` the file that its
+    migrations are recorded to.
     """
 
     name: str | None
@@ -49,6 +51,7 @@ class ProcessOptions:
     qmp: tuple[str, ...] = ()
     no_exec: bool = False
     reserve: int | None = None
+    record: str | None = None
     background: Background | None = None
 
 
@@ -130,6 +133,8 @@ async def serve_machine(process: MachineProcess) -> AsyncIterator[tuple[MachineC
                     name=process.name, output=write, reserve=reserve, guest_follows=True
                 ) as control:
                     control.settings.may_exec = not options.no_exec
+                    if options.record is not None:
+                        control.settings.change_parameters(ParameterChanges(x_kvmmig_record=options.record))
                     async with _served(control, console, process, output):
                         async with trio.open_nursery() as nursery:
                             if port.keyboard is not None:

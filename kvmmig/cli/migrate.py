@@ -34,6 +34,7 @@ def migrate_machine(
     keep: bool,
     detach: bool,
     as_json: bool,
+    record: str | None = None,
     then: str = "",
     live: bool = True,
     stream: int | None = None,
@@ -43,7 +44,8 @@ def migrate_machine(
 
     Unless it is ``live`` the guest stands still from the beginning. With ``keep_running`` it is only saved,
     and goes on in its machine. A ``stream`` is a descriptor to write it to, in the place of what ``uri``
-    says; it is taken over.
+    says; it is taken over. ``record`` is a file that its migrations are recorded to from here on, an absolute
+    path.
 
     Returns the exit status. Raises `KvmmigError`.
     """
@@ -60,6 +62,8 @@ def migrate_machine(
 
     async def command() -> int:
         async with machine(name) as client:
+            if record is not None:
+                await client.execute("migrate-set-parameters", {"x-kvmmig-record": record})
             said = text if number is None else await _pass(client, uri, number)
             order: dict[str, object] = {"uri": said}
             if not live:

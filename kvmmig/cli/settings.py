@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,12 +80,31 @@ _SETTINGS = (
     _Setting(
         "stall-timeout", "x-kvmmig-stall-timeout", "30s", _milliseconds(STALL_TIMEOUT), _show_milliseconds
     ),
+    _Setting(
+        "record",
+        "x-kvmmig-record",
+        "a.jsonl, or none",
+        lambda text: "" if text == _NONE else record_path(text),
+        lambda value: value or _NONE,
+    ),
 )
 _BY_NAME = {name: setting for setting in _SETTINGS for name in (setting.name, setting.parameter)}
 _POLICY = "policy"
 #: Settings that are on or off, and their capabilities.
 _SWITCHES = {"auto-converge": "auto-converge", "page-digests": "x-kvmmig-page-digests"}
 _SWITCH = {"on": True, "off": False}
+
+
+def record_path(text: str) -> str:
+    """A file to record to, as a path that means the same to a machine's process. `ValueError` for none."""
+    path = os.path.abspath(text)
+    if "\0" in text or not text:
+        raise ValueError(f"{text!r} is no path")
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{text!r} is no UTF-8, and a monitor takes no other text") from error
+    return path
 
 
 def change(name: str, pairs: Sequence[tuple[str, str]]) -> int:

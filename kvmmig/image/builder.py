@@ -45,8 +45,8 @@ class Builder:
         """``memory(first, count)`` gives so many live pages."""
         self.layout = Layout(n_pages)
         self._memory = memory
-        self._identity = os.urandom(16)
-        self._seed = seed_of(self._identity)
+        self.identity = os.urandom(16)
+        self._seed = seed_of(self.identity)
         self._map: Words = np.zeros(self.layout.n_blocks, np.uint64)
         self._bits = self._map.view(np.uint8)
         self._digests: Words = np.zeros(self.layout.n_blocks, np.uint64)
@@ -101,7 +101,7 @@ class Builder:
             (self.layout.page_map_at, _aligned(page_map)),
             (self.layout.digests_at, _aligned(digests)),
             (self.layout.state_at, _aligned(state)),
-            (0, _aligned(encode_head(header, self._identity))),
+            (0, _aligned(encode_head(header, self.identity))),
         ]
 
     @property

@@ -20,6 +20,8 @@ class Form(ABC):
     cursor: stream.Cursor | image.PieceCursor
     pages: PendingPages | ImagePages
     counts: CountsPages
+    #: 16 bytes that no other migration has; the destination knows a stream's.
+    identity: bytes
 
     @abstractmethod
     def introduce(self, *, two_way: bool, page_digests: bool) -> None:
@@ -42,6 +44,7 @@ class StreamForm(Form):
         self._n_pages = memory.n_pages
         self._describe = describe
         self._encoder = self.counts = stream.Encoder(stream.Direction.FORWARDS)
+        self.identity = self._encoder.identity
         self.cursor: stream.Cursor = stream.Cursor()
         self.pages: PendingPages = PendingPages(memory, pending, self._encoder, self.cursor)
 
@@ -72,6 +75,7 @@ class ImageForm(Form):
         self.cursor: image.PieceCursor = image.PieceCursor()
         self.pages: ImagePages = ImagePages(memory, pending, self.cursor)
         self.counts = self.pages
+        self.identity = self.pages.identity
 
     def introduce(self, *, two_way: bool, page_digests: bool) -> None:
         """Nothing comes first: the head, which makes it an image, is written last."""

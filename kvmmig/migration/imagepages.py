@@ -55,6 +55,7 @@ class ImagePages:
         self.pages = 0
         #: Pages that were found to be zero.
         self.zero_pages = 0
+        self.identity = self._builder.identity
         cursor.put(self._builder.room())
 
     def begin(self) -> None:

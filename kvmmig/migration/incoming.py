@@ -8,6 +8,7 @@ whole to its last byte (one-way). Until then whatever happens ends it, and the s
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -35,8 +36,10 @@ from kvmmig.machine.memory import GuestMemory
 from kvmmig.machine.pageset import PageSet, Runs
 from kvmmig.machine.populating import Reserve
 from kvmmig.machine.state import StateSection
+from kvmmig.migration.events import RecordedEvent
 from kvmmig.migration.peer import name_sender
 from kvmmig.migration.policy import Limits
+from kvmmig.migration.recorder import Recorder
 from kvmmig.migration.restoring import Restored, look_for_image, reading_ahead, restored_machine
 from kvmmig.migration.stall_meter import Durations, StallMeter
 from kvmmig.transport import Transport, TransportURI, transport_for
@@ -76,6 +79,8 @@ class IncomingMigration:
         on_connected: Callable[[], None] | None = None,
         reserve: Reserve | None = None,
         on_here: Callable[[Machine], None] | None = None,
+        on_event: Callable[[RecordedEvent], None] | None = None,
+        record: str | os.PathLike[str] | None = None,
         strays: trio.Nursery | None = None,
         prefault: bool = False,
         on_prefault: Callable[[int, int], None] | None = None,
@@ -85,8 +90,9 @@ class IncomingMigration:
         ``reserve`` is memory for the guest that is there already; whoever made it closes it.
 
         ``on_listening`` gets where it listens in fact; ``on_connected`` is told that a source is there;
-        ``on_here`` gets the machine when the guest is here, before the source is told so. All must be quick
-        and not raise. What a channel does that can't be ended is left behind in ``strays``, a nursery that
+        ``on_here`` gets the machine when the guest is here, before the source is told so; ``on_event`` all
+        that a record has, and ``record`` is a file to append that to (docs/record.md). All must be quick and
+        not raise. What a channel does that can't be ended is left behind in ``strays``, a nursery that
         outlives this; without one, the end of `machine` waits for it.
 
         A guest that is mapped from an image runs before its pages are read. ``prefault`` has them read, and
@@ -107,7 +113,9 @@ class IncomingMigration:
         self._decoder = stream.Decoder(stream.Direction.FORWARDS)
         self._encoder = stream.Encoder(stream.Direction.BACKWARDS)
         self._cursor = stream.Cursor()
-        self._meter = StallMeter()
+        self._recorder = Recorder("destination", on_event, record)
+        self._meter = StallMeter(self._recorder.turn if self._recorder.tell is not None else None)
+        self._started = perf_counter()  # then, when the hello is here
         self._gone = trio.Event()  # all has been said to the source
         #: Who sends it; empty before it is connected.
         self.peer = ""
@@ -145,6 +153,7 @@ class IncomingMigration:
             strays = self._strays
             if strays is None:
                 strays = await stack.enter_async_context(own_tasks())
+            await stack.enter_async_context(self._recorder.recording())
             await self._connect(stack, strays)
             with self._meter:
                 try:
@@ -155,6 +164,8 @@ class IncomingMigration:
                         with contextlib.suppress(KvmmigError):
                             await self._work(strays, partial(self._last_words, error))
                     self._channel.abort()
+                    cancelled = not isinstance(error, Exception)
+                    self._note_end("cancelled" if cancelled else "failed", str(error))
                     if isinstance(error, StreamError | ImageError | StateMismatch) or type(error) is KvmError:
                         name_sender(error, self.peer)
                     raise
@@ -178,7 +189,11 @@ class IncomingMigration:
         if found is not None:
             return await self._restore(stack, strays, found)
         hello = await self._hello(strays)
-        started = perf_counter()
+        started = self._started = perf_counter()
+        self._recorder.begun(
+            identity=self._decoder.identity, uri=str(self._transport.uri), machine=bytes(hello.machine)
+        )
+        self._recorder.phase("populate")
         description = MachineDescription.decode(bytes(hello.machine))
         if hello.n_pages * stream.PAGE_SIZE != description.memory:
             raise StreamError(
@@ -198,13 +213,18 @@ class IncomingMigration:
             )
         )
         sizes = machine.section_sizes()
+        self._recorder.phase("receive")
         self._decoder.limit_sections(len(sizes), max(sizes.values()), sum(sizes.values()))
         sections, end = await self._work(strays, partial(self._receive_guest, machine, sizes))
+        self._recorder.phase("apply")
         machine.memory.check_populated()
         await machine.apply(sections)
+        self._recorder.phase("ready")
         await self._work(strays, self._wait_for_go)
         if end.running:
             await machine.start()
+            self._recorder.started()
+        self._recorder.phase("running")
         self.total_time = perf_counter() - started
         if self._on_here is not None:
             self._on_here(machine)
@@ -213,12 +233,20 @@ class IncomingMigration:
 
     async def _restore(self, stack: AsyncExitStack, strays: trio.Nursery, found: Restored) -> Machine:
         """As `_receive`, where it is an image that begins there."""
-        started = perf_counter()
+        started = self._started = perf_counter()
+        self._recorder.begun(
+            identity=found.image.identity,
+            uri=str(self._transport.uri),
+            machine=bytes(found.image.header.machine),
+        )
+        self._recorder.phase("apply")
         opening = restored_machine(found, self._channel, output=self._output)
         machine = await stack.enter_async_context(opening)
         self.received_pages, self.zero_pages = found.image.header.data_pages, found.zero_pages
         if found.image.header.running:
             await machine.start()
+            self._recorder.started()
+        self._recorder.phase("running")
         self.total_time = perf_counter() - started
         if self._prefault:
             await stack.enter_async_context(reading_ahead(found, machine, self._on_prefault))
@@ -244,7 +272,19 @@ class IncomingMigration:
         with trio.move_on_after(_GOODBYE), contextlib.suppress(TransportError):
             await self._work(strays, self._goodbye)
         self._channel.abort()
+        self._note_end("done")
         self._gone.set()
+
+    def _note_end(self, outcome: str, error: str = "") -> None:
+        self._recorder.ended_destination(
+            outcome,
+            error,
+            total_time=perf_counter() - self._started,
+            bytes=self.received_bytes,
+            pages=self.received_pages,
+            zero_pages=self.zero_pages,
+            turns=self.turns,
+        )
 
     async def _goodbye(self) -> None:
         if self._channel.two_way:
@@ -271,16 +311,20 @@ class IncomingMigration:
         sections: list[StateSection] = []
         touched = PageSet(memory.n_pages)  # pages not in it are still as the kernel gave them: zero
         while True:
-            match await self._event():
+            event = await self._event()
+            began = perf_counter()
+            match event:
                 case stream.Pages(runs, n_pages):
                     await self._receive_pages(memory, runs, n_pages)
                     first, stop = _span(runs)
                     touched.add(first, stop - first)
                     self.received_pages += n_pages
+                    self._recorder.received(began, n_pages, zero=False)
                 case stream.Zeros(runs, n_pages):
                     if len(touched.pages(*_span(runs))):
                         await _off_the_loop(n_pages, memory.zero, runs)
                     self.zero_pages += n_pages
+                    self._recorder.received(began, n_pages, zero=True)
                 case stream.Section(name, version, data):
                     _check_section(sizes, name, len(data))
                     sections.append(StateSection(name, version, data))

@@ -25,6 +25,7 @@ from kvmmig.migration.peer import Peer
 from kvmmig.migration.phases import Phase
 from kvmmig.migration.policy import Continue, Decision, GiveUp, Limits, Policy, RoundFigures, Stop
 from kvmmig.migration.record import Record
+from kvmmig.migration.recorder import Recorder
 from kvmmig.migration.steps import Sender
 from kvmmig.migration.undo import Undo
 from kvmmig.transport import SendChannel
@@ -82,6 +83,7 @@ class PreCopy:
         let_go: Callable[[], None],
         resume: Callable[[], Awaitable[None]],
         on_round: Callable[[RoundFigures], None] | None,
+        recorder: Recorder,
     ) -> None:
         """``enter`` is told each phase; ``let_go`` is called at the point of no return, and may refuse.
 
@@ -108,13 +110,24 @@ class PreCopy:
         form = ImageForm if as_image else StreamForm
         self._form: Form = form(machine.memory, self.pending, lambda: machine.description.encode())
         self._cursor = self._form.cursor
-        self.record = Record(self._form.counts, self._cursor, lambda: machine.thread_ids)
+        self._recorder = recorder
+        self.record = Record(self._form.counts, self._cursor, lambda: machine.thread_ids, recorder)
         self.pages = self._form.pages
         self.bucket = TokenBucket(limits.bandwidth)
         #: The share of time for which the vCPUs stand still.
         self.throttled = 0.0
         # Its own: threads that others have lost to a dead disk must not keep a guest from going on.
         self._limiter = trio.CapacityLimiter(1)
+
+    def note_begin(self, uri: str) -> None:
+        """Have it recorded that it begins."""
+        self._recorder.begun(
+            identity=self._form.identity,
+            uri=uri,
+            machine=self._machine.description.encode(),
+            policy=type(self.policy).__name__,
+            limits=self.limits,
+        )
 
     def set_bandwidth(self, bytes_per_second: float | None) -> None:
         """Change the limit; None is no limit. `ValueError` unless it is positive."""
@@ -128,6 +141,7 @@ class PreCopy:
         """
         undo.push("end its threads", self.pages.settle)
         self.record.stores = stores
+        self.record.watch = self._recorder.watch(stores=stores, waits_for=channel.waits_for)
         send = Sender(channel, self._cursor, self.record, self.limits, self.bucket)
         await self._introduce(channel, peer, send)
         self.record.set_up()
@@ -176,11 +190,15 @@ class PreCopy:
             peer,
             stores=stores,
             send_go=partial(self._send_go, send),
-            let_go=self._let_go if not self.keep_running else lambda: None,
+            let_go=self._note_let_go if not self.keep_running else lambda: None,
             patience=self.limits.handover_timeout,
         )
         if not self.keep_running:
             self.record.gone()
+
+    def _note_let_go(self) -> None:
+        self._let_go()
+        self._recorder.part("flush")
 
     async def _go_on(self, channel: GuardedChannel, peer: Peer, *, running: bool) -> None:
         """All of the guest as it is now has been accepted; it may go on as soon as nobody reads it any more.
@@ -203,12 +221,14 @@ class PreCopy:
                 self.record.note(
                     f"{self.limits.timeout:g} s are over: the guest is stopped, whatever is left"
                 )
+                self._recorder.decided(figures.round, type(policy).__name__, None)
                 return
             if self.policy is not policy:
                 policy, decision = await self._begin_policy()
                 if isinstance(decision, Stop):
                     return
             decision = policy.decide(figures)
+            self._recorder.decided(figures.round, type(policy).__name__, decision)
             await self._obey(decision)
 
     async def _introduce(self, channel: SendChannel, peer: Peer, send: Sender) -> None:
@@ -267,7 +287,10 @@ class PreCopy:
             await send()  # what is half sent: see _collect
             await self._make_safe(channel, peer, durable=False)
         self.record.sent_round()
-        return self.record.end_round(await self._collect())
+        bandwidth, throttle = self.bucket.rate, self.throttled
+        figures = self.record.end_round(await self._collect(), bandwidth=bandwidth, throttle=throttle)
+        self._recorder.page_map(figures.round, self.pages.page_map)
+        return figures
 
     async def _make_safe(self, channel: GuardedChannel, peer: Peer, *, durable: bool) -> None:
         """A round is over when the other side's kernel, or the disk, has it: so its rate is what was reached.
@@ -294,6 +317,7 @@ class PreCopy:
         begin = perf_counter()
         count = await self._in_thread(self._tracker.collect, self.pending)
         self.record.overhead = _STOPPING + perf_counter() - begin
+        self._recorder.dirty_log(begin, count)
         return count
 
     async def _send_go(self, send: Sender, *, offering: Callable[[], None] | None = None) -> None:

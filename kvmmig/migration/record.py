@@ -13,7 +13,9 @@ from kvmmig import stream
 from kvmmig.migration.accounts import Held, Laps, LiveRate, Waits, held_back, run_delay
 from kvmmig.migration.phases import may_follow
 from kvmmig.migration.policy import RoundFigures
+from kvmmig.migration.recorder import Recorder
 from kvmmig.migration.report import MigrationStatistics, Phase, TimelineEvent
+from kvmmig.migration.sendwatch import SendWatch
 from kvmmig.migration.stall_meter import Histogram, StallMeter, stolen
 
 _KEPT_EVENTS = 1000
@@ -36,12 +38,21 @@ class CountsBytes(Protocol):
 class Record:
     """Notes what ``put`` and ``cursor`` count. Times are those of `time.perf_counter`."""
 
-    def __init__(self, put: CountsPages, cursor: CountsBytes, vcpus: Callable[[], Sequence[int]]) -> None:
+    def __init__(
+        self,
+        put: CountsPages,
+        cursor: CountsBytes,
+        vcpus: Callable[[], Sequence[int]],
+        recorder: Recorder,
+    ) -> None:
         """``vcpus`` tells the kernel's ids of the vCPUs' threads."""
+        self._recorder = recorder
+        #: Watches what is sent; None where nobody wants it recorded.
+        self.watch: SendWatch | None = None
         self._vcpus = vcpus
         self._put = put
         self._cursor = cursor
-        self._meter = StallMeter()
+        self._meter = StallMeter(recorder.turn if recorder.tell is not None else None)
         self._started = perf_counter()
         self._ended: float | None = None
         self._stolen: float | None = None
@@ -100,6 +111,7 @@ class Record:
         assert phase is self.phase is Phase.SETUP or may_follow(self.phase, phase), (self.phase, phase)
         self.phase = phase
         self.note(str(phase))
+        self._recorder.phase(str(phase))
 
     def note(self, what: str) -> None:
         """Put it into the timeline."""
@@ -112,16 +124,19 @@ class Record:
     def stopping(self) -> None:
         """The guest is about to be stopped."""
         self._laps = Laps()
+        self._recorder.stopping()
 
     def lap(self, what: str) -> None:
         """For what the time since the guest's stop, or since the last call, has gone."""
         assert self._laps is not None
         self._laps.lap(what)
+        self._recorder.part(what)
 
     def gone(self) -> None:
         """The guest runs there, or is safe."""
         assert self._laps is not None
         self._downtime = self._laps.lap("hand-over")
+        self._recorder.gone()
 
     @property
     def is_gone(self) -> bool:
@@ -134,6 +149,7 @@ class Record:
         self._live.begin(self._cursor.accepted)
         self._round_started = perf_counter()
         self._sent_before = self._cursor.accepted
+        self._recorder.begin_round()
         self._pages_before, self._zeros_before = self._put.pages, self._put.zero_pages
 
     def sent_round(self) -> None:
@@ -143,16 +159,18 @@ class Record:
         # What a few pages take says little of the link: it is the way into threads and back.
         self._link_rate = rate if sent >= _TELLING else max(rate, self._link_rate)
 
-    def end_round(self, dirty: int) -> RoundFigures:
-        """The dirty log was read: ``dirty`` pages were written meanwhile."""
+    def end_round(self, dirty: int, *, bandwidth: float | None, throttle: float) -> RoundFigures:
+        """The dirty log was read: ``dirty`` pages were written meanwhile. The others were in force."""
         figures = self._figures(dirty)
         self._rounds.append(figures)
+        self._recorder.round(figures, self._round_started, bandwidth, throttle)
         self.note(f"round {figures.round}: {figures.sent_pages} pages sent, {dirty} written meanwhile")
         return figures
 
     def end_final_pass(self) -> None:
         """All pages have been sent; the guest stands still."""
         self._final = self._figures(0)
+        self._recorder.final_pass(self._final, self._round_started)
         self.note(f"final pass: {self._final.sent_pages} pages sent")
 
     def _figures(self, dirty: int) -> RoundFigures:
@@ -232,7 +250,7 @@ class Record:
             rounds=tuple(self._rounds),
             final_pass=self._final,
             events=tuple(self._events),
-            notices=self.notices,
+            notices=(*self.notices, *self._recorder.problems),
             error=self.error,
             counters=counters,
         )

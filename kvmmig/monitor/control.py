@@ -64,6 +64,7 @@ class MachineControl:
         #: The guest that is to come, or has come, by migration.
         self.incoming = Incoming(
             life,
+            settings,
             self._events,
             output=output,
             reserve=reserve,

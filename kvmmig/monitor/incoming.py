@@ -14,6 +14,7 @@ from kvmmig.machine.populating import Reserve
 from kvmmig.migration.incoming import IncomingMigration
 from kvmmig.monitor.events import Events
 from kvmmig.monitor.life import Life
+from kvmmig.monitor.parameters import MigrationSettings
 from kvmmig.transport import Transport, TransportURI, transport_for
 
 IncomingStatus: TypeAlias = Literal["setup", "active", "completed", "failed"]
@@ -26,6 +27,7 @@ class Incoming:
     def __init__(
         self,
         life: Life,
+        settings: MigrationSettings,
         events: Events,
         *,
         output: Callable[[bytes], None] | None,
@@ -49,6 +51,7 @@ class Incoming:
         #: None before it listens.
         self.status: IncomingStatus | None = None
         self._life = life
+        self._settings = settings
         self._events = events
         self._output = output
         self._reserve = reserve
@@ -128,6 +131,7 @@ class Incoming:
             on_connected=lambda: self._enter("active"),
             reserve=self._reserve,
             on_here=self._note_here,
+            record=self._settings.parameters.x_kvmmig_record or None,
             strays=self._strays,
             prefault=prefault,
         )

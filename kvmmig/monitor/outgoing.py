@@ -122,6 +122,7 @@ class Outgoing:
                 keep_running=keep_running,
                 on_phase=self._note_phase,
                 on_round=self._note_round,
+                record=self._settings.parameters.x_kvmmig_record or None,
             )
 
         migration = self._settings.begin(make, policy, limits, stores=transport.stores)

@@ -39,6 +39,8 @@ class MigrationParameters(msgspec.Struct, frozen=True, kw_only=True, rename="keb
     x_kvmmig_on_timeout: Literal["cancel", "force"] = "cancel"
     #: Not one byte accepted for so many milliseconds ends the migration.
     x_kvmmig_stall_timeout: int = 30_000
+    #: The file that migrations, to here too, are recorded to (docs/record.md); empty is none.
+    x_kvmmig_record: str = ""
 
 
 _THROTTLE = "Parameter 'max_cpu_throttle' expects an integer in the range of cpu_throttle_initial to 99"
@@ -77,6 +79,7 @@ class ParameterChanges(QemuParameters, frozen=True):
     x_kvmmig_timeout: int | UnsetType = UNSET
     x_kvmmig_on_timeout: Literal["cancel", "force"] | UnsetType = UNSET
     x_kvmmig_stall_timeout: int | UnsetType = UNSET
+    x_kvmmig_record: str | UnsetType = UNSET
 
 
 #: The capabilities, and whether they are on when nobody has set them.

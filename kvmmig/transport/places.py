@@ -27,6 +27,12 @@ def protect(directory: Path) -> None:
     _protected.add(os.path.realpath(directory))
 
 
+def is_protected(path: str) -> bool:
+    """Whether it is in a directory that was protected."""
+    real = os.path.realpath(path)
+    return any(_is_in(real, directory) for directory in _protected)
+
+
 def descriptor_of(path: str) -> int | None:
     """The number of this process's descriptor that a path leads to, as /dev/stdout and /dev/fd/9 do."""
     for _ in range(_MOST_LINKS):
@@ -56,7 +62,7 @@ def check_place(path: str) -> None:
         raise BadURI(
             f"{path}: its name has {length} bytes; a file's may have {_LONGEST_NAME}: choose a shorter one"
         )
-    if any(_is_in(real, directory) for directory in _protected):
+    if is_protected(real):
         raise BadURI(f"{path} is in the directory of kvmmig's own sockets and locks; choose another place")
     try:
         mode = os.stat(real).st_mode

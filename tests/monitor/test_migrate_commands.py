@@ -43,6 +43,7 @@ async def test_parameters_are_shown_and_set_by_qemus_names() -> None:
             "x-kvmmig-timeout": 0,
             "x-kvmmig-on-timeout": "cancel",
             "x-kvmmig-stall-timeout": 30000,
+            "x-kvmmig-record": "",
         }
         await lab("migrate-set-parameters", downtime_limit=50, max_bandwidth=10**9)
         await lab("migrate-set-parameters", x_kvmmig_timeout=1000, x_kvmmig_on_timeout="force")

@@ -44,7 +44,7 @@ class TokenBucket:
         self._patience = _CREDIT
 
     def allowed(self) -> int | None:
-        """How many bytes may be sent now; None is no limit."""
+        """How many bytes may be sent now; None is no limit. 0 until there is something worth sending."""
         if self._rate is None:
             return None
         now = perf_counter()
@@ -53,7 +53,8 @@ class TokenBucket:
         most = max(self._rate * _CREDIT, 1.0) if gone <= self._patience else 0.0
         self._patience = _CREDIT
         self._tokens = min(self._tokens + gone * self._rate, most)
-        return max(int(self._tokens), 0)  # below 0 when the rate was set while bytes were on their way
+        # Who sent each byte the moment that it may be sent would be busy with nothing but calls.
+        return int(self._tokens) if self._tokens >= self._worth(self._rate) else 0
 
     def spend(self, count: int) -> None:
         """So many bytes were sent."""
@@ -63,6 +64,9 @@ class TokenBucket:
     async def wait(self) -> None:
         """Wait until there is something worth sending: 5 ms of the bandwidth, or a byte."""
         if self._rate is not None:
-            worth = max(self._rate * _WORTH, 1.0)
             self._patience = math.inf
-            await trio.sleep(max(worth - self._tokens, 0.0) / self._rate)
+            await trio.sleep(max(self._worth(self._rate) - self._tokens, 0.0) / self._rate)
+
+    @staticmethod
+    def _worth(rate: float) -> float:
+        return max(rate * _WORTH, 1.0)
