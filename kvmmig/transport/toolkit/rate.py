@@ -49,11 +49,11 @@ class TokenBucket:
             return None
         now = perf_counter()
         gone, self._filled = now - self._filled, now
-        # Where nobody has wanted to send, that is no credit either.
         most = max(self._rate * _CREDIT, 1.0) if gone <= self._patience else 0.0
-        self._patience = _CREDIT
         self._tokens = min(self._tokens + gone * self._rate, most)
-        return max(int(self._tokens), 0)  # below 0 when the rate was set while bytes were on their way
+        allowed = max(int(self._tokens), 0)  # below 0 when the rate was set while bytes were on their way
+        self._patience = _CREDIT if allowed else math.inf  # who may send nothing waits, however late it wakes
+        return allowed
 
     def spend(self, count: int) -> None:
         """So many bytes were sent."""
@@ -64,5 +64,4 @@ class TokenBucket:
         """Wait until there is something worth sending: 5 ms of the bandwidth, or a byte."""
         if self._rate is not None:
             worth = max(self._rate * _WORTH, 1.0)
-            self._patience = math.inf
             await trio.sleep(max(worth - self._tokens, 0.0) / self._rate)
