@@ -108,7 +108,7 @@ class Record:
     def gone(self) -> None:
         """The guest runs there, or is safe."""
         assert self._laps is not None
-        self._downtime = self._laps.lap("hand-over")
+        self._downtime = self._laps.lap("handing over")
 
     @property
     def is_gone(self) -> bool:
