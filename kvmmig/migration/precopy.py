@@ -175,6 +175,8 @@ class PreCopy:
         self.record.begin_round()
         self.pages.begin()
         await send(self.pages.more)
+        if self._as_image:  # its tables may lie where the first of its pieces was written
+            await self._bounded(channel, peer, channel.settle)
         self._form.finish(sections, running=running)
         await send()
         if channel.two_way:  # one way, the commit begins with it, and says what keeps a reader from it

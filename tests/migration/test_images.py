@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import trio
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 
 import kvmmig
 from kvmmig import guests
 from kvmmig.errors import ImageError, MigrationError
-from kvmmig.image import MEMORY_AT
+from kvmmig.image import MEMORY_AT, OpenImage
 from kvmmig.image.reading import open_image, reader, stored_parts
 from kvmmig.machine import Machine, State
+from kvmmig.machine.memory import MEMORY_UNIT
+from kvmmig.machine.state import StateSection
 from kvmmig.migration.incoming import IncomingMigration
 from kvmmig.migration.outgoing import OutgoingMigration
-from kvmmig.migration.policy import MaxRounds
+from kvmmig.migration.policy import Limits, MaxRounds, Stopped
 from kvmmig.testing.machine import FakeMachine
+from kvmmig.transport import RandomAccessChannel, Transport, TransportURI
 
 MIB = 1 << 20
 
@@ -127,6 +134,119 @@ async def test_damage_that_is_found_while_reading_ahead_stops_the_guest(
     with pytest.raises(ImageError, match=r"a\.img: the pages 3072 to 3135 are damaged"):
         async with IncomingMigration(f"pipe:{path}").machine():
             pass
+
+
+class Access(RandomAccessChannel):
+    """A file in memory; ``on_write(room)`` says how many bytes are accepted, 0 blocks until cancelled.
+
+    What was accepted is read from its buffer as late as it may be: when the channel settles.
+    """
+
+    peer = "a test's file"
+
+    def __init__(self, on_write: Callable[[int], int]) -> None:
+        self.data = bytearray()
+        self.closed = False
+        self._on_write = on_write
+        self._accepted: list[tuple[int, memoryview]] = []
+
+    async def write_some(self, pieces: Sequence[tuple[int, memoryview]]) -> int:
+        await trio.lowlevel.checkpoint()
+        count = left = self._on_write(sum(len(data) for _, data in pieces))
+        if not left:
+            await trio.sleep_forever()
+        for offset, data in pieces:
+            part = data[:left]
+            for at, other in self._accepted:
+                assert offset + len(part) <= at or at + len(other) <= offset, "two writes to one place"
+            if part:
+                self._accepted.append((offset, part))
+            left -= len(part)
+        return count
+
+    async def settle(self) -> None:
+        await trio.lowlevel.checkpoint()
+        for offset, data in self._accepted:
+            self.data.extend(bytes(max(offset + len(data) - len(self.data), 0)))
+            self.data[offset : offset + len(data)] = data
+        self._accepted.clear()
+
+    async def flush(self) -> None:
+        await self.settle()
+
+    def abort(self) -> None: ...
+
+    async def aclose(self) -> None:
+        await self.settle()
+        self.closed = True
+
+
+class Given(Transport):
+    """Gives the channel that the test made."""
+
+    stores = random_access = True
+
+    def __init__(self, channel: Access) -> None:
+        super().__init__(TransportURI("given", "x"))
+        self._channel = channel
+
+    @asynccontextmanager
+    async def connect_random_access(self) -> AsyncIterator[RandomAccessChannel]:
+        yield self._channel
+
+    def connect(self) -> NoReturn:
+        raise NotImplementedError
+
+    def listen(self) -> NoReturn:
+        raise NotImplementedError
+
+
+@settings(max_examples=40, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@given(st.integers(0, 2**32), st.integers(0, 5), st.booleans(), st.booleans())
+def test_the_images_memory_is_the_guests_whatever_is_written_when(
+    seed: int, rounds: int, forced: bool, keep: bool
+) -> None:
+    """Random prefixes, blocked steps, pages written and zeroed all the while, read as late as can be."""
+
+    async def main() -> None:
+        chance = random.Random(seed)
+        machine = FakeMachine(3 * MEMORY_UNIT)
+        n_pages = machine.memory.n_pages
+
+        def on_write(room: int) -> int:
+            if machine.state is State.RUNNING:
+                for _ in range(chance.randrange(6)):
+                    machine.write(chance.randrange(n_pages), chance.choice([0, 0, 1, 7, 255]))
+            return chance.choice([0, 4096, chance.randint(1, room // 4096) * 4096, room, room])
+
+        for page in range(0, n_pages, chance.randint(1, 9)):
+            machine.write(page, page % 255 + 1)
+        channel = Access(on_write)
+        limits = Limits(step=0.0005, timeout=0.002 if forced else None, on_timeout="force")
+        policy = MaxRounds(rounds) if rounds else Stopped()
+        migration = OutgoingMigration(
+            machine, Given(channel), policy=policy, limits=limits, keep_running=keep
+        )
+        at_stop = bytearray()
+        capture = machine.capture
+
+        async def capture_too() -> Sequence[StateSection]:
+            at_stop.extend(machine.memory.pages(0, n_pages))
+            return await capture()
+
+        machine.capture = capture_too  # type: ignore[method-assign]  # memory as it is when all stands still
+        await migration.run()
+        data = bytes(channel.data)
+        opened = OpenImage(lambda offset, length: data[offset : offset + length], len(data))
+        memory = data[MEMORY_AT : opened.layout.page_map_at]
+        assert memory == at_stop
+        assert list(opened.verify(lambda at, length: data[at : at + length], [(0, len(data))])) == []
+        assert channel.closed
+        assert machine.state is (State.RUNNING if keep else State.MOVED)
+        assert not machine.tracker.on
+        machine.memory.close()
+
+    trio.run(main)
 
 
 async def test_a_torn_image_is_refused_before_anything_is_built(tmp_path: Path) -> None:
