@@ -17,6 +17,7 @@ import pytest
 
 from kvmmig.cli import main, rundir
 from kvmmig.cli.holder import send_signal
+from tests.assembling import need_nasm
 
 from .screens import Screen
 
@@ -121,6 +122,7 @@ class Kvmmig:
         return running
 
     def program(self, name: str, source: str) -> str:
+        need_nasm()
         path = self.directory / name
         path.write_text(source)
         return str(path)
