@@ -14,6 +14,7 @@ from kvmmig.cli.remote import machine
 from kvmmig.qmp.client import QMPClient
 from kvmmig.units import (
     DOWNTIME_LIMIT,
+    SETUP_TIMEOUT,
     STALL_TIMEOUT,
     TIMEOUT,
     Range,
@@ -78,6 +79,9 @@ _SETTINGS = (
     _Setting("on-timeout", "x-kvmmig-on-timeout", "cancel, or force", str, str),
     _Setting(
         "stall-timeout", "x-kvmmig-stall-timeout", "30s", _milliseconds(STALL_TIMEOUT), _show_milliseconds
+    ),
+    _Setting(
+        "setup-timeout", "x-kvmmig-setup-timeout", "1min", _milliseconds(SETUP_TIMEOUT), _show_milliseconds
     ),
 )
 _BY_NAME = {name: setting for setting in _SETTINGS for name in (setting.name, setting.parameter)}

@@ -33,6 +33,9 @@ from kvmmig.units import RATE, SHARE
 
 T = TypeVar("T")
 
+#: Seconds without a byte for the other side, after which it gets one.
+_SIGN_OF_LIFE = 5.0
+
 
 class Described(Protocol):
     """What a machine says of itself for the hello."""
@@ -53,6 +56,7 @@ class MigratableMachine(Protocol):
     async def pause(self) -> None: ...
     async def resume(self) -> None: ...
     async def capture(self) -> Sequence[StateSection]: ...
+    async def forget_capture(self) -> None: ...
     async def wait(self) -> Ending: ...
     def mark_moved(self) -> None: ...
     async def throttle(self, share: float) -> None: ...
@@ -96,6 +100,7 @@ class PreCopy:
         self.record = Record(self._encoder, self._cursor)
         self.pages = PendingPages(machine.memory, self.pending, self._encoder, self._cursor)
         self.bucket = TokenBucket(limits.bandwidth)
+        self._sent_at = -math.inf  # when the other side last got anything, more or less
         #: The share of time for which the vCPUs stand still.
         self.throttled = 0.0
         # Its own: threads that others have lost to a dead disk must not keep a guest from going on.
@@ -146,9 +151,10 @@ class PreCopy:
             undo.push("let the guest go on", self._resume)
             await self._machine.pause()
         if self.record.phase is Phase.PRE_SWITCHOVER:
-            await self._wait_to_proceed()
+            await self._wait_to_proceed(send, two_way=channel.two_way)
             self._enter(Phase.STOP)
         # Reading state can write guest memory, so the last dirty log comes after it.
+        undo.push("take what is typed again", self._machine.forget_capture)
         sections = await self._machine.capture()
         await self._collect()
 
@@ -184,13 +190,28 @@ class PreCopy:
         if channel.two_way:
             await peer.hear(stream.Kind.ACCEPT, self.limits.setup_timeout)
 
-    async def _wait_to_proceed(self) -> None:
+    def _is_silent(self) -> bool:
+        return trio.current_time() - self._sent_at >= _SIGN_OF_LIFE
+
+    async def _give_sign_of_life(self, send: Sender) -> None:
+        """Send a page once more: a destination gives up a source that is silent for long."""
+        self.pending.add(0, 1)
+        self.pages.begin()
+        await send(self.pages.more)
+        self._sent_at = trio.current_time()
+
+    async def _wait_to_proceed(self, send: Sender, *, two_way: bool) -> None:
         limits = self.limits
         patience = math.inf  # and a limit of time that cancels does so here too
         if limits.timeout is not None and limits.on_timeout == "force":
             patience = max(limits.timeout - self.record.elapsed, 0.0)
-        with trio.move_on_after(patience):
-            await self.proceed.wait()
+        until = trio.current_time() + patience
+        while not self.proceed.is_set() and (left := until - trio.current_time()) > 0:
+            with trio.move_on_after(min(left, _SIGN_OF_LIFE)):
+                await self.proceed.wait()
+            if two_way and self._is_silent():
+                # Not half of it: see _collect.
+                await self._give_sign_of_life(send)
 
     async def _begin_policy(self) -> Policy:
         policy = self.policy
@@ -229,6 +250,10 @@ class PreCopy:
     async def _send_round(self, send: Sender) -> RoundFigures:
         """Send what is pending; then see what was written meanwhile."""
         self.record.begin_round()
+        if self.pending:
+            self._sent_at = trio.current_time()
+        elif self._is_silent():
+            await self._give_sign_of_life(send)
         self.pages.begin()
         if not await send(self.pages.more, enough=self._is_out_of_time):
             await self.pages.settle()

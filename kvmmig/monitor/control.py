@@ -66,6 +66,7 @@ class MachineControl:
             self._events,
             output=output,
             on_populate=on_populate,
+            limits=settings.limits,
             on_here=self._adopt,
             on_failure=self._fail,
             machines=machines,

@@ -16,7 +16,7 @@ from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.migration.policy import AutoConverge, DowntimeLimit, FirstOf, Limits, Policy
 from kvmmig.monitor.policies import PolicyChoice
 from kvmmig.qmp import Arguments, QMPError
-from kvmmig.units import DOWNTIME_LIMIT, MAX_BANDWIDTH, NO_TIMEOUT_OR, PERCENT, STALL_TIMEOUT
+from kvmmig.units import DOWNTIME_LIMIT, MAX_BANDWIDTH, NO_TIMEOUT_OR, PERCENT, SETUP_TIMEOUT, STALL_TIMEOUT
 
 
 class MigrationParameters(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
@@ -34,8 +34,10 @@ class MigrationParameters(msgspec.Struct, frozen=True, kw_only=True, rename="keb
     x_kvmmig_timeout: int = 0
     #: What happens then: the guest is given back, or stopped and moved anyway.
     x_kvmmig_on_timeout: Literal["cancel", "force"] = "cancel"
-    #: Not one byte accepted for so many milliseconds ends the migration.
+    #: Not one byte accepted, or none that comes, for so many milliseconds ends the migration.
     x_kvmmig_stall_timeout: int = 30_000
+    #: Milliseconds for the first words of the other side, which need no more than a moment.
+    x_kvmmig_setup_timeout: int = 60_000
 
 
 class ParameterChanges(Arguments, frozen=True):
@@ -49,6 +51,7 @@ class ParameterChanges(Arguments, frozen=True):
         "max_cpu_throttle": PERCENT,
         "x_kvmmig_timeout": NO_TIMEOUT_OR,
         "x_kvmmig_stall_timeout": STALL_TIMEOUT,
+        "x_kvmmig_setup_timeout": SETUP_TIMEOUT,
     }
     max_bandwidth: int | UnsetType = UNSET
     downtime_limit: int | UnsetType = UNSET
@@ -58,6 +61,7 @@ class ParameterChanges(Arguments, frozen=True):
     x_kvmmig_timeout: int | UnsetType = UNSET
     x_kvmmig_on_timeout: Literal["cancel", "force"] | UnsetType = UNSET
     x_kvmmig_stall_timeout: int | UnsetType = UNSET
+    x_kvmmig_setup_timeout: int | UnsetType = UNSET
 
 
 #: The capabilities, and whether they are on when nobody has set them.
@@ -128,7 +132,7 @@ class MigrationSettings:
     ) -> OutgoingMigration:
         """A migration made with these, or the policy and the limits of now; changes reach it until `end`."""
         policy = policy if policy is not None else self._make_policy()
-        self._live = make(policy, limits if limits is not None else self._make_limits())
+        self._live = make(policy, limits if limits is not None else self.limits())
         self._live_policy = policy
         return self._live
 
@@ -145,13 +149,15 @@ class MigrationSettings:
         self._tune(policy)
         return policy
 
-    def _make_limits(self) -> Limits:
+    def limits(self) -> Limits:
+        """What bounds a migration that begins now, and a source from now on."""
         parameters = self.parameters
         return Limits(
             bandwidth=parameters.max_bandwidth or None,
             timeout=parameters.x_kvmmig_timeout / 1000 or None,
             on_timeout=parameters.x_kvmmig_on_timeout,
             stall_timeout=parameters.x_kvmmig_stall_timeout / 1000,
+            setup_timeout=parameters.x_kvmmig_setup_timeout / 1000,
             page_digests=self.capabilities["x-kvmmig-page-digests"],
         )
 

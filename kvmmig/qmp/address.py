@@ -20,8 +20,8 @@ import trio
 
 from kvmmig.errors import BadURI, ConnectFailed
 from kvmmig.qmp.secret import read_secret
+from kvmmig.transport.peers import is_loopback
 from kvmmig.transport.toolkit import TCP_WORDS, tcpsockets, unixsockets, why
-from kvmmig.transport.toolkit.peers import is_loopback
 from kvmmig.units import PORT
 
 _LONGEST_PATH = 107  # bytes: sun_path of <sys/un.h> without its final zero

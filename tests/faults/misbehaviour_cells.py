@@ -304,6 +304,7 @@ async def _destination(
         incoming = IncomingMigration(
             transport,
             limits=_LIMITS,
+            keep_listening=False,
             on_listening=lambda uri: listens.set(),
             on_here=lambda machine: setattr(run, "there", machine),
             strays=strays,

@@ -235,6 +235,7 @@ async def move(plan: Plan, around: str = "") -> Outcome:
                     transport_for(uri if plan.side is Side.DESTINATION else TransportURI("bad", name)),
                     limits=limits,
                     strays=strays,
+                    keep_listening=False,
                     on_listening=lambda uri: task_status.started(),
                 )
                 async with incoming.machine() as machine:

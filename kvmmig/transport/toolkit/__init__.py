@@ -7,7 +7,8 @@ Listeners: `SocketListener`, `AtOnceListener`.
 
 Parts of channels: `OneAtATime`, `prefix`, `Interrupts`, `own_tasks`, `TokenBucket`; `Workers`,
 `open_in_thread` and `attempt` for calls that may hang; `PipeWriter` and `PipeReader`, `Process` and
-`ProcessWatch`; `SaveFile`, `SavedFile`, `Replace` and `REPLACE_OPTION`; `why` and `kind` for sentences.
+`ProcessWatch`; `SaveFile`, `SavedFile`, `Replace` and `REPLACE_OPTION`; `FarEnd`, the option
+``user``; `why` and `kind` for sentences.
 
 Each is imported when it is first used: a command that needs a socket does not wait for numpy.
 """
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from kvmmig.transport.toolkit.blockfile import BlockFileReceiver as BlockFileReceiver
     from kvmmig.transport.toolkit.blockfile import BlockFileSender as BlockFileSender
     from kvmmig.transport.toolkit.buffers import prefix as prefix
+    from kvmmig.transport.toolkit.farend import FarEnd as FarEnd
     from kvmmig.transport.toolkit.interrupts import Interrupts as Interrupts
     from kvmmig.transport.toolkit.listeners import AtOnceListener as AtOnceListener
     from kvmmig.transport.toolkit.one_at_a_time import OneAtATime as OneAtATime
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "blockfile": "BlockFileReceiver BlockFileSender",
+    "farend": "FarEnd",
     "interrupts": "Interrupts",
     "listeners": "AtOnceListener",
     "one_at_a_time": "OneAtATime",
