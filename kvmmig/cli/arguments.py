@@ -132,6 +132,12 @@ def examples(*lines: str, more: str = "") -> str:
 
 
 machine_argument: Callable[[Any], Any] = click.argument("name", type=MachineName())
+secret_file_option: Callable[[Any], Any] = click.option(
+    "--secret-file",
+    type=click.Path(),
+    metavar="FILE",
+    help="Both sides prove that they know what FILE says, before anything else: secret+ before the URI.",
+)
 json_option: Callable[[Any], Any] = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON, for programs."
 )

@@ -25,9 +25,10 @@ from kvmmig.cli.machine_process import (
 from kvmmig.cli.output import Output
 from kvmmig.cli.programs import find_program
 from kvmmig.cli.progress import run_with_progress, summary
-from kvmmig.errors import GuestEnded, KvmmigError, WrongState
+from kvmmig.errors import BadURI, GuestEnded, KvmmigError, WrongState
 from kvmmig.machine import MachineConfig, State
 from kvmmig.migration.outgoing import OutgoingMigration
+from kvmmig.migration.welcome import Welcome
 from kvmmig.monitor.control import MachineControl, Outcome
 from kvmmig.transport import Transport, TransportURI, descriptors, transport_for
 from kvmmig.transport.places import protect
@@ -72,8 +73,11 @@ class MachineRun:
         """Tell the person who runs it."""
         self.output.say(f"kvmmig: {text}")
 
-    def runs(self, what: str = "runs in the background") -> None:
-        """Let the command return that is waiting for this in the foreground."""
+    def runs(self, what: str = "") -> None:
+        """Let the command return that is waiting for this in the foreground; ``what`` it does there."""
+        if not what:
+            paused = self.control.machine is not None and self.control.machine.state is State.PAUSED
+            what = "is paused in the background" if paused else "runs in the background"
         self.process.runs(f"{self.process.name!r} {what}")
 
 
@@ -100,14 +104,23 @@ def run_guest(guest: NewGuest, options: ProcessOptions, *, planned: PlannedMigra
     return _run(life, options, program.name, status_of_quit=FAILED if planned else 0)
 
 
-def run_incoming(uri: TransportURI | None, options: ProcessOptions, *, default_name: str = "incoming") -> int:
+def run_incoming(
+    uri: TransportURI | None,
+    options: ProcessOptions,
+    *,
+    welcome: Welcome,
+    default_name: str = "incoming",
+) -> int:
     """Run a guest that comes by migration; without ``uri`` a monitor's client says from where.
 
     Returns the exit status. Raises `KvmmigError`.
     """
     transport = _transport(uri)
+    if transport is not None and transport.arrives_at_once and welcome.accept_from is not None:
+        raise BadURI(f"{transport.uri}: nobody connects to that, so --accept-from can't go with it")
 
     async def life(run: MachineRun) -> int:
+        run.control.incoming.welcome = welcome
         await (_listen(run, transport) if transport is not None else _defer(run))
         return await _until_end(run)
 
@@ -160,13 +173,11 @@ async def _listen(run: MachineRun, transport: Transport) -> None:
     control = run.control
     await control.incoming.listen(transport)
     waiting = f"waiting for a guest from {control.incoming.uri}"
+    control.incoming.on_setback = lambda error: run.say(f"the guest did not come: {error}; still {waiting}")
     run.say(waiting)
     if not transport.arrives_at_once:
         run.runs(f"is {waiting}")
     await _receive(run)
-    assert control.machine is not None
-    if control.machine.state is not State.RUNNING:  # it was paused at its source
-        await control.resume()
     run.runs()
 
 
@@ -177,6 +188,7 @@ async def _defer(run: MachineRun) -> None:
     run.runs(f"is {waiting}")
     await run.control.wait_guest()
     await _receive(run)
+    run.runs()
 
 
 async def _receive(run: MachineRun) -> None:
@@ -187,10 +199,13 @@ async def _receive(run: MachineRun) -> None:
     for notice in migration.notices:
         run.say(notice)
     run.say(
-        f"the guest {machine.config.name!r} has arrived: {format_size(migration.received_bytes)}, "
+        f"the guest {machine.config.name!r} has arrived from {migration.peer}: "
+        f"{format_size(migration.received_bytes)}, "
         f"{migration.received_pages} pages and {migration.zero_pages} that are zero, in "
         f"{format_duration(migration.total_time or 0.0)}"
     )
+    if machine.state is State.PAUSED:
+        run.say(f'it is paused, as it was there; "kvmmig resume {run.control.name}" lets it go on')
 
 
 async def _until_end(run: MachineRun) -> int:

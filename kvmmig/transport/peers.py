@@ -34,7 +34,7 @@ _ALL_STATES = 0xFFFFFFFF
 # is in another state.
 _QUEUED = (1, 3, 12)
 _LISTEN = 10
-_ANY_ADDRESS = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
+_ANY_ADDRESS: dict[int, str] = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
 
 Socket = socket.socket | trio.socket.SocketType
 
