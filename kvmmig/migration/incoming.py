@@ -218,7 +218,7 @@ class IncomingMigration:
             if self._on_connected is not None:
                 self._on_connected()
             try:
-                machine = await self._take_in(candidate, own, overdue)
+                machine = await self._receive_guest(candidate, own, overdue)
             except BaseException as error:
                 await conversation.refuse(error)
                 raise
@@ -226,7 +226,7 @@ class IncomingMigration:
         strays.start_soon(self._say_goodbye, conversation)
         return machine
 
-    async def _take_in(
+    async def _receive_guest(
         self, candidate: Candidate, stack: AsyncExitStack, overdue: Callable[[], KvmmigError | None]
     ) -> Machine:
         conversation, description = candidate.conversation, candidate.description
