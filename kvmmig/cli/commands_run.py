@@ -207,7 +207,9 @@ def run(
         )
     bounds = {"--max-memory": max_memory, "--max-cpus": max_cpus, "--accept-from": accept_from}
     if unused := [option for option, value in bounds.items() if value]:
-        raise click.UsageError(f"{' and '.join(unused)} bound what may come, so --incoming URI is needed")
+        raise click.UsageError(
+            f"{' and '.join(unused)}: that is for a guest that comes, so it needs --incoming URI"
+        )
     if secret_file is not None and migrate_to is None:
         raise click.UsageError("--secret-file is for a guest that moves: --incoming URI or --migrate-to URI")
     if after is not None and migrate_to is None:
