@@ -63,7 +63,9 @@ if TYPE_CHECKING:
     from kvmmig.migration.policy import Policy as Policy
     from kvmmig.migration.policy import RateAdaptive as RateAdaptive
     from kvmmig.migration.policy import RoundFigures as RoundFigures
+    from kvmmig.migration.policy import Saving as Saving
     from kvmmig.migration.policy import Stop as Stop
+    from kvmmig.migration.policy import Stopped as Stopped
     from kvmmig.migration.report import MigrationStatistics as MigrationStatistics
     from kvmmig.migration.report import TimelineEvent as TimelineEvent
     from kvmmig.migration.stall_meter import Durations as Durations
@@ -97,7 +99,7 @@ _NAMES = {
     "kvmmig.migration.outgoing": "OutgoingMigration",
     "kvmmig.migration.incoming": "IncomingMigration",
     "kvmmig.migration.policy": "Limits Policy RoundFigures Decision Continue Stop GiveUp "
-    "DowntimeLimit MaxRounds NoProgress RateAdaptive AutoConverge FirstOf",
+    "DowntimeLimit MaxRounds NoProgress Saving Stopped RateAdaptive AutoConverge FirstOf",
     "kvmmig.migration.phases": "Phase",
     "kvmmig.migration.report": "MigrationStatistics TimelineEvent",
     "kvmmig.migration.stall_meter": "Durations",

@@ -67,7 +67,12 @@ def migrate(name: str, uri: str, secret_file: str | None, keep: bool, detach: bo
 
 @click.command(
     short_help="Save a machine's guest to a file.",
-    epilog=examples("kvmmig save a /var/tmp/a.img", "kvmmig save a a.img --transport pipe", more=_STATUSES),
+    epilog=examples(
+        "kvmmig save a /var/tmp/a.img",
+        "kvmmig save a a.img --transport pipe",
+        "kvmmig save a a.img --stopped",
+        more=_STATUSES,
+    ),
 )
 @machine_argument
 @click.argument("path", type=click.Path())
@@ -77,13 +82,20 @@ def migrate(name: str, uri: str, secret_file: str | None, keep: bool, detach: bo
     help="What writes it: the machine itself (file), a helper at the end of a pipe (pipe), or another "
     "transport that stores.",
 )
+@click.option(
+    "--stopped",
+    is_flag=True,
+    help="The guest stands still from the beginning: the smallest file, and the soonest.",
+)
 @_keep_option
 @_detach_option
 @json_option
-def save(name: str, path: str, transport: str, keep: bool, detach: bool, as_json: bool) -> int:
+def save(name: str, path: str, transport: str, stopped: bool, keep: bool, detach: bool, as_json: bool) -> int:
     """Save the guest of the machine NAME to PATH while it runs; "kvmmig restore" goes on with it.
 
     - is standard output, also of a pipe; what is said goes to standard error then.
+
+    A guest that writes fast is stopped after a few rounds: what was asked for is a file, and soon.
 
     A file appears there when it is whole and on disk; until then an older one stays. When it has been
     saved, the machine is ended. Ctrl-C asks whether to cancel or to leave it running.
@@ -99,13 +111,15 @@ def save(name: str, path: str, transport: str, keep: bool, detach: bool, as_json
 
         stream = own_descriptor(path, writing=True)
         if stream is not None:
-            return _save_to_stream(name, stream, path, transport, keep=keep, detach=detach, as_json=as_json)
+            return _save_to_stream(
+                name, stream, path, transport, live=not stopped, keep=keep, detach=detach, as_json=as_json
+            )
     uri = checked(storing_uri(transport, path))
-    return _migrate(name, uri, keep=keep, detach=detach, as_json=as_json, then=then)
+    return _migrate(name, uri, live=not stopped, keep=keep, detach=detach, as_json=as_json, then=then)
 
 
 def _save_to_stream(
-    name: str, stream: int, path: str, transport: str, *, keep: bool, detach: bool, as_json: bool
+    name: str, stream: int, path: str, transport: str, *, live: bool, keep: bool, detach: bool, as_json: bool
 ) -> int:
     if transport != "file":
         raise click.UsageError(
@@ -116,9 +130,8 @@ def _save_to_stream(
     from kvmmig.cli.migrate import migrate_machine
     from kvmmig.transport.uri import TransportURI
 
-    return migrate_machine(
-        name, TransportURI("fd", "stream"), stream=stream, keep=keep, detach=False, as_json=as_json
-    )
+    uri = TransportURI("fd", "stream")
+    return migrate_machine(name, uri, live=live, stream=stream, keep=keep, detach=False, as_json=as_json)
 
 
 @click.command(short_help="Cancel a machine's migration.", epilog=examples("kvmmig cancel a"))
@@ -130,9 +143,18 @@ def cancel(name: str) -> int:
     return cancel_migration(name)
 
 
-def _migrate(name: str, uri: TransportURI, *, keep: bool, detach: bool, as_json: bool, then: str = "") -> int:
+def _migrate(
+    name: str,
+    uri: TransportURI,
+    *,
+    keep: bool,
+    detach: bool,
+    as_json: bool,
+    live: bool = True,
+    then: str = "",
+) -> int:
     if keep and detach:
         raise click.UsageError("--detach leaves the machine here anyway, so --keep can't go with it")
     from kvmmig.cli.migrate import migrate_machine
 
-    return migrate_machine(name, uri, keep=keep, detach=detach, as_json=as_json, then=then)
+    return migrate_machine(name, uri, live=live, keep=keep, detach=detach, as_json=as_json, then=then)

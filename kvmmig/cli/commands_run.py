@@ -94,6 +94,7 @@ _max_cpus_option = click.option(
         "kvmmig run dirtier --memory 1GiB --migrate-to file:/var/tmp/dirtier.img --after 2",
         "kvmmig run --incoming file:/var/tmp/dirtier.img",
         "kvmmig run --incoming tcp:0.0.0.0:4444 --secret-file secret --max-memory 4GiB",
+        "kvmmig run --incoming tcp:0.0.0.0:4444 --reserve 1GiB",
         "kvmmig run --incoming defer --qmp tcp:127.0.0.1:4445",
         more=_STATUSES,
     ),
@@ -145,6 +146,12 @@ _max_cpus_option = click.option(
     "hosts]",
 )
 @secret_file_option
+@click.option(
+    "--reserve",
+    type=Memory(),
+    metavar="SIZE",
+    help="With --incoming: have so much memory ready before the guest comes; as much as it has is best.",
+)
 def run(
     guest: str | None,
     entry: str | None,
@@ -164,6 +171,7 @@ def run(
     max_cpus: int | None,
     accept_from: tuple[str, ...],
     secret_file: str | None,
+    reserve: int | None,
 ) -> int:
     """Run GUEST, a toy guest's name, or FILE: an .asm, a static ELF64 executable, a flat image.
 
@@ -200,12 +208,18 @@ def run(
             serial=serial,
             qmp=qmp,
             no_exec=no_exec,
+            reserve=reserve,
         )
     if guest is None:
         raise click.UsageError(
             "name a guest or a file to run (kvmmig guests lists the guests), or --incoming URI"
         )
-    bounds = {"--max-memory": max_memory, "--max-cpus": max_cpus, "--accept-from": accept_from}
+    bounds: dict[str, object] = {
+        "--max-memory": max_memory,
+        "--max-cpus": max_cpus,
+        "--accept-from": accept_from,
+        "--reserve": reserve,
+    }
     if unused := [option for option, value in bounds.items() if value]:
         raise click.UsageError(
             f"{' and '.join(unused)}: that is for a guest that comes, so it needs --incoming URI"
@@ -356,6 +370,7 @@ def _run_incoming(
     serial: str,
     qmp: tuple[str, ...],
     no_exec: bool,
+    reserve: int | None = None,
 ) -> int:
     from kvmmig.cli.detach import Background, perhaps_in_background
 
@@ -363,7 +378,9 @@ def _run_incoming(
         from kvmmig.cli.machine_process import ProcessOptions
         from kvmmig.cli.run import run_incoming
 
-        options = ProcessOptions(name=name, serial=serial, qmp=qmp, no_exec=no_exec, background=background)
+        options = ProcessOptions(
+            name=name, serial=serial, qmp=qmp, no_exec=no_exec, reserve=reserve, background=background
+        )
         return run_incoming(source(), options, welcome=welcome, default_name=default_name)
 
     return perhaps_in_background(detach, life)

@@ -21,7 +21,7 @@ from kvmmig.cli.forced_exit import ForcedExit
 from kvmmig.cli.lifetime import run_to_end, the_error
 from kvmmig.cli.logs import logging_to
 from kvmmig.cli.output import Output
-from kvmmig.cli.progress import Populating, run_with_progress
+from kvmmig.cli.progress import run_with_progress
 from kvmmig.errors import BadConfig, KvmmigError, MachineError, MigrationError
 from kvmmig.guests import Check, check_machine, find
 from kvmmig.machine import Machine, MachineConfig, State
@@ -166,7 +166,7 @@ async def _busy_guest(memory: int, output: Output) -> AsyncIterator[Machine]:
     program = find("dirtier").program(memory=memory, cpus=1, settings={"hot": _hot(memory)})
     config = MachineConfig(memory=memory, name=program.name, parameters=program.parameters)
     letters = Letters(1)
-    async with Machine.open(config, output=letters.add, on_populate=Populating(output)) as machine:
+    async with Machine.open(config, output=letters.add) as machine:
         await machine.load(program)
         await machine.start()
         with trio.move_on_after(_FILL_TIME) as scope:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kvmmig.cli.printing import words
-from kvmmig.cli.progress import STOLEN
+from kvmmig.cli.progress import waited_for_cpu
 from kvmmig.migration.report import MigrationStatistics
 from kvmmig.transport import TransportURI
 from kvmmig.units import format_duration, format_rate, format_size
@@ -52,7 +52,7 @@ def table(rows: list[Row]) -> str:
     bound = next((row.figures.step_bound for row in rows if row.figures), 0.0)
     drawn = Table(title="What became of the three guests", title_justify="left")
     drawn.add_column("transport", no_wrap=True)
-    for column in ("rounds", "sent", "total", "stopped for", "rate"):
+    for column in ("rounds", "sent", "total", "stopped for", "first round"):
         drawn.add_column(column, justify="right")
     drawn.add_column(f"worst step (bound {format_duration(bound)})", justify="right")
     for column in ("worst loop stall", "pages verified", "passes"):
@@ -70,9 +70,8 @@ def table(rows: list[Row]) -> str:
     )
     console.print(drawn)
     for row in rows:
-        if row.figures is not None and row.figures.stolen:
-            said = f"{row.case.name}: {format_duration(row.figures.stolen)} {STOLEN}"
-            console.print(words(said), soft_wrap=True)
+        if row.figures is not None and (waited := waited_for_cpu(row.figures)):
+            console.print(words(f"{row.case.name}: {waited}"), soft_wrap=True)
         if row.verdict != VERIFIED:
             console.print(words(f"{row.case.name}: {row.verdict}", "bold red"), soft_wrap=True)
     return text.getvalue().rstrip("\n")

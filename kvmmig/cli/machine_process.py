@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    closing,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
 from dataclasses import dataclass, field
 
 import trio
@@ -16,11 +23,12 @@ from kvmmig.cli.forced_exit import ForcedExit
 from kvmmig.cli.lifetime import the_error
 from kvmmig.cli.logs import logging_to
 from kvmmig.cli.output import Output
-from kvmmig.cli.progress import Populating
 from kvmmig.cli.serialport import SerialPort, open_serial
 from kvmmig.cli.terminal import Keyboard
 from kvmmig.errors import MachineError, WrongState
 from kvmmig.machine import State
+from kvmmig.machine.config import reserve_memory
+from kvmmig.machine.populating import Reserve
 from kvmmig.monitor.commands import commands_for
 from kvmmig.monitor.control import MachineControl
 from kvmmig.qmp import QMPServer
@@ -30,12 +38,16 @@ FAILED = 1
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessOptions:
-    """What the command line says of the process; ``background`` is None in the foreground."""
+    """What the command line says of the process; ``background`` is None in the foreground.
+
+    ``reserve`` is how many bytes of memory are to be there before the guest is.
+    """
 
     name: str | None
     serial: str
     qmp: tuple[str, ...] = ()
     no_exec: bool = False
+    reserve: int | None = None
     background: Background | None = None
 
 
@@ -106,10 +118,15 @@ async def serve_machine(process: MachineProcess) -> AsyncIterator[tuple[MachineC
                 output.serial(data)
             console.write(data)
 
-        with logging_to(output.say), forced_exit.saying(output.say), forced_exit.before(output.drain_briefly):
+        with (
+            logging_to(output.say),
+            forced_exit.saying(output.say),
+            forced_exit.before(output.drain_briefly),
+            _reserved(options.reserve) as reserve,
+        ):
             try:
                 async with MachineControl.open(
-                    name=process.name, output=write, on_populate=Populating(output), guest_follows=True
+                    name=process.name, output=write, reserve=reserve, guest_follows=True
                 ) as control:
                     control.settings.may_exec = not options.no_exec
                     async with _served(control, console, process, output):
@@ -130,6 +147,15 @@ async def serve_machine(process: MachineProcess) -> AsyncIterator[tuple[MachineC
                         output.serial(console.last_words)  # into the log: perhaps nobody has seen them
             finally:
                 forced_exit.stop()  # a reader of the output may take as long as it likes for the rest
+
+
+@contextmanager
+def _reserved(size: int | None) -> Iterator[Reserve | None]:
+    if size is None:
+        yield None
+        return
+    with closing(reserve_memory(size)) as reserve:
+        yield reserve
 
 
 def _serial_port(process: MachineProcess) -> AbstractAsyncContextManager[SerialPort]:

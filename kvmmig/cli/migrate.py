@@ -35,9 +35,12 @@ def migrate_machine(
     detach: bool,
     as_json: bool,
     then: str = "",
+    live: bool = True,
     stream: int | None = None,
 ) -> int:
     """Migrate a machine's guest, and show it; ``then`` is what can be done when it has moved.
+
+    Unless it is ``live`` the guest stands still from the beginning.
 
     A ``stream`` is a descriptor to write it to, in the place of what ``uri`` says; it is taken over.
 
@@ -57,15 +60,16 @@ def migrate_machine(
     async def command() -> int:
         async with machine(name) as client:
             said = text if number is None else await _pass(client, uri, number)
+            arguments = {"uri": said} if live else {"uri": said, "x-kvmmig-live": False}
             if detach:
-                await client.execute("migrate", {"uri": said})
+                await client.execute("migrate", arguments)
                 _say(f"the guest of {name!r} is being migrated; watch it with: kvmmig status {name} --watch")
                 return 0
             watch = _Watch(client, name, JsonLines() if as_json else LiveBlock(text) if _live() else Lines())
             try:
                 # From here on a Ctrl-C is about the migration, which may have begun before the reply is here.
                 with trio.open_signal_receiver(signal.SIGINT) as signals:
-                    await client.execute("migrate", {"uri": said})
+                    await client.execute("migrate", arguments)
                     if number is not None:  # else this command would keep a pipe open whose reader waits
                         descriptors.let_go(number)
                     figures = await watch.until_end(signals)

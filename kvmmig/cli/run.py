@@ -25,6 +25,7 @@ from kvmmig.cli.machine_process import (
 from kvmmig.cli.output import Output
 from kvmmig.cli.programs import find_program
 from kvmmig.cli.progress import run_with_progress, summary
+from kvmmig.cli.scheduling import ask_for_short_slices
 from kvmmig.errors import BadURI, GuestEnded, KvmmigError, WrongState
 from kvmmig.machine import MachineConfig, State
 from kvmmig.migration.outgoing import OutgoingMigration
@@ -145,6 +146,7 @@ def _run(
     protect(rundir.directory())
 
     async def command() -> int:
+        ask_for_short_slices()
         status = status_of_quit
         # From here on signals are heeded: none of them may leave the name behind.
         with open_process(

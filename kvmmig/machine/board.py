@@ -19,6 +19,7 @@ from kvmmig.machine.cpu import Cpu, Ending
 from kvmmig.machine.cpuid import for_vcpu
 from kvmmig.machine.devices import DebugConsole, ExitPort, KeyboardReset, PortBus, Serial, SystemControlA
 from kvmmig.machine.memory import GuestMemory
+from kvmmig.machine.populating import Reserve
 from kvmmig.machine.serial import IRQ
 from kvmmig.machine.state import Parts
 from kvmmig.machine.throttle import Throttle
@@ -32,8 +33,7 @@ class Board:
     """``output`` gets what the guest sends; ``on_end`` is told when the guest has come to its end, and
     ``on_room`` when the serial port takes input again. All three are called in vCPU threads.
 
-    Built in two steps, with the memory populated between them: `open`, then `build`. `close` undoes both,
-    and whatever part of them was done.
+    Built by `build`, whatever part of which was done is undone by `close`.
     """
 
     memory: GuestMemory
@@ -72,25 +72,25 @@ class Board:
             )
         )
 
-    def open(self, description: MachineDescription | None) -> None:
-        """Check that this host can have such a machine, and map its memory.
-
-        Raises `BadConfig`, `StateMismatch`, `KvmUnavailable`.
-        """
-        self._system = self._owned.enter_context(System.open())
-        if description is None:
-            self.config.check_host(self._system)
-        else:
-            self._check_same(description)
-            description.check_fits(self._system)
-        self.memory = GuestMemory(self.config.memory)
-        self._owned.callback(self.memory.close)
-
-    def build(self, description: MachineDescription | None) -> MachineDescription:
+    def build(
+        self, description: MachineDescription | None, reserve: Reserve | None = None
+    ) -> MachineDescription:
         """Create the VM and its vCPUs, each with a parked thread; as described, or of all that this host has.
 
-        Returns what a stream's hello is to say of this machine.
+        Its memory is populated in the background from here on; it is that of ``reserve``, if there is one.
+        Returns what a stream's hello is to say of this machine. Raises `BadConfig`, `StateMismatch`,
+        `KvmUnavailable`.
         """
+        self._system = self._owned.enter_context(System.open())
+        held = reserve.size if reserve is not None else 0
+        if description is None:
+            self.config.check_host(self._system, held)
+        else:
+            self._check_same(description)
+            description.check_fits(self._system, held)
+        self.memory = GuestMemory(self.config.memory, reserve)
+        self._owned.callback(self.memory.close)
+
         self.vm = self._owned.enter_context(self._system.create_vm())
         self.vm.set_identity_map_addr(_IDENTITY_MAP)
         self.vm.set_tss_addr(_TSS)
@@ -116,6 +116,7 @@ class Board:
         for index, vcpu in enumerate(vcpus):
             self._cpus.append(Cpu(index, vcpu, self._bus, self._end, self._report_crash))
         self._owned.callback(self._throttle.set, 0.0)
+        self.memory.populate()  # last: it makes threads and mappings that begin meanwhile wait
         return description or describe(
             self.config, cpuid, vcpus[0].get_tsc_khz(), _readable_msrs(self._system, vcpus[0])
         )

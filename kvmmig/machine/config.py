@@ -13,6 +13,7 @@ from kvmmig.kvm.abi import KVM_CAP_IRQCHIP, KVM_CAP_MAX_VCPUS
 from kvmmig.machine.cpuid import CpuidTuple, missing_features
 from kvmmig.machine.devices import DEVICE_VERSIONS
 from kvmmig.machine.memory import MEMORY_UNIT, pc_regions
+from kvmmig.machine.populating import Reserve
 from kvmmig.units import CPUS, MEMORY, format_size
 
 if TYPE_CHECKING:
@@ -51,19 +52,33 @@ class MachineConfig:
                 f"use a multiple of {MEMORY_UNIT // 1024} KiB"
             )
 
-    def check_host(self, system: System) -> None:
-        """Raise `BadConfig` when this host has not got the memory, or KVM not that many vCPUs."""
+    def check_host(self, system: System, held: int = 0) -> None:
+        """Raise `BadConfig` when this host has not got the memory, or KVM not that many vCPUs.
+
+        ``held`` bytes of memory are this machine's already.
+        """
         most = system.check_extension(KVM_CAP_MAX_VCPUS)
         if self.cpus > most:
             raise BadConfig(
                 f"{self.name}: this host's KVM has at most {most} vCPUs a machine, not {self.cpus}"
             )
-        available = available_memory()
+        available = available_memory() + held
         if self.memory > available:
             raise BadConfig(
                 f"{self.name}: {format_size(self.memory)} of guest memory are wanted and this host has "
                 f"{format_size(available)} available; use less memory"
             )
+
+
+def reserve_memory(size: int) -> Reserve:
+    """Memory for a guest of ``size`` bytes that is yet to come. Raises `BadConfig` for want of room."""
+    available = available_memory()
+    if size > available:
+        raise BadConfig(
+            f"{format_size(size)} of memory are to be reserved and this host has {format_size(available)} "
+            "available; reserve less"
+        )
+    return Reserve(size)
 
 
 def available_memory() -> int:
@@ -98,7 +113,7 @@ class MachineDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=True
         """The reverse of `encode`. Raises `StateMismatch` for anything that is not a description."""
         try:
             return msgspec.json.decode(data, type=cls)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise StateMismatch(f"the source's description of its machine can't be read: {error}") from error
 
     def config(self) -> MachineConfig:
@@ -114,8 +129,11 @@ class MachineDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=True
         except BadConfig as error:
             raise StateMismatch(f"the source describes a machine that can't be built: {error}") from error
 
-    def check_fits(self, system: System) -> None:
-        """Raise `StateMismatch` when the source's guest can't live on this host, naming every reason."""
+    def check_fits(self, system: System, held: int = 0) -> None:
+        """Raise `StateMismatch` when the source's guest can't live on this host, naming every reason.
+
+        ``held`` as for `MachineConfig.check_host`.
+        """
         config = self.config()
         reasons: list[str] = []
         if self.regions != [(region.gpa, region.size) for region in pc_regions(config.memory)]:
@@ -129,7 +147,7 @@ class MachineDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=True
             reasons.append(f"this host's KVM lacks the MSRs {', '.join(f'{index:#x}' for index in unknown)}")
         reasons += _device_mismatches(self.devices)
         try:
-            config.check_host(system)
+            config.check_host(system, held)
         except BadConfig as error:
             reasons.append(str(error))
         if reasons:

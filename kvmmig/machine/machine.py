@@ -19,6 +19,7 @@ from kvmmig.machine.config import MachineConfig, MachineDescription
 from kvmmig.machine.cpu import Ending
 from kvmmig.machine.dirty import BitmapTracker, DirtyTracker
 from kvmmig.machine.memory import GuestMemory
+from kvmmig.machine.populating import Reserve
 from kvmmig.machine.serial import Serial
 from kvmmig.machine.state import StateSection
 
@@ -114,23 +115,21 @@ class Machine:
         *,
         output: Callable[[bytes], None] | None = None,
         description: MachineDescription | None = None,
-        on_populate: Callable[[int, int], None] | None = None,
+        reserve: Reserve | None = None,
     ) -> AsyncIterator[Self]:
         """Build a machine, and close it at the end of the block, whatever happens in it.
 
         ``output`` gets what the guest sends to the serial port and the debug console. It is called in vCPU
-        threads and must not block. ``on_populate`` is told bytes done and bytes in all while memory is being
-        populated. With a ``description`` the machine is built just as the source's, which ``config`` must
-        agree with.
+        threads and must not block. With a ``description`` the machine is built just as the source's, which
+        ``config`` must agree with. Its memory is that of ``reserve``, if there is one; what is not populated
+        yet is populated in the background.
 
         Raises `BadConfig`, `StateMismatch`, `KvmError`. A cancel, or an error, leaves nothing behind.
         """
         machine = cls(config, output or (lambda data: None))
         try:
             board = machine._board
-            await machine._in_thread(board.open, description)
-            await board.memory.populate(on_populate)
-            machine.description = await machine._in_thread(board.build, description)
+            machine.description = await machine._in_thread(board.build, description, reserve)
             yield machine
         finally:
             with trio.CancelScope(shield=True):

@@ -71,6 +71,7 @@ class Clients:
         *,
         welcome: Welcome,
         limits: Callable[[], Limits],
+        held: Callable[[], int],
         first_decides: bool,
         nursery: trio.Nursery,
         strays: trio.Nursery,
@@ -78,6 +79,7 @@ class Clients:
         self._listener = listener
         self._welcome = welcome
         self._limits = limits
+        self._held = held
         self._first_decides = first_decides
         self._nursery = nursery
         self._strays = strays
@@ -175,7 +177,7 @@ class Clients:
         assert isinstance(hello, stream.Hello)  # the decoder lets nothing else come first
         client.said_hello, client.progress_at = True, trio.current_time()
         try:
-            description = await check_hello(hello, self._welcome)
+            description = await check_hello(hello, self._welcome, self._held())
         except KvmmigError as error:
             self._refusal = self._refusal or error
             raise
@@ -226,10 +228,13 @@ async def accepting(
     *,
     welcome: Welcome,
     limits: Callable[[], Limits],
+    held: Callable[[], int],
     first_decides: bool,
     strays: trio.Nursery,
 ) -> AsyncIterator[Clients]:
     """Accept clients for the block; at its end those are refused that nobody has taken.
+
+    ``held`` says how many bytes of memory are there for the guest already.
 
     ``first_decides``: a source that has said a whole hello and is refused ends it, see `Clients.next`. What a
     channel does that can't be ended is left behind in ``strays``.
@@ -239,6 +244,7 @@ async def accepting(
             listener,
             welcome=welcome,
             limits=limits,
+            held=held,
             first_decides=first_decides,
             nursery=nursery,
             strays=strays,
@@ -249,18 +255,21 @@ async def accepting(
         clients.ending = MigrationError("another guest has come here meanwhile")
 
 
-async def check_hello(hello: stream.Hello, welcome: Welcome) -> MachineDescription:
-    """The machine that a hello describes. Raises `StreamError`, `StateMismatch` where it can't come here."""
+async def check_hello(hello: stream.Hello, welcome: Welcome, held: int) -> MachineDescription:
+    """The machine that a hello describes. Raises `StreamError`, `StateMismatch` where it can't come here.
+
+    ``held`` bytes of memory are there for it already.
+    """
     description = MachineDescription.decode(bytes(hello.machine))
     if hello.n_pages * stream.PAGE_SIZE != description.memory:
         raise StreamError(
             f"the hello names {hello.n_pages} pages, but a machine of {description.memory} bytes"
         )
     welcome.check_guest(description)
-    await trio.to_thread.run_sync(_check_fits, description)
+    await trio.to_thread.run_sync(_check_fits, description, held)
     return description
 
 
-def _check_fits(description: MachineDescription) -> None:
+def _check_fits(description: MachineDescription, held: int) -> None:
     with System.open() as system:
-        description.check_fits(system)
+        description.check_fits(system, held)

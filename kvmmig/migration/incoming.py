@@ -18,6 +18,7 @@ import trio
 from kvmmig import stream
 from kvmmig.errors import KvmmigError, MigrationError
 from kvmmig.machine.machine import Machine
+from kvmmig.machine.populating import Reserve
 from kvmmig.migration.clients import Candidate, Clients, accepting, check_hello
 from kvmmig.migration.conversation import Conversation
 from kvmmig.migration.policy import Limits
@@ -52,12 +53,14 @@ class IncomingMigration:
         keep_listening: bool = True,
         on_listening: Callable[[TransportURI], None] | None = None,
         on_connected: Callable[[], None] | None = None,
-        on_populate: Callable[[int, int], None] | None = None,
+        reserve: Reserve | None = None,
         on_setback: Callable[[KvmmigError], None] | None = None,
         on_here: Callable[[Machine], None] | None = None,
         strays: trio.Nursery | None = None,
     ) -> None:
         """``transport`` may be a URI. ``output`` gets what the guest writes to its serial port.
+
+        ``reserve`` is memory for the guest that is there already; whoever made it closes it.
 
         ``welcome`` says which guests may come, and from whom; ``limits`` bounds a source that is silent, and
         may be a function that says how they are now.
@@ -67,7 +70,7 @@ class IncomingMigration:
         first source that says a whole hello decides. Who says none is passed over in either case.
 
         ``on_listening`` gets where it listens in fact; ``on_connected`` is told that a source has begun;
-        ``on_populate`` bytes done and in all; ``on_here`` gets the machine when the guest is here, before the
+        ``on_here`` gets the machine when the guest is here, before the
         source is told so. All must be quick and not raise. What a channel does that can't be ended is left
         behind in ``strays``, a nursery that outlives this; without one, the end of `machine` waits for it.
         """
@@ -78,7 +81,7 @@ class IncomingMigration:
         self._keep_listening = keep_listening
         self._on_listening = on_listening
         self._on_connected = on_connected
-        self._on_populate = on_populate
+        self._reserve = reserve
         self._on_setback = on_setback
         self._on_here = on_here
         self._strays = strays
@@ -160,7 +163,7 @@ class IncomingMigration:
             try:
                 hello = await self._first_words(conversation)
                 assert isinstance(hello, stream.Hello)  # the decoder lets nothing else come first
-                description = await check_hello(hello, self._welcome)
+                description = await check_hello(hello, self._welcome, self._held())
                 await conversation.work(lambda: conversation.say(stream.Kind.ACCEPT))
                 first = await conversation.work(conversation.event)
             except BaseException as error:
@@ -183,6 +186,7 @@ class IncomingMigration:
             listener,
             welcome=self._welcome,
             limits=self._limits,
+            held=self._held,
             first_decides=not self._keep_listening,
             strays=strays,
         ) as clients:
@@ -196,6 +200,9 @@ class IncomingMigration:
                         raise
                     if self._on_setback is not None:
                         self._on_setback(error)
+
+    def _held(self) -> int:
+        return self._reserve.size if self._reserve is not None else 0
 
     def _overdue(self, conversation: Conversation, clients: Clients) -> MigrationError | None:
         seconds = self._limits().stall_timeout
@@ -236,12 +243,13 @@ class IncomingMigration:
                 description.config(),
                 output=self._output,
                 description=description,
-                on_populate=self._on_populate,
+                reserve=self._reserve,
             )
         )
         receiver = self._receiver = Receiver(conversation, machine)
         conversation.note_progress()
         sections, end = await conversation.work(partial(receiver.receive, candidate.first), overdue=overdue)
+        machine.memory.check_populated()
         await machine.apply(sections)
         await self._wait_for_go(conversation)
         if end.running:

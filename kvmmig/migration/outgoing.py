@@ -90,7 +90,7 @@ class OutgoingMigration:
         self._precopy = PreCopy(
             machine,
             name=self._peer_name,
-            policy=policy if policy is not None else default_policy(),
+            policy=policy if policy is not None else default_policy(stores=self._transport.stores),
             limits=limits if limits is not None else Limits(),
             pause_before_switchover=pause_before_switchover,
             enter=self._enter,

@@ -6,6 +6,7 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from time import perf_counter
 from typing import Protocol, TypeVar
 
 import trio
@@ -18,7 +19,7 @@ from kvmmig.machine.machine import State
 from kvmmig.machine.memory import GuestMemory
 from kvmmig.machine.pageset import PageSet
 from kvmmig.machine.state import StateSection
-from kvmmig.migration.commit import commit
+from kvmmig.migration.commit import bounded, commit
 from kvmmig.migration.pages import PendingPages
 from kvmmig.migration.peer import Peer
 from kvmmig.migration.phases import Phase
@@ -35,6 +36,9 @@ T = TypeVar("T")
 
 #: Seconds without a byte for the other side, after which it gets one.
 _SIGN_OF_LIFE = 5.0
+#: Seconds that a stop takes besides the dirty log and the pages: vCPUs parked, the state read here and set
+#: there, the words of the hand-over. Measured on an idle host; a busy one may take several times that.
+_STOPPING = 0.010
 
 
 class Described(Protocol):
@@ -50,6 +54,8 @@ class MigratableMachine(Protocol):
     def memory(self) -> GuestMemory: ...
     @property
     def state(self) -> State: ...
+    @property
+    def thread_ids(self) -> Sequence[int]: ...
     @property
     def description(self) -> Described: ...
     def dirty_tracker(self) -> DirtyTracker: ...
@@ -97,7 +103,7 @@ class PreCopy:
         self._tracker = machine.dirty_tracker()
         self._encoder = stream.Encoder(stream.Direction.FORWARDS)
         self._cursor = stream.Cursor()
-        self.record = Record(self._encoder, self._cursor)
+        self.record = Record(self._encoder, self._cursor, lambda: machine.thread_ids)
         self.pages = PendingPages(machine.memory, self.pending, self._encoder, self._cursor)
         self.bucket = TokenBucket(limits.bandwidth)
         self._sent_at = -math.inf  # when the other side last got anything, more or less
@@ -117,7 +123,8 @@ class PreCopy:
         What must be undone where this does not come to its end goes to ``undo``.
         """
         undo.push("end its threads", self.pages.settle)
-        send = Sender(channel, self._cursor, self.record.steps, self.limits, self.bucket)
+        self.record.stores = stores
+        send = Sender(channel, self._cursor, self.record, self.limits, self.bucket)
         await self._introduce(channel, peer, send)
         self.record.set_up()
 
@@ -127,22 +134,7 @@ class PreCopy:
         self.pending.fill()  # each page is sent once at least, whatever a tracker finds
         await self._collect()
         undo.push("let the vCPUs run all the time", partial(self._slow_down, 0.0))
-        policy = await self._begin_policy()
-        while True:
-            figures = await self._send_round(send)
-            if self._on_round is not None:
-                self._on_round(figures)
-            if self._is_out_of_time():
-                self.record.note(
-                    f"{self.limits.timeout:g} s are over: the guest is stopped, whatever is left"
-                )
-                break
-            if self.policy is not policy:
-                policy = await self._begin_policy()
-            decision = policy.decide(figures)
-            await self._obey(decision)
-            if isinstance(decision, Stop):
-                break
+        await self._rounds(channel, peer, send)
 
         self._enter(Phase.STOP if self.proceed.is_set() else Phase.PRE_SWITCHOVER)
         running = self._machine.state is State.RUNNING
@@ -150,15 +142,20 @@ class PreCopy:
         if running:
             undo.push("let the guest go on", self._resume)
             await self._machine.pause()
+            self.record.lap("pause")
         if self.record.phase is Phase.PRE_SWITCHOVER:
             await self._wait_to_proceed(send, two_way=channel.two_way)
+            self.record.lap("waiting to proceed")
             self._enter(Phase.STOP)
         # Reading state can write guest memory, so the last dirty log comes after it.
         undo.push("take what is typed again", self._machine.forget_capture)
         sections = await self._machine.capture()
+        self.record.lap("state")
         await self._collect()
+        self.record.lap("dirty log")
 
         self._enter(Phase.FINAL)
+        self.record.begin_round()
         self.pages.begin()
         await send(self.pages.more)
         for section in sections:
@@ -167,6 +164,10 @@ class PreCopy:
             )
         self._cursor.put(self._encoder.end(running=running))
         await send()
+        if channel.two_way:  # one way, the commit begins with it, and says what keeps a reader from it
+            await self._make_safe(channel, peer)
+        self.record.end_final_pass()
+        self.record.lap("memory")
 
         self._enter(Phase.COMMIT)
         await commit(
@@ -178,6 +179,25 @@ class PreCopy:
             patience=self.limits.handover_timeout,
         )
         self.record.gone()
+
+    async def _rounds(self, channel: GuardedChannel, peer: Peer, send: Sender) -> None:
+        """While the guest runs, until the policy wants it stopped, or time is up."""
+        policy, decision = await self._begin_policy()
+        while not isinstance(decision, Stop):
+            figures = await self._send_round(channel, peer, send)
+            if self._on_round is not None:
+                self._on_round(figures)
+            if self._is_out_of_time():
+                self.record.note(
+                    f"{self.limits.timeout:g} s are over: the guest is stopped, whatever is left"
+                )
+                return
+            if self.policy is not policy:
+                policy, decision = await self._begin_policy()
+                if isinstance(decision, Stop):
+                    return
+            decision = policy.decide(figures)
+            await self._obey(decision)
 
     async def _introduce(self, channel: SendChannel, peer: Peer, send: Sender) -> None:
         self._cursor.put(self._encoder.preamble())
@@ -201,24 +221,20 @@ class PreCopy:
         self._sent_at = trio.current_time()
 
     async def _wait_to_proceed(self, send: Sender, *, two_way: bool) -> None:
-        limits = self.limits
-        patience = math.inf  # and a limit of time that cancels does so here too
-        if limits.timeout is not None and limits.on_timeout == "force":
-            patience = max(limits.timeout - self.record.elapsed, 0.0)
-        until = trio.current_time() + patience
+        until = trio.current_time() + self._time_left()
         while not self.proceed.is_set() and (left := until - trio.current_time()) > 0:
             with trio.move_on_after(min(left, _SIGN_OF_LIFE)):
                 await self.proceed.wait()
             if two_way and self._is_silent():
-                # Not half of it: see _collect.
                 await self._give_sign_of_life(send)
 
-    async def _begin_policy(self) -> Policy:
+    async def _begin_policy(self) -> tuple[Policy, Decision]:
         policy = self.policy
         self.bucket.rate = self.limits.bandwidth
         await self._slow_down(0.0)
-        await self._obey(policy.start())
-        return policy
+        beginning = policy.start()
+        await self._obey(beginning)
+        return policy, beginning
 
     async def _obey(self, decision: Decision) -> None:
         if isinstance(decision, GiveUp):
@@ -247,7 +263,7 @@ class PreCopy:
             await self._machine.throttle(share)
             self.throttled = share
 
-    async def _send_round(self, send: Sender) -> RoundFigures:
+    async def _send_round(self, channel: GuardedChannel, peer: Peer, send: Sender) -> RoundFigures:
         """Send what is pending; then see what was written meanwhile."""
         self.record.begin_round()
         if self.pending:
@@ -255,17 +271,32 @@ class PreCopy:
         elif self._is_silent():
             await self._give_sign_of_life(send)
         self.pages.begin()
-        if not await send(self.pages.more, enough=self._is_out_of_time):
+        if await send(self.pages.more, enough=self._is_out_of_time):
+            await self._make_safe(channel, peer)
+        else:
             await self.pages.settle()
             await send()  # what is half sent: see _collect
-        rate = self.record.rate()
-        return self.record.end_round(await self._collect(), rate)
+        self.record.sent_round()
+        return self.record.end_round(await self._collect())
+
+    async def _make_safe(self, channel: GuardedChannel, peer: Peer) -> None:
+        """A round is over when the other side's kernel, or the disk, has it: so its rate is what was reached.
+
+        What a disk takes its time for is done while the guest runs, and not when it stands still.
+        """
+        with self.record.waits.on("channel"), trio.move_on_after(self._time_left()):
+            await bounded(
+                channel, peer, channel.flush, "did not take the last bytes", self.limits.handover_timeout
+            )
 
     async def _collect(self) -> int:
         """Read the dirty log into what is pending. Never while a frame is half sent: once that is accepted
         its pages are pending no more, and one that was written meanwhile would be forgotten with them."""
         assert self._cursor.empty
-        return await self._in_thread(self._tracker.collect, self.pending)
+        begin = perf_counter()
+        count = await self._in_thread(self._tracker.collect, self.pending)
+        self.record.overhead = _STOPPING + perf_counter() - begin
+        return count
 
     async def _send_go(self, send: Sender, *, offering: Callable[[], None] | None = None) -> None:
         if self._machine.state is State.RUNNING:
@@ -279,9 +310,14 @@ class PreCopy:
         await send()
 
     def _is_out_of_time(self) -> bool:
+        return self._time_left() <= 0.0
+
+    def _time_left(self) -> float:
+        """Seconds until the guest is stopped, whatever is left; a limit that cancels sees to that itself."""
         limits = self.limits
-        late = limits.timeout is not None and self.record.elapsed >= limits.timeout
-        return late and limits.on_timeout == "force"
+        if limits.timeout is None or limits.on_timeout != "force":
+            return math.inf
+        return max(limits.timeout - self.record.elapsed, 0.0)
 
     async def _in_thread(self, call: Callable[..., T], *arguments: object) -> T:
         return await trio.to_thread.run_sync(call, *arguments, limiter=self._limiter)

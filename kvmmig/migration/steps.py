@@ -9,7 +9,7 @@ import trio
 
 from kvmmig.errors import MigrationError
 from kvmmig.migration.policy import Limits
-from kvmmig.migration.stall_meter import Histogram
+from kvmmig.migration.record import Record
 from kvmmig.stream import Cursor
 from kvmmig.transport.guard import GuardedChannel
 from kvmmig.transport.toolkit.rate import TokenBucket
@@ -33,11 +33,11 @@ class Sender:
     """Sends the cursor in bounded steps: ``await send(more)``."""
 
     def __init__(
-        self, channel: GuardedChannel, cursor: Cursor, steps: Histogram, limits: Limits, bucket: TokenBucket
+        self, channel: GuardedChannel, cursor: Cursor, record: Record, limits: Limits, bucket: TokenBucket
     ) -> None:
         self._channel = channel
         self._cursor = cursor
-        self._steps = steps
+        self._record = record
         self._limits = limits
         self._bucket = bucket
         self._most = channel.call_size
@@ -53,6 +53,7 @@ class Sender:
         """
         moved_at = perf_counter()
         done = False
+        self._bucket.begin()
         while not done:
             if enough():
                 return False
@@ -60,7 +61,8 @@ class Sender:
             with trio.move_on_after(max(self._limits.step - _LAST_CALL, self._limits.step / 2)):
                 done = await self._step(more)
             now = perf_counter()
-            self._steps.add(now - begin)
+            self._record.steps.add(now - begin)
+            self._record.mark()
             if self._cursor.accepted != before or self._bucket.allowed() == 0:
                 moved_at = now
             elif now - moved_at > self._limits.stall_timeout:
@@ -71,13 +73,19 @@ class Sender:
         return True
 
     async def _step(self, more: Callable[[], Awaitable[bool]]) -> bool:
+        waits = self._record.waits
         while True:
-            if self._cursor.empty and not await more():
-                return True
+            if self._cursor.empty:
+                with waits.on("pages"):
+                    if not await more():
+                        return True
             allowed = self._bucket.allowed()
             if allowed == 0:
-                await self._bucket.wait()
+                with waits.on("limit"):
+                    await self._bucket.wait()
                 continue
-            count = await self._channel.send_some(self._cursor.head(min(allowed or self._most, self._most)))
+            with waits.on("channel"):
+                head = self._cursor.head(min(allowed or self._most, self._most))
+                count = await self._channel.send_some(head)
             self._cursor.advance(count)
             self._bucket.spend(count)

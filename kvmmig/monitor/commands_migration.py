@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 import msgspec
 import trio
 
+from kvmmig.migration.policy import Stopped
 from kvmmig.migration.welcome import Welcome
 from kvmmig.monitor import targets
 from kvmmig.monitor.control import MachineControl
@@ -22,6 +23,7 @@ class MigrateArguments(Arguments, frozen=True):
     channels: Channels | None = None
     detach: bool = True  # all it ever was is a wish of QEMU's human monitor
     resume: bool = False
+    x_kvmmig_live: bool = True
 
 
 class IncomingArguments(Arguments, frozen=True):
@@ -72,7 +74,8 @@ def add_migration_commands(table: CommandTable, control: MachineControl) -> None
         control.outgoing.check()
         target = await find_target(session, arguments.uri, arguments.channels)
         try:
-            control.outgoing.begin(target.transport, on_end=target.done)
+            policy = None if arguments.x_kvmmig_live else Stopped()
+            control.outgoing.begin(target.transport, policy=policy, on_end=target.done)
         except BaseException:
             target.leave(session)
             raise

@@ -14,6 +14,7 @@ import trio
 
 from kvmmig.errors import KvmmigError
 from kvmmig.machine import Ending, Machine, MachineConfig, Program, State
+from kvmmig.machine.populating import Reserve
 from kvmmig.monitor.dirty_rate import DirtyRate
 from kvmmig.monitor.events import Events, Listener
 from kvmmig.monitor.incoming import Incoming
@@ -43,7 +44,7 @@ class MachineControl:
         life: Life,
         *,
         output: Callable[[bytes], None] | None,
-        on_populate: Callable[[int, int], None] | None,
+        reserve: Reserve | None,
         stack: AsyncExitStack,
         machines: trio.Nursery,
         nursery: trio.Nursery,
@@ -65,7 +66,7 @@ class MachineControl:
             life,
             self._events,
             output=output,
-            on_populate=on_populate,
+            reserve=reserve,
             limits=settings.limits,
             on_here=self._adopt,
             on_failure=self._fail,
@@ -73,7 +74,6 @@ class MachineControl:
             strays=strays,
         )
         self._output = output
-        self._on_populate = on_populate
         self._stack = stack
         self._nursery = nursery
         self._here = trio.Event()
@@ -89,13 +89,13 @@ class MachineControl:
         *,
         name: str,
         output: Callable[[bytes], None] | None = None,
-        on_populate: Callable[[int, int], None] | None = None,
+        reserve: Reserve | None = None,
         guest_follows: bool = False,
     ) -> AsyncIterator[Self]:
         """Control a machine called ``name``; at the end of the block all of it is taken down.
 
-        ``output`` gets what the guest sends to its serial port, in vCPU threads, and must not block;
-        ``on_populate`` bytes done and in all while the guest's memory is being populated. With
+        ``output`` gets what the guest sends to its serial port, in vCPU threads, and must not block.
+        ``reserve`` is memory for the first guest that comes by migration; whoever made it closes it. With
         ``guest_follows`` what is asked of the guest waits for `load`, or for `incoming` to listen or to be
         deferred: a client may be there before them. A migration that runs when the block is left is cancelled
         first, so its other side gets no guest.
@@ -109,7 +109,7 @@ class MachineControl:
             yield cls(
                 Life(name, guest_follows=guest_follows),
                 output=output,
-                on_populate=on_populate,
+                reserve=reserve,
                 stack=stack,
                 machines=machines,
                 nursery=nursery,
@@ -155,9 +155,7 @@ class MachineControl:
         self._life.enter("load")
         try:
             async with AsyncExitStack() as stack:
-                machine = await stack.enter_async_context(
-                    Machine.open(config, output=self._output, on_populate=self._on_populate)
-                )
+                machine = await stack.enter_async_context(Machine.open(config, output=self._output))
                 await machine.load(program)
                 if start:
                     await machine.start()

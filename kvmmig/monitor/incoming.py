@@ -10,6 +10,7 @@ import trio
 
 from kvmmig.errors import KvmmigError, MigrationError, WrongState
 from kvmmig.machine import Machine
+from kvmmig.machine.populating import Reserve
 from kvmmig.migration.incoming import IncomingMigration
 from kvmmig.migration.policy import Limits
 from kvmmig.migration.welcome import Welcome
@@ -30,7 +31,7 @@ class Incoming:
         events: Events,
         *,
         output: Callable[[bytes], None] | None,
-        on_populate: Callable[[int, int], None] | None,
+        reserve: Reserve | None,
         limits: Callable[[], Limits],
         on_here: Callable[[Machine], None],
         on_failure: Callable[[KvmmigError], None],
@@ -57,7 +58,7 @@ class Incoming:
         self._life = life
         self._events = events
         self._output = output
-        self._on_populate = on_populate
+        self._reserve = reserve
         self._limits = limits
         self._on_here = on_here
         self._on_failure = on_failure
@@ -154,7 +155,7 @@ class Incoming:
             keep_listening=exit_on_error is None,
             on_listening=note_listening,
             on_connected=lambda: self._enter("active"),
-            on_populate=self._on_populate,
+            reserve=self._reserve,
             on_setback=self._note_setback,
             on_here=self._note_here,
             strays=self._strays,

@@ -120,7 +120,7 @@ class Outgoing:
                 on_round=self._note_round,
             )
 
-        migration = self._settings.begin(make, policy, limits)
+        migration = self._settings.begin(make, policy, limits, stores=transport.stores)
         self._life.enter("migrate")
         self._attempt = _Attempt(migration)
         self._passes = 0

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from kvmmig.migration.outgoing import OutgoingMigration
-from kvmmig.migration.policy import AutoConverge, DowntimeLimit, FirstOf, Limits, Policy
+from kvmmig.migration.policy import AutoConverge, DowntimeLimit, FirstOf, Limits, Policy, Saving
 from kvmmig.monitor.policies import PolicyChoice
 from kvmmig.qmp import Arguments, QMPError
 from kvmmig.units import DOWNTIME_LIMIT, MAX_BANDWIDTH, NO_TIMEOUT_OR, PERCENT, SETUP_TIMEOUT, STALL_TIMEOUT
@@ -81,6 +81,7 @@ class MigrationSettings:
         self.parameters = MigrationParameters()
         self.capabilities = dict(CAPABILITIES)
         self.policy = PolicyChoice()
+        self._chosen = False
         #: Whether its clients may name transports that start programs. They can't change it.
         self.may_exec = True
         self._live: OutgoingMigration | None = None
@@ -119,9 +120,9 @@ class MigrationSettings:
 
     def choose_policy(self, choice: PolicyChoice) -> None:
         """Decide by another policy: from the next round on, if a migration runs."""
-        self.policy = choice
+        self.policy, self._chosen = choice, True
         if self._live is not None:
-            self._live_policy = self._make_policy()
+            self._live_policy = self._make_policy(choice)
             self._live.set_policy(self._live_policy)
 
     def begin(
@@ -129,9 +130,16 @@ class MigrationSettings:
         make: Callable[[Policy, Limits], OutgoingMigration],
         policy: Policy | None = None,
         limits: Limits | None = None,
+        *,
+        stores: bool = False,
     ) -> OutgoingMigration:
-        """A migration made with these, or the policy and the limits of now; changes reach it until `end`."""
-        policy = policy if policy is not None else self._make_policy()
+        """A migration made with these, or the policy and the limits of now; changes reach it until `end`.
+
+        Where the transport only ``stores``, and nobody has chosen a policy, it is ``saving``.
+        """
+        if policy is None:
+            choice = PolicyChoice("saving") if stores and not self._chosen else self.policy
+            policy = self._make_policy(choice)
         self._live = make(policy, limits if limits is not None else self.limits())
         self._live_policy = policy
         return self._live
@@ -140,8 +148,8 @@ class MigrationSettings:
         """The migration has ended."""
         self._live = self._live_policy = None
 
-    def _make_policy(self) -> Policy:
-        policy = self.policy.build()
+    def _make_policy(self, choice: PolicyChoice) -> Policy:
+        policy = choice.build()
         if self.capabilities["auto-converge"] and not any(
             isinstance(part, AutoConverge) for part in _parts(policy)
         ):
@@ -164,7 +172,7 @@ class MigrationSettings:
     def _tune(self, policy: Policy) -> None:
         parameters = self.parameters
         for part in _parts(policy):
-            if isinstance(part, DowntimeLimit):
+            if isinstance(part, DowntimeLimit | Saving):
                 part.seconds = parameters.downtime_limit / 1000
             elif isinstance(part, AutoConverge):
                 part.first = parameters.cpu_throttle_initial / 100

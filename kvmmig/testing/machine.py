@@ -60,6 +60,8 @@ class FakeMachine:
         self.state = State.RUNNING
         self.sections = sections or [StateSection("cpu0/regs", 1, b"state")]
         self.tracker = FakeTracker(self.memory.n_pages)
+        #: It has no vCPUs, so no threads.
+        self.thread_ids: Sequence[int] = ()
         #: Every share that `throttle` was told.
         self.throttled: list[float] = []
         self._ending = trio.Event()

@@ -169,6 +169,8 @@ def test_an_output_that_nobody_reads_holds_up_neither_guest_nor_ctrl_c(kvmmig: K
         (["run", "hello", "--cpus", "many"], 2, "--cpus"),
         (["run", "hello", "--entry", "real16"], 1, "--entry real16"),
         (["run", "hello", "--entry", "smm"], 2, "--entry"),
+        (["run", "hello", "--reserve", "1GiB"], 2, "it needs --incoming URI"),
+        (["run", "--incoming", "tcp:127.0.0.1:0", "--reserve", "65GiB"], 2, "use 1MiB to 64GiB"),
         (["run", "hello", "--set", "hot"], 2, "is not a setting"),
         (["run", "hello", "--set", "hot=1"], 1, "hello has no parameter 'hot'"),
         (["run", "dirtier", "--set", "hot=9GiB"], 1, "hot="),

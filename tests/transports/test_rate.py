@@ -25,7 +25,7 @@ def test_without_a_rate_there_is_no_limit() -> None:
 
 
 @given(st.lists(st.floats(0.0, 0.05), min_size=1, max_size=200), st.floats(1e3, 1e10))
-def test_in_no_100_ms_more_passes_than_the_rate_and_a_burst(pauses: list[float], rate: float) -> None:
+def test_in_no_100_ms_more_passes_than_the_rate_and_its_credit(pauses: list[float], rate: float) -> None:
     with pytest.MonkeyPatch.context() as patch:
         clock = Clock()
         patch.setattr(rate_module, "perf_counter", clock)
@@ -39,7 +39,7 @@ def test_in_no_100_ms_more_passes_than_the_rate_and_a_burst(pauses: list[float],
             sent.append((clock.now, allowed))
         for start, _ in sent:
             window = sum(count for at, count in sent if start <= at < start + 0.1)
-            assert window <= rate * (0.1 + rate_module._BURST) * 1.001 + 1
+            assert window <= rate * (0.1 + rate_module._CREDIT) * 1.001 + 1
 
 
 def test_a_new_rate_holds_from_now_on() -> None:
@@ -60,3 +60,45 @@ def test_what_was_on_its_way_when_the_rate_was_set_is_waited_for() -> None:
     bucket.rate = 1e6
     bucket.spend(10**9)  # sent when there was no limit yet
     assert bucket.allowed() == 0
+
+
+async def test_who_is_kept_from_sending_for_100_ms_makes_up_for_it() -> None:
+    """A busy host wakes whoever waits late, again and again; the rate is reached all the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        clock = Clock()
+        patch.setattr(rate_module, "perf_counter", clock)
+
+        async def wake_late(_: float) -> None:
+            clock.now += 0.095
+
+        patch.setattr(rate_module.trio, "sleep", wake_late)
+        bucket, sent = TokenBucket(20e6), 0
+        while clock.now < 10:
+            await bucket.wait()
+            allowed = bucket.allowed()
+            assert allowed is not None
+            bucket.spend(allowed)
+            sent += allowed
+        assert sent == pytest.approx(20e6 * clock.now, rel=0.001)
+
+
+@pytest.mark.parametrize("pause", [0.09, 5.0])
+def test_a_pause_before_a_round_is_no_credit_for_it(pause: float) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        clock = Clock()
+        patch.setattr(rate_module, "perf_counter", clock)
+        bucket = TokenBucket(50e6)
+        clock.now += pause
+        bucket.begin()
+        assert bucket.allowed() == 0
+        clock.now += 0.01
+        assert bucket.allowed() == pytest.approx(500_000, abs=1)
+
+
+def test_a_channel_that_nobody_uses_saves_nothing_up() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        clock = Clock()
+        patch.setattr(rate_module, "perf_counter", clock)
+        bucket = TokenBucket(50e6)
+        clock.now += 5.0
+        assert bucket.allowed() == 0

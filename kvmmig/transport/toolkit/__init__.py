@@ -5,10 +5,10 @@ Channels that are ready: `SocketChannel`, `TcpChannel`, `PipeSender` and `PipeRe
 a ``send_all``, `stored_sender` and `stored_receiver` for stores, `reframed` for wrappers that re-frame.
 Listeners: `SocketListener`, `AtOnceListener`.
 
-Parts of channels: `OneAtATime`, `prefix`, `Interrupts`, `own_tasks`, `TokenBucket`; `Workers`,
-`open_in_thread` and `attempt` for calls that may hang; `PipeWriter` and `PipeReader`, `Process` and
-`ProcessWatch`; `SaveFile`, `SavedFile`, `Replace` and `REPLACE_OPTION`; `FarEnd`, the option
-``user``; `why` and `kind` for sentences.
+Parts of channels: `OneAtATime`, `prefix`, `Interrupts`, `own_tasks`, `TokenBucket`; `SendLane` and
+`ReceiveLane`, threads that copy what goes through a descriptor; `Workers`, `open_in_thread` and `attempt` for
+calls that may hang; `PipeWriter` and `PipeReader`, `Process` and `ProcessWatch`; `SaveFile`, `SavedFile`,
+`Replace` and `REPLACE_OPTION`; `FarEnd`, the option ``user``; `why` and `kind` for sentences.
 
 Each is imported when it is first used: a command that needs a socket does not wait for numpy.
 """
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from kvmmig.transport.toolkit.buffers import prefix as prefix
     from kvmmig.transport.toolkit.farend import FarEnd as FarEnd
     from kvmmig.transport.toolkit.interrupts import Interrupts as Interrupts
+    from kvmmig.transport.toolkit.lanes import ReceiveLane as ReceiveLane
+    from kvmmig.transport.toolkit.lanes import SendLane as SendLane
     from kvmmig.transport.toolkit.listeners import AtOnceListener as AtOnceListener
     from kvmmig.transport.toolkit.one_at_a_time import OneAtATime as OneAtATime
     from kvmmig.transport.toolkit.pipes import PipeReader as PipeReader
@@ -65,6 +67,7 @@ _NAMES = {
     "blockfile": "BlockFileReceiver BlockFileSender",
     "farend": "FarEnd",
     "interrupts": "Interrupts",
+    "lanes": "ReceiveLane SendLane",
     "listeners": "AtOnceListener",
     "one_at_a_time": "OneAtATime",
     "pipes": "PipeReader PipeReceiver PipeSender PipeWriter",

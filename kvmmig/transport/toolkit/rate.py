@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from time import perf_counter
 
 import trio
 
 from kvmmig.units import parse_bandwidth
 
-#: What may be sent at once after a pause, as so many seconds of the bandwidth: far less than the 100 ms
-#: within which the rate is to be smooth, and enough that one call is worth its cost.
-_BURST = 0.020
+#: Who was kept from sending for so many seconds, by a busy host or a full link, may make up for it at once.
+#: What a longer time would have allowed is forgotten, so the rate is smooth within that time.
+_CREDIT = 0.100
+#: What is waited for when nothing may be sent, as seconds of the bandwidth: one call is to be worth its cost.
+_WORTH = 0.005
 
 
 class TokenBucket:
@@ -18,9 +21,7 @@ class TokenBucket:
 
     def __init__(self, rate: float | None = None) -> None:
         """`ValueError` for what is no rate."""
-        self._rate = parse_bandwidth(rate)
-        self._tokens = 0.0
-        self._filled = perf_counter()
+        self.rate = rate
 
     @property
     def rate(self) -> float | None:
@@ -34,16 +35,24 @@ class TokenBucket:
     def rate(self, rate: float | None) -> None:
         self._rate = parse_bandwidth(rate)
         self._tokens = 0.0
+        self.begin()
+
+    def begin(self) -> None:
+        """Sending begins, perhaps after a pause: what was not sent before is no credit."""
+        self._tokens = min(self._tokens, 0.0)
         self._filled = perf_counter()
+        self._patience = _CREDIT
 
     def allowed(self) -> int | None:
         """How many bytes may be sent now; None is no limit."""
         if self._rate is None:
             return None
         now = perf_counter()
-        most = max(self._rate * _BURST, 1.0)
-        self._tokens = min(self._tokens + (now - self._filled) * self._rate, most)
-        self._filled = now
+        gone, self._filled = now - self._filled, now
+        # Where nobody has wanted to send, that is no credit either.
+        most = max(self._rate * _CREDIT, 1.0) if gone <= self._patience else 0.0
+        self._patience = _CREDIT
+        self._tokens = min(self._tokens + gone * self._rate, most)
         return max(int(self._tokens), 0)  # below 0 when the rate was set while bytes were on their way
 
     def spend(self, count: int) -> None:
@@ -52,7 +61,8 @@ class TokenBucket:
             self._tokens -= count
 
     async def wait(self) -> None:
-        """Wait until there is something worth sending: a quarter of a burst, or a byte."""
+        """Wait until there is something worth sending: 5 ms of the bandwidth, or a byte."""
         if self._rate is not None:
-            worth = max(self._rate * _BURST / 4, 1.0)
+            worth = max(self._rate * _WORTH, 1.0)
+            self._patience = math.inf
             await trio.sleep(max(worth - self._tokens, 0.0) / self._rate)
