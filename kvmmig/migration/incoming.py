@@ -9,7 +9,7 @@ sources connect, this side goes back to listening for the next one.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from time import perf_counter
 
@@ -27,7 +27,7 @@ from kvmmig.migration.stall_meter import Durations, StallMeter
 from kvmmig.migration.welcome import Welcome
 from kvmmig.transport import Transport, TransportURI, transport_for
 from kvmmig.transport.supervision import GuardedListener, listening
-from kvmmig.transport.toolkit import own_tasks
+from kvmmig.transport.toolkit import own_tasks, unixsockets
 
 #: Seconds that a source may be silent while another one waits.
 _SILENCE_IN_THE_WAY = 5.0
@@ -140,6 +140,9 @@ class IncomingMigration:
             if strays is None:
                 strays = await stack.enter_async_context(own_tasks())
             async with listening(self._transport, strays) as listener:
+                if self._welcome.includes_others and listener.uri.scheme == "unix":
+                    with suppress(OSError):  # then they can't connect, which they see
+                        await trio.to_thread.run_sync(unixsockets.open_to_all, listener.uri.target)
                 if self._on_listening is not None:
                     self._on_listening(listener.uri)
                 with self._meter:

@@ -8,6 +8,7 @@ unless the channel has proved who is there (`AnyChannel.proved`) or the operator
 from __future__ import annotations
 
 import ipaddress
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Self
@@ -104,6 +105,12 @@ class Welcome:
             max_cpus=_least(self.max_cpus, other.max_cpus),
             accept_from=self.accept_from if self.accept_from is not None else other.accept_from,
         )
+
+    @property
+    def includes_others(self) -> bool:
+        """Whether another user of this host may be a source."""
+        origins = self.accept_from or ()
+        return any(origin.user not in (None, 0, os.geteuid()) or origin.text == "any" for origin in origins)
 
     def check_source(self, channel: AnyChannel) -> None:
         """Raise `MigrationError` for a source that is not welcome, whatever it sends."""
