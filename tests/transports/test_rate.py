@@ -93,8 +93,8 @@ def test_a_pause_before_a_round_is_no_credit_for_it(pause: float) -> None:
         clock.now += pause
         bucket.begin()
         assert bucket.allowed() == 0
-        clock.now += 0.004
-        assert bucket.allowed() == pytest.approx(200_000, abs=1)
+        clock.now += 0.006
+        assert bucket.allowed() == pytest.approx(300_000, abs=1)
 
 
 @pytest.mark.parametrize("pause", [0.11, 5.0])
