@@ -115,7 +115,6 @@ class IncomingMigration:
         self._cursor = stream.Cursor()
         self._recorder = Recorder("destination", on_event, record)
         self._meter = StallMeter(self._recorder.turn if self._recorder.tell is not None else None)
-        self._started = perf_counter()  # then, when the hello is here
         self._gone = trio.Event()  # all has been said to the source
         #: Who sends it; empty before it is connected.
         self.peer = ""
@@ -164,8 +163,8 @@ class IncomingMigration:
                         with contextlib.suppress(KvmmigError):
                             await self._work(strays, partial(self._last_words, error))
                     self._channel.abort()
-                    cancelled = not isinstance(error, Exception)
-                    self._note_end("cancelled" if cancelled else "failed", str(error))
+                    outcome = "failed" if isinstance(error, Exception) else "cancelled"
+                    self._recorder.ended_destination(outcome, self, str(error))
                     if isinstance(error, StreamError | ImageError | StateMismatch) or type(error) is KvmError:
                         name_sender(error, self.peer)
                     raise
@@ -189,16 +188,10 @@ class IncomingMigration:
         if found is not None:
             return await self._restore(stack, strays, found)
         hello = await self._hello(strays)
-        started = self._started = perf_counter()
-        self._recorder.begun(
-            identity=self._decoder.identity, uri=str(self._transport.uri), machine=bytes(hello.machine)
-        )
+        started = perf_counter()
+        self._recorder.begun(str(self._transport.uri), self._decoder.identity, bytes(hello.machine))
         self._recorder.phase("populate")
-        description = MachineDescription.decode(bytes(hello.machine))
-        if hello.n_pages * stream.PAGE_SIZE != description.memory:
-            raise StreamError(
-                f"the hello names {hello.n_pages} pages, but a machine of {description.memory} bytes"
-            )
+        description = _described(hello)
         held = self._reserve.size if self._reserve is not None else 0
         await trio.to_thread.run_sync(_check_fits, description, held)
         if self._channel.two_way:  # the source need not wait while the machine is built
@@ -223,8 +216,7 @@ class IncomingMigration:
         await self._work(strays, self._wait_for_go)
         if end.running:
             await machine.start()
-            self._recorder.started()
-        self._recorder.phase("running")
+        self._recorder.here(runs=end.running)
         self.total_time = perf_counter() - started
         if self._on_here is not None:
             self._on_here(machine)
@@ -233,20 +225,16 @@ class IncomingMigration:
 
     async def _restore(self, stack: AsyncExitStack, strays: trio.Nursery, found: Restored) -> Machine:
         """As `_receive`, where it is an image that begins there."""
-        started = self._started = perf_counter()
-        self._recorder.begun(
-            identity=found.image.identity,
-            uri=str(self._transport.uri),
-            machine=bytes(found.image.header.machine),
-        )
+        started = perf_counter()
+        machine_json = bytes(found.image.header.machine)
+        self._recorder.begun(str(self._transport.uri), found.image.identity, machine_json)
         self._recorder.phase("apply")
         opening = restored_machine(found, self._channel, output=self._output)
         machine = await stack.enter_async_context(opening)
         self.received_pages, self.zero_pages = found.image.header.data_pages, found.zero_pages
         if found.image.header.running:
             await machine.start()
-            self._recorder.started()
-        self._recorder.phase("running")
+        self._recorder.here(runs=found.image.header.running)
         self.total_time = perf_counter() - started
         if self._prefault:
             await stack.enter_async_context(reading_ahead(found, machine, self._on_prefault))
@@ -272,19 +260,8 @@ class IncomingMigration:
         with trio.move_on_after(_GOODBYE), contextlib.suppress(TransportError):
             await self._work(strays, self._goodbye)
         self._channel.abort()
-        self._note_end("done")
+        self._recorder.ended_destination("done", self)
         self._gone.set()
-
-    def _note_end(self, outcome: str, error: str = "") -> None:
-        self._recorder.ended_destination(
-            outcome,
-            error,
-            total_time=perf_counter() - self._started,
-            bytes=self.received_bytes,
-            pages=self.received_pages,
-            zero_pages=self.zero_pages,
-            turns=self.turns,
-        )
 
     async def _goodbye(self) -> None:
         if self._channel.two_way:
@@ -378,6 +355,15 @@ async def _off_the_loop(n_pages: int, work: Callable[..., None], *arguments: obj
         work(*arguments)
     else:
         await trio.to_thread.run_sync(work, *arguments)
+
+
+def _described(hello: stream.Hello) -> MachineDescription:
+    description = MachineDescription.decode(bytes(hello.machine))
+    if hello.n_pages * stream.PAGE_SIZE != description.memory:
+        raise StreamError(
+            f"the hello names {hello.n_pages} pages, but a machine of {description.memory} bytes"
+        )
+    return description
 
 
 def _check_fits(description: MachineDescription, held: int) -> None:

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict
 from functools import cache
 from time import perf_counter
+from typing import Protocol
 
 import msgspec
 import trio
@@ -68,6 +69,18 @@ class _Described(msgspec.Struct):
     parameters: Mapping[str, int | str] = {}
 
 
+class FiguresOfReceiving(Protocol):
+    """What a destination knows at its end; `IncomingMigration` is one."""
+
+    received_pages: int
+    zero_pages: int
+
+    @property
+    def received_bytes(self) -> int: ...
+    @property
+    def turns(self) -> Durations: ...
+
+
 class Recorder:
     """One side of one migration."""
 
@@ -83,6 +96,7 @@ class Recorder:
         #: Whom events are told to; None where nobody listens.
         self.tell: Tell | None = self._tell_all if on_event is not None or path is not None else None
         self._known = False
+        self._begun_at = 0.0
         self._marks: dict[str, float] = {}
         self._mark = 0.0
         self._stopped_at: float | None = None
@@ -111,18 +125,13 @@ class Recorder:
             listener(event)
 
     def begun(
-        self,
-        *,
-        identity: bytes,
-        uri: str,
-        machine: bytes,
-        policy: str = "",
-        limits: Limits | None = None,
+        self, uri: str, identity: bytes, machine: bytes, policy: str = "", limits: Limits | None = None
     ) -> None:
         """It begins; ``machine`` is the JSON that describes it."""
         if self.tell is None:
             return
         described = msgspec.json.decode(machine, type=_Described)
+        self._begun_at = perf_counter()
         self.tell(
             Begun(
                 at=perf_counter(),
@@ -277,10 +286,11 @@ class Recorder:
         if self.tell is not None:
             self.tell(Received(at=began, duration=perf_counter() - began, pages=pages, zero=zero))
 
-    def started(self) -> None:
-        """The guest runs here."""
-        if self.tell is not None:
+    def here(self, *, runs: bool) -> None:
+        """The guest is here, and ``runs`` if it ran."""
+        if self.tell is not None and runs:
             self.tell(GuestStarted(at=perf_counter()))
+        self.phase("running")
 
     def ended_source(self, figures: MigrationStatistics) -> None:
         """It has come to its end here."""
@@ -306,29 +316,20 @@ class Recorder:
                 )
             )
 
-    def ended_destination(
-        self,
-        outcome: str,
-        error: str,
-        *,
-        total_time: float,
-        bytes: int,
-        pages: int,
-        zero_pages: int,
-        turns: Durations,
-    ) -> None:
+    def ended_destination(self, outcome: str, received: FiguresOfReceiving, error: str = "") -> None:
         """It has come to its end there."""
         if self.tell is not None:
+            now = perf_counter()
             self.tell(
                 Ended(
-                    at=perf_counter(),
+                    at=now,
                     outcome=outcome,
                     error=error,
-                    total_time=total_time,
-                    bytes=bytes,
-                    pages=pages,
-                    zero_pages=zero_pages,
-                    turns=turns,
+                    total_time=now - self._begun_at,
+                    bytes=received.received_bytes,
+                    pages=received.received_pages,
+                    zero_pages=received.zero_pages,
+                    turns=received.turns,
                 )
             )
 
