@@ -9,7 +9,12 @@ from kvmmig.cli.arguments import examples, json_option
 _path = click.argument("path", type=click.Path())
 
 
-@click.group(short_help="Look at the image of a saved guest, check and convert it.")
+@click.group(
+    short_help="Look at the image of a saved guest, check and convert it.",
+    epilog=examples(
+        "kvmmig image info a.img", "kvmmig image verify a.img", "kvmmig image export a.img a.core"
+    ),
+)
 def image() -> None:
     """Look at the image of a saved guest, check it, compare it, and convert it.
 

@@ -262,7 +262,7 @@ def run(
 @click.option(
     "--prefault",
     is_flag=True,
-    help="Read all of the image while the guest runs, and check it: then it waits for no page any more.",
+    help="Read all of the image while the guest runs, and check it: then it needs the file no more.",
 )
 def restore(
     path: str,
@@ -278,7 +278,8 @@ def restore(
     """Go on with the guest that "kvmmig save" has left in PATH. The file stays, and can be restored again.
 
     It runs at once, and reads its pages from the file as it uses them: nobody may write to the file, or
-    truncate it, until the guest has ended. To remove it, or to save to the same PATH again, is safe.
+    truncate it, until the guest has ended or --prefault has read it to its end. To remove it, or to save to
+    the same PATH again, is safe.
 
     - is standard input: a pipe, a file, a block device.
     """

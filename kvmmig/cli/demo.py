@@ -22,6 +22,7 @@ from kvmmig.cli.lifetime import run_to_end, the_error
 from kvmmig.cli.logs import logging_to
 from kvmmig.cli.output import Output
 from kvmmig.cli.progress import run_with_progress
+from kvmmig.cli.scheduling import ask_for_short_slices
 from kvmmig.errors import BadConfig, KvmmigError, MachineError, MigrationError
 from kvmmig.guests import Check, check_machine, find
 from kvmmig.machine import Machine, MachineConfig, State
@@ -44,6 +45,7 @@ def run_demo(*, memory: int, directory: str) -> int:
     forced_exit = ForcedExit()
 
     async def command() -> int:
+        ask_for_short_slices()
         async with Output(messages=1) as output:
             with (
                 logging_to(output.say),

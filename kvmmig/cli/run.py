@@ -201,8 +201,9 @@ async def _receive(run: MachineRun) -> None:
     assert migration is not None
     for notice in migration.notices:
         run.say(notice)
+    how = "mapped from its image" if migration.mapped else format_size(migration.received_bytes)
     run.say(
-        f"the guest {machine.config.name!r} has arrived: {format_size(migration.received_bytes)}, "
+        f"the guest {machine.config.name!r} has arrived: {how}, "
         f"{migration.received_pages} pages and {migration.zero_pages} that are zero, in "
         f"{format_duration(migration.total_time or 0.0)}"
     )

@@ -306,6 +306,22 @@ class Machine:
         """Let the vCPUs stand still for ``share`` (0 to 0.99) of the time, in 10 ms slices; 0 undoes it."""
         await self._in_thread(self._board.throttle, share)
 
+    async def while_parked(self, call: Callable[[], T]) -> T:
+        """``call()`` in a thread, while no vCPU is in the guest; one that runs goes on right afterwards.
+
+        Nobody is told that it stood still, so be short. A cancel waits for it.
+        """
+        async with self._lock:
+            with trio.CancelScope(shield=True):
+                await self._park()
+                try:
+                    result = await self._in_thread(call)
+                finally:
+                    self._note_end()
+                    if self._state is State.RUNNING:
+                        self._board.run()
+        return result
+
     def dirty_tracker(self) -> DirtyTracker:
         """A new tracker of the pages that the guest and its devices write; not started yet."""
         return BitmapTracker(self.vm, self.memory)

@@ -11,6 +11,7 @@ from kvmmig.machine.memory import PAGE_SIZE, GuestMemory
 from kvmmig.machine.pageset import Runs
 
 _MAP_FIXED = 0x10
+_MREMAP_MAYMOVE, _MREMAP_FIXED = 1, 2
 _MADV_POPULATE_WRITE = 23  # Linux 5.14, madvise(2)
 _FAILED = ctypes.c_void_p(-1).value
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -19,6 +20,9 @@ _libc.mmap.argtypes = (
     *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int),
     *(ctypes.c_int, ctypes.c_int, ctypes.c_int64),
 )
+_libc.mremap.restype = ctypes.c_void_p
+_libc.mremap.argtypes = (*(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t), ctypes.c_int, ctypes.c_void_p)
+_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
@@ -41,11 +45,38 @@ def map_file(memory: GuestMemory, fd: int, at: int, runs: Runs) -> None:
             )
 
 
-def own_pages(memory: GuestMemory, first: int, count: int) -> None:
-    """Copy what the file still has of these pages: from then on no change of its bytes is seen in them.
+class OwnPages:
+    """Memory to put in the place of pages that are a file's, so that they need the file no more.
 
-    Where it becomes shorter they go with it even so. Raises `BadConfig` where the host has no memory left.
+    Copying in place would not do: where a file becomes shorter the kernel takes copies along, too.
     """
-    start = memory.words.ctypes.data + first * PAGE_SIZE
-    if _libc.madvise(start, count * PAGE_SIZE, _MADV_POPULATE_WRITE):
-        raise BadConfig(f"the guest's memory can't be read from its file: {os.strerror(ctypes.get_errno())}")
+
+    def __init__(self, memory: GuestMemory, first: int, count: int) -> None:
+        """Populates ``count`` pages, and touches none of the guest's. Raises `BadConfig` for no memory."""
+        self._target = memory.words.ctypes.data + first * PAGE_SIZE
+        self._size = count * PAGE_SIZE
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        self._address = _libc.mmap(None, self._size, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0)
+        if self._address == _FAILED:
+            raise BadConfig("this host has no memory for the guest's own pages; restore it elsewhere")
+        _libc.madvise(self._address, self._size, mmap.MADV_HUGEPAGE)  # only advice
+        if _libc.madvise(self._address, self._size, _MADV_POPULATE_WRITE):
+            why = os.strerror(ctypes.get_errno())
+            self.drop()
+            raise BadConfig(f"this host has no memory for the guest's own pages: {why}")
+
+    def replace(self) -> None:
+        """Copy, and put the copy in place: some milliseconds for 16 MiB. Nobody may write meanwhile.
+
+        Who reads meanwhile, the disk for one, sees the same bytes before and after. Raises `BadConfig`.
+        """
+        ctypes.memmove(self._address, self._target, self._size)
+        flags = _MREMAP_MAYMOVE | _MREMAP_FIXED
+        if _libc.mremap(self._address, self._size, self._size, flags, self._target) == _FAILED:
+            why = os.strerror(ctypes.get_errno())
+            self.drop()
+            raise BadConfig(f"the guest's own pages can't be put in place: {why}")
+
+    def drop(self) -> None:
+        """Give the memory back, where it was not put in place."""
+        _libc.munmap(self._address, self._size)

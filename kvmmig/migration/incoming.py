@@ -124,13 +124,16 @@ class IncomingMigration:
         self.received_pages = 0
         #: Pages that were only said to be zero.
         self.zero_pages = 0
+        #: Whether it runs from an image that is mapped: its pages come when they are used.
+        self.mapped = False
+        self._image_bytes = 0
         #: Seconds from the hello to the guest's start.
         self.total_time: float | None = None
 
     @property
     def received_bytes(self) -> int:
-        """Bytes taken from the channel."""
-        return self._decoder.position
+        """Bytes taken from the channel; of an image that is mapped, none were."""
+        return self._decoder.position or self._image_bytes
 
     @property
     def turns(self) -> Durations:
@@ -232,6 +235,8 @@ class IncomingMigration:
         opening = restored_machine(found, self._channel, output=self._output)
         machine = await stack.enter_async_context(opening)
         self.received_pages, self.zero_pages = found.image.header.data_pages, found.zero_pages
+        self.mapped = found.fd is not None
+        self._image_bytes = 0 if self.mapped else found.image.header.size
         if found.image.header.running:
             await machine.start()
         self._recorder.here(runs=found.image.header.running)

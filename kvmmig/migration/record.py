@@ -134,7 +134,7 @@ class Record:
     def gone(self) -> None:
         """The guest runs there, or is safe."""
         assert self._laps is not None
-        self._downtime = self._laps.lap("hand-over")
+        self._downtime = self._laps.lap("handing over")
         self._recorder.gone()
 
     @property

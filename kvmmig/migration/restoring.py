@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import trio
 
 from kvmmig import image, stream
@@ -25,7 +26,8 @@ from kvmmig.image.reading import is_image, open_image
 from kvmmig.kvm import System
 from kvmmig.machine.config import MachineDescription
 from kvmmig.machine.machine import Machine, State
-from kvmmig.machine.mapping import map_file, own_pages
+from kvmmig.machine.mapping import OwnPages, map_file
+from kvmmig.machine.pageset import pages_of, runs_of
 from kvmmig.machine.state import StateSection
 from kvmmig.transport.guard import GuardedChannel
 from kvmmig.transport.toolkit import own_tasks
@@ -129,8 +131,8 @@ async def reading_ahead(
 ) -> AsyncIterator[None]:
     """While the block lasts, read what the guest has not used yet, check it, and make it the guest's own.
 
-    What was read so is the guest's own. Where a block turns out to be damaged the guest is paused,
-    and the log says so. ``progress`` gets bytes done and in all.
+    Then it needs the file no more. Where a block turns out to be damaged the guest is paused, and the log
+    says so. ``progress`` gets bytes done and in all.
     """
     if found.fd is None:
         yield
@@ -146,13 +148,13 @@ async def reading_ahead(
 async def _read_ahead(
     opened: image.OpenImage, fd: int, machine: Machine, progress: Callable[[int, int], None] | None
 ) -> None:
-    blocks = opened.data_blocks()
+    blocks = (pages_of(_mapped_runs(opened))[:: image.BLOCK_PAGES] // image.BLOCK_PAGES).tolist()
     with mmap.mmap(fd, opened.layout.page_map_at, mmap.MAP_SHARED, mmap.PROT_READ) as file:
         for start in range(0, len(blocks), _CHUNK_BLOCKS):
             chunk = blocks[start : start + _CHUNK_BLOCKS]
             following = blocks[start + _CHUNK_BLOCKS : start + 2 * _CHUNK_BLOCKS]
             await trio.to_thread.run_sync(_ask_for, fd, following)
-            problem = await trio.to_thread.run_sync(_read_blocks, opened, file, machine, chunk)
+            problem = await trio.to_thread.run_sync(_check_blocks, opened, file, chunk)
             if problem:
                 _log.error(
                     "the image that the guest runs from is damaged: %s; the guest is paused, and what it has "
@@ -163,6 +165,9 @@ async def _read_ahead(
                     if machine.state is State.RUNNING:
                         await machine.pause()
                 return
+            for first, count in _runs_of(chunk):
+                pages = await trio.to_thread.run_sync(OwnPages, machine.memory, first, count)
+                await machine.while_parked(pages.replace)
             if progress is not None:
                 progress((start + len(chunk)) * image.BLOCK_PAGES, len(blocks) * image.BLOCK_PAGES)
 
@@ -176,7 +181,13 @@ def _ask_for(fd: int, blocks: list[int]) -> None:
             os.posix_fadvise(fd, MEMORY_AT + start * PAGE_SIZE, size, os.POSIX_FADV_WILLNEED)
 
 
-def _read_blocks(opened: image.OpenImage, file: mmap.mmap, machine: Machine, blocks: list[int]) -> str:
+def _runs_of(blocks: list[int]) -> list[tuple[int, int]]:
+    """Blocks as runs of pages: the first, and how many."""
+    runs = runs_of(np.array(blocks, np.int64)) * image.BLOCK_PAGES
+    return [(int(first), int(count)) for first, count in runs]
+
+
+def _check_blocks(opened: image.OpenImage, file: mmap.mmap, blocks: list[int]) -> str:
     size = image.BLOCK_PAGES * PAGE_SIZE
     with memoryview(file) as view:
         for block in blocks:
@@ -184,7 +195,6 @@ def _read_blocks(opened: image.OpenImage, file: mmap.mmap, machine: Machine, blo
             with view[at : at + size] as data:
                 if problem := opened.check_block(block, data):
                     return problem
-            own_pages(machine.memory, block * image.BLOCK_PAGES, image.BLOCK_PAGES)
     return ""
 
 

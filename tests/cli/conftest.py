@@ -18,6 +18,7 @@ import pytest
 from kvmmig.cli import main, rundir
 from kvmmig.cli.holder import send_signal
 from kvmmig.transport import descriptors
+from tests.assembling import need_nasm
 
 from .screens import Screen
 
@@ -122,6 +123,7 @@ class Kvmmig:
         return running
 
     def program(self, name: str, source: str) -> str:
+        need_nasm()
         path = self.directory / name
         path.write_text(source)
         return str(path)

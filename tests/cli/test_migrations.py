@@ -52,7 +52,7 @@ def test_a_guest_moves_to_another_process_and_goes_on_there(kvmmig: Kvmmig) -> N
 def test_a_guest_that_ends_elsewhere_gives_its_status_there(kvmmig: Kvmmig) -> None:
     source = kvmmig("guests", "hello").stdout
     # Long enough that it is still at it when it moves.
-    waits = source.replace("start:", "start:\n movabs rcx, 2000000000\nslow: loop slow").replace(
+    waits = source.replace("start:", "start:\n mov rcx, 2000000000\nslow: loop slow").replace(
         "xor eax, eax", "mov eax, 9"
     )
     destination, uri = listening(kvmmig)

@@ -33,7 +33,7 @@ async def test_a_rounds_rate_is_its_bytes_by_its_duration_and_the_final_pass_is_
     for row in rows:
         assert row.rate == pytest.approx(row.sent_bytes / row.duration)
     assert figures.downtime == pytest.approx(sum(figures.downtime_parts.values()))
-    assert set(figures.downtime_parts) == {"pause", "state", "dirty log", "memory", "hand-over"}
+    assert set(figures.downtime_parts) == {"pause", "state", "dirty log", "memory", "handing over"}
 
 
 async def test_what_goes_one_way_is_flushed_while_the_guest_runs() -> None:

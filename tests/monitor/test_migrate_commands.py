@@ -324,6 +324,25 @@ async def test_a_stalled_sink_ends_the_migration_by_the_stall_timeout() -> None:
             assert (await here("query-status"))["running"]
 
 
+@pytest.mark.kvm
+async def test_a_guest_that_is_only_saved_goes_on_here_and_comes_back_from_its_image_too(
+    tmp_path: Path,
+) -> None:
+    saved = tmp_path / "guest.img"
+    with trio.fail_after(PATIENCE):
+        async with running() as here:
+            with pytest.raises(KvmmigError, match="stores nothing"):
+                await here("migrate", uri="tcp:127.0.0.1:1", x_kvmmig_keep_running=True)
+            await here("migrate", uri=f"file:{saved}", x_kvmmig_keep_running=True)
+            await here.until_status("completed")
+            assert here.control.run_state() == "running"
+            await check(here.control)
+        async with awaiting() as there:
+            await listening(there, f"file:{saved}")
+            await there.control.incoming.wait()
+            await check(there.control)
+
+
 # -- descriptors, and commands of the shell -----------------------------------------------------------------
 
 

@@ -49,12 +49,12 @@ class TokenBucket:
             return None
         now = perf_counter()
         gone, self._filled = now - self._filled, now
-        # Where nobody has wanted to send, that is no credit either.
         most = max(self._rate * _CREDIT, 1.0) if gone <= self._patience else 0.0
-        self._patience = _CREDIT
         self._tokens = min(self._tokens + gone * self._rate, most)
         # Who sent each byte the moment that it may be sent would be busy with nothing but calls.
-        return int(self._tokens) if self._tokens >= self._worth(self._rate) else 0
+        allowed = int(self._tokens) if self._tokens >= self._worth(self._rate) else 0
+        self._patience = _CREDIT if allowed else math.inf  # who may send nothing waits, however late it wakes
+        return allowed
 
     def spend(self, count: int) -> None:
         """So many bytes were sent."""
@@ -64,7 +64,6 @@ class TokenBucket:
     async def wait(self) -> None:
         """Wait until there is something worth sending: 5 ms of the bandwidth, or a byte."""
         if self._rate is not None:
-            self._patience = math.inf
             await trio.sleep(max(self._worth(self._rate) - self._tokens, 0.0) / self._rate)
 
     @staticmethod
