@@ -166,8 +166,7 @@ class IncomingMigration:
                         with contextlib.suppress(KvmmigError):
                             await self._work(strays, partial(self._last_words, error))
                     self._channel.abort()
-                    outcome = "failed" if isinstance(error, Exception) else "cancelled"
-                    self._recorder.ended_destination(outcome, self, str(error))
+                    self._recorder.ended_destination(self, error)
                     if isinstance(error, StreamError | ImageError | StateMismatch) or type(error) is KvmError:
                         name_sender(error, self.peer)
                     raise
@@ -265,7 +264,7 @@ class IncomingMigration:
         with trio.move_on_after(_GOODBYE), contextlib.suppress(TransportError):
             await self._work(strays, self._goodbye)
         self._channel.abort()
-        self._recorder.ended_destination("done", self)
+        self._recorder.ended_destination(self)
         self._gone.set()
 
     async def _goodbye(self) -> None:
@@ -293,24 +292,22 @@ class IncomingMigration:
         sections: list[StateSection] = []
         touched = PageSet(memory.n_pages)  # pages not in it are still as the kernel gave them: zero
         while True:
-            event = await self._event()
-            began = perf_counter()
-            match event:
-                case stream.Pages(runs, n_pages):
+            match await self._event(), perf_counter():
+                case stream.Pages(runs, n_pages), began:
                     await self._receive_pages(memory, runs, n_pages)
                     first, stop = _span(runs)
                     touched.add(first, stop - first)
                     self.received_pages += n_pages
                     self._recorder.received(began, n_pages, zero=False)
-                case stream.Zeros(runs, n_pages):
+                case stream.Zeros(runs, n_pages), began:
                     if len(touched.pages(*_span(runs))):
                         await _off_the_loop(n_pages, memory.zero, runs)
                     self.zero_pages += n_pages
                     self._recorder.received(began, n_pages, zero=True)
-                case stream.Section(name, version, data):
+                case stream.Section(name, version, data), _:
                     _check_section(sizes, name, len(data))
                     sections.append(StateSection(name, version, data))
-                case stream.End() as end:
+                case stream.End() as end, _:
                     return sections, end
 
     async def _receive_pages(self, memory: GuestMemory, runs: Runs, n_pages: int) -> None:

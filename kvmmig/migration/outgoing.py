@@ -207,8 +207,7 @@ class OutgoingMigration:
         async with AsyncExitStack() as stack:
             if strays is None:
                 strays = await stack.enter_async_context(own_tasks())
-            await stack.enter_async_context(self._recorder.recording())
-            stack.callback(lambda: self._recorder.ended_source(self.statistics()))
+            await stack.enter_async_context(self._recorder.recording(self.statistics))
             self._precopy.note_begin(str(self._transport.uri))
             with self._record.running():
                 try:

@@ -9,7 +9,7 @@ import os
 import platform
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
 from functools import cache
 from time import perf_counter
@@ -102,14 +102,22 @@ class Recorder:
         self._stopped_at: float | None = None
 
     @asynccontextmanager
-    async def recording(self) -> AsyncIterator[None]:
-        """The file, if there is to be one, for as long as this block lasts; see `recordfile.recording`."""
-        if self._path is None:
-            yield
-            return
-        async with recording(self._path) as self._file:
-            self._listeners.append(self._file.tell)
-            yield
+    async def recording(
+        self, figures: Callable[[], MigrationStatistics] | None = None
+    ) -> AsyncIterator[None]:
+        """The file, if there is to be one, for as long as this block lasts; see `recordfile.recording`.
+
+        ``figures`` are a source's; with them, the end of the block is recorded as its end.
+        """
+        async with AsyncExitStack() as stack:
+            if self._path is not None:
+                self._file = await stack.enter_async_context(recording(self._path))
+                self._listeners.append(self._file.tell)
+            try:
+                yield
+            finally:
+                if figures is not None:
+                    self._ended_source(figures())
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -292,7 +300,7 @@ class Recorder:
             self.tell(GuestStarted(at=perf_counter()))
         self.phase("running")
 
-    def ended_source(self, figures: MigrationStatistics) -> None:
+    def _ended_source(self, figures: MigrationStatistics) -> None:
         """It has come to its end here."""
         if self.tell is not None:
             self.tell(
@@ -316,15 +324,18 @@ class Recorder:
                 )
             )
 
-    def ended_destination(self, outcome: str, received: FiguresOfReceiving, error: str = "") -> None:
-        """It has come to its end there."""
+    def ended_destination(self, received: FiguresOfReceiving, error: BaseException | None = None) -> None:
+        """It has come to its end there: well, or by an error, or a cancel."""
         if self.tell is not None:
+            outcome = "done"
+            if error is not None:
+                outcome = "failed" if isinstance(error, Exception) else "cancelled"
             now = perf_counter()
             self.tell(
                 Ended(
                     at=now,
                     outcome=outcome,
-                    error=error,
+                    error="" if error is None else str(error),
                     total_time=now - self._begun_at,
                     bytes=received.received_bytes,
                     pages=received.received_pages,
