@@ -150,6 +150,12 @@ record_option: Callable[[Any], Any] = click.option(
     metavar="FILE",
     help='Append to FILE what happens in the migration, for "kvmmig record", "plot" and "trace".',
 )
+secret_file_option: Callable[[Any], Any] = click.option(
+    "--secret-file",
+    type=click.Path(),
+    metavar="FILE",
+    help="Both sides prove that they know what FILE says, before anything else: secret+ before the URI.",
+)
 json_option: Callable[[Any], Any] = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON, for programs."
 )

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kvmmig.cli.arguments import StoringOption, examples, json_option, machine_argument, record_option
+from kvmmig.cli.arguments import (
+    StoringOption,
+    examples,
+    json_option,
+    machine_argument,
+    record_option,
+    secret_file_option,
+)
+from kvmmig.cli.secretfile import with_secret
 
 if TYPE_CHECKING:
     from kvmmig.transport.uri import TransportURI
@@ -43,11 +51,20 @@ _detach_option = click.option(
 )
 @machine_argument
 @click.argument("uri")
+@secret_file_option
 @_keep_option
 @_detach_option
 @record_option
 @json_option
-def migrate(name: str, uri: str, keep: bool, detach: bool, record: str | None, as_json: bool) -> int:
+def migrate(
+    name: str,
+    uri: str,
+    secret_file: str | None,
+    keep: bool,
+    detach: bool,
+    record: str | None,
+    as_json: bool,
+) -> int:
     """Move the guest of the machine NAME to URI while it runs; "kvmmig transports" lists the ways.
 
     When it has moved, the machine here is ended. Ctrl-C asks whether to cancel or to leave it running.
@@ -55,7 +72,7 @@ def migrate(name: str, uri: str, keep: bool, detach: bool, record: str | None, a
     from kvmmig.cli.storing import checked
     from kvmmig.transport.uri import TransportURI
 
-    to = checked(TransportURI.parse(uri))
+    to = with_secret(checked(TransportURI.parse(uri)), secret_file)
     return _migrate(name, to, keep=keep, detach=detach, record=record, as_json=as_json)
 
 

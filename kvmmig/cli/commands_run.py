@@ -15,11 +15,14 @@ from kvmmig.cli.arguments import (
     StoringOption,
     examples,
     record_option,
+    secret_file_option,
 )
+from kvmmig.cli.secretfile import with_secret
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from kvmmig.migration.welcome import Welcome
     from kvmmig.transport.uri import TransportURI
 
 _STATUSES = """\b
@@ -77,6 +80,14 @@ _pass_fd_option = click.option(
 )
 
 
+_max_memory_option = click.option(
+    "--max-memory", type=Memory(), metavar="SIZE", help="Take in no guest that has more memory."
+)
+_max_cpus_option = click.option(
+    "--max-cpus", type=Cpus(), metavar="N", help="Take in no guest that has more vCPUs."
+)
+
+
 @click.command(
     short_help="Run a guest, a new or an incoming one; migrate it.",
     epilog=examples(
@@ -86,6 +97,7 @@ _pass_fd_option = click.option(
         "kvmmig run disk.img --entry real16 --memory 150MiB",
         "kvmmig run dirtier --memory 1GiB --migrate-to file:/var/tmp/dirtier.img --after 2",
         "kvmmig run --incoming file:/var/tmp/dirtier.img",
+        "kvmmig run --incoming tcp:0.0.0.0:4444 --secret-file secret --max-memory 4GiB",
         "kvmmig run --incoming tcp:0.0.0.0:4444 --reserve 1GiB",
         "kvmmig run --incoming defer --qmp tcp:127.0.0.1:4445",
         more=_STATUSES,
@@ -134,6 +146,17 @@ _pass_fd_option = click.option(
     "monitor's migrate-incoming says from where.",
 )
 @record_option
+@_max_memory_option
+@_max_cpus_option
+@click.option(
+    "--accept-from",
+    multiple=True,
+    metavar="WHO",
+    help="With --incoming, from whom a guest may come, any number of times: an address, a network "
+    "(192.0.2.0/24), user:NAME for a user of this host, or any.  [default: this user and root, and other "
+    "hosts]",
+)
+@secret_file_option
 @click.option(
     "--reserve",
     type=Memory(),
@@ -157,6 +180,10 @@ def run(
     after: float | None,
     incoming: str | None,
     record: str | None,
+    max_memory: int | None,
+    max_cpus: int | None,
+    accept_from: tuple[str, ...],
+    secret_file: str | None,
     reserve: int | None,
 ) -> int:
     """Run GUEST, a toy guest's name, or FILE: an .asm, a static ELF64 executable, a flat image.
@@ -182,10 +209,14 @@ def run(
                 f"with --incoming a guest is as it was at its source, so {' and '.join(wrong)} can't go "
                 "with it"
             )
-        uri = _uri(incoming) if incoming != "defer" else None
+        if incoming == "defer" and secret_file is not None:
+            raise click.UsageError("with --incoming defer a client names the secret, by secret+ in its URI")
+        uri = with_secret(_uri(incoming), secret_file) if incoming != "defer" else None
+        welcome = _welcome(max_memory, max_cpus, accept_from)
         _inherit(pass_fds)
         return _run_incoming(
             lambda: uri,
+            welcome=welcome,
             name=name,
             detach=detach,
             serial=serial,
@@ -198,14 +229,24 @@ def run(
         raise click.UsageError(
             "name a guest or a file to run (kvmmig guests lists the guests), or --incoming URI"
         )
-    if reserve is not None:
-        raise click.UsageError("--reserve is memory for a guest that comes, so it needs --incoming URI")
+    bounds: dict[str, object] = {
+        "--max-memory": max_memory,
+        "--max-cpus": max_cpus,
+        "--accept-from": accept_from,
+        "--reserve": reserve,
+    }
+    if unused := [option for option, value in bounds.items() if value]:
+        raise click.UsageError(
+            f"{' and '.join(unused)}: that is for a guest that comes, so it needs --incoming URI"
+        )
+    if secret_file is not None and migrate_to is None:
+        raise click.UsageError("--secret-file is for a guest that moves: --incoming URI or --migrate-to URI")
     if after is not None and migrate_to is None:
         raise click.UsageError("--after says when to move, so it needs --migrate-to URI")
 
     from kvmmig.cli.detach import Background, perhaps_in_background
 
-    to = _uri(migrate_to) if migrate_to is not None else None
+    to = with_secret(_uri(migrate_to), secret_file) if migrate_to is not None else None
     if to is not None:
         from kvmmig.cli.storing import checked
 
@@ -252,6 +293,8 @@ def run(
 @_serial_option
 @_qmp_option
 @_no_exec_option
+@_max_memory_option
+@_max_cpus_option
 @click.option(
     "--transport",
     cls=StoringOption,
@@ -271,6 +314,8 @@ def restore(
     serial: str,
     qmp: tuple[str, ...],
     no_exec: bool,
+    max_memory: int | None,
+    max_cpus: int | None,
     transport: str,
     record: str | None,
     prefault: bool,
@@ -288,11 +333,13 @@ def restore(
     from kvmmig.cli.storing import storing_uri
     from kvmmig.cli.streams import incoming_uri, own_descriptor
 
+    welcome = _welcome(max_memory, max_cpus, ())
     stream = own_descriptor(path, writing=False) if path == "-" or transport in ("file", "pipe") else None
     if stream is not None:
         fd = stream
         return _run_incoming(
             lambda: incoming_uri(fd),
+            welcome=welcome,
             name=name,
             default_name="restored",
             detach=detach,
@@ -306,6 +353,7 @@ def restore(
     stem = os.path.splitext(os.path.basename(path))[0]
     return _run_incoming(
         lambda: uri,
+        welcome=welcome,
         name=name,
         default_name=stem,
         detach=detach,
@@ -315,6 +363,15 @@ def restore(
         record=record,
         prefault=prefault,
     )
+
+
+def _welcome(max_memory: int | None, max_cpus: int | None, accept_from: tuple[str, ...]) -> Welcome:
+    from kvmmig.migration.welcome import Welcome
+
+    try:
+        return Welcome.of(max_memory=max_memory, max_cpus=max_cpus, accept_from=accept_from)
+    except ValueError as error:
+        raise click.UsageError(f"--accept-from: {error}") from error
 
 
 def _uri(text: str) -> TransportURI:
@@ -351,6 +408,7 @@ def _inherit_monitors(addresses: tuple[str, ...]) -> None:
 def _run_incoming(
     source: Callable[[], TransportURI | None],
     *,
+    welcome: Welcome,
     name: str | None,
     default_name: str = "incoming",
     detach: bool,
@@ -378,6 +436,6 @@ def _run_incoming(
             record=record,
             background=background,
         )
-        return run_incoming(source(), options, default_name=default_name, prefault=prefault)
+        return run_incoming(source(), options, welcome=welcome, default_name=default_name, prefault=prefault)
 
     return perhaps_in_background(detach, life)

@@ -26,10 +26,11 @@ from kvmmig.cli.output import Output
 from kvmmig.cli.programs import find_program
 from kvmmig.cli.progress import run_with_progress, summary
 from kvmmig.cli.scheduling import ask_for_short_slices
-from kvmmig.errors import GuestEnded, KvmmigError, WrongState
+from kvmmig.errors import BadURI, GuestEnded, KvmmigError, WrongState
 from kvmmig.machine import MachineConfig, State
 from kvmmig.machine.config import OnHalt
 from kvmmig.migration.outgoing import OutgoingMigration
+from kvmmig.migration.welcome import Welcome
 from kvmmig.monitor.control import MachineControl, Outcome
 from kvmmig.transport import Transport, TransportURI, descriptors, transport_for
 from kvmmig.transport.places import protect
@@ -75,8 +76,11 @@ class MachineRun:
         """Tell the person who runs it."""
         self.output.say(f"kvmmig: {text}")
 
-    def runs(self, what: str = "runs in the background") -> None:
-        """Let the command return that is waiting for this in the foreground."""
+    def runs(self, what: str = "") -> None:
+        """Let the command return that is waiting for this in the foreground; ``what`` it does there."""
+        if not what:
+            paused = self.control.machine is not None and self.control.machine.state is State.PAUSED
+            what = "is paused in the background" if paused else "runs in the background"
         self.process.runs(f"{self.process.name!r} {what}")
 
 
@@ -111,6 +115,7 @@ def run_incoming(
     uri: TransportURI | None,
     options: ProcessOptions,
     *,
+    welcome: Welcome,
     default_name: str = "incoming",
     prefault: bool = False,
 ) -> int:
@@ -120,8 +125,11 @@ def run_incoming(
     Raises `KvmmigError`.
     """
     transport = _transport(uri)
+    if transport is not None and transport.arrives_at_once and welcome.accept_from is not None:
+        raise BadURI(f"{transport.uri}: nobody connects to that, so --accept-from can't go with it")
 
     async def life(run: MachineRun) -> int:
+        run.control.incoming.welcome = welcome
         await (_listen(run, transport, prefault) if transport is not None else _defer(run))
         return await _until_end(run)
 
@@ -175,13 +183,11 @@ async def _listen(run: MachineRun, transport: Transport, prefault: bool) -> None
     control = run.control
     await control.incoming.listen(transport, prefault=prefault)
     waiting = f"waiting for a guest from {control.incoming.uri}"
+    control.incoming.on_setback = lambda error: run.say(f"the guest did not come: {error}; still {waiting}")
     run.say(waiting)
     if not transport.arrives_at_once:
         run.runs(f"is {waiting}")
     await _receive(run)
-    assert control.machine is not None
-    if control.machine.state is not State.RUNNING:  # it was paused at its source
-        await control.resume()
     run.runs()
 
 
@@ -192,6 +198,7 @@ async def _defer(run: MachineRun) -> None:
     run.runs(f"is {waiting}")
     await run.control.wait_guest()
     await _receive(run)
+    run.runs()
 
 
 async def _receive(run: MachineRun) -> None:
@@ -203,10 +210,12 @@ async def _receive(run: MachineRun) -> None:
         run.say(notice)
     how = "mapped from its image" if migration.mapped else format_size(migration.received_bytes)
     run.say(
-        f"the guest {machine.config.name!r} has arrived: {how}, "
+        f"the guest {machine.config.name!r} has arrived from {migration.peer}: {how}, "
         f"{migration.received_pages} pages and {migration.zero_pages} that are zero, in "
         f"{format_duration(migration.total_time or 0.0)}"
     )
+    if machine.state is State.PAUSED:
+        run.say(f'it is paused, as it was there; "kvmmig resume {run.control.name}" lets it go on')
 
 
 async def _until_end(run: MachineRun) -> int:

@@ -15,6 +15,7 @@ from kvmmig.cli.remote import machine
 from kvmmig.qmp.client import QMPClient
 from kvmmig.units import (
     DOWNTIME_LIMIT,
+    SETUP_TIMEOUT,
     STALL_TIMEOUT,
     TIMEOUT,
     Range,
@@ -79,6 +80,9 @@ _SETTINGS = (
     _Setting("on-timeout", "x-kvmmig-on-timeout", "cancel, or force", str, str),
     _Setting(
         "stall-timeout", "x-kvmmig-stall-timeout", "30s", _milliseconds(STALL_TIMEOUT), _show_milliseconds
+    ),
+    _Setting(
+        "setup-timeout", "x-kvmmig-setup-timeout", "1min", _milliseconds(SETUP_TIMEOUT), _show_milliseconds
     ),
     _Setting(
         "record",

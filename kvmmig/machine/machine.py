@@ -44,15 +44,15 @@ class State(StrEnum):
 #
 #                 start, resume             end
 #     CREATED ---------------> RUNNING -----------> ENDED --> CLOSED    close works everywhere
-#                    pause |   ^   ^                  ^
-#                          v   | resume               |
-#                         PAUSED   | resume by force  |
+#        |           pause |   ^   ^                  ^
+#        | apply           v   | resume               |
+#        '--------------> PAUSED   | resume by force  |
 #               mark_moved |       |                  | end, from everywhere
 #                          v       |                  |
 #                         MOVED ---+------------------+
 _COMMANDS: Mapping[str, Mapping[State, State]] = {
     "load": {State.CREATED: State.CREATED},
-    "apply": {State.CREATED: State.CREATED},
+    "apply": {State.CREATED: State.PAUSED},
     "start": dict.fromkeys((State.CREATED, State.RUNNING, State.PAUSED), State.RUNNING),
     "resume": dict.fromkeys((State.RUNNING, State.PAUSED), State.RUNNING),
     "resume by force": dict.fromkeys((State.RUNNING, State.PAUSED, State.MOVED), State.RUNNING),
@@ -110,6 +110,7 @@ class Machine:
         self._ending: Ending | None = None
         self._ended = trio.Event()
         self._room = trio.Event()
+        self._captured = False  # what is typed now is not in the state that was captured
 
     @classmethod
     @asynccontextmanager
@@ -286,21 +287,31 @@ class Machine:
     async def feed(self, data: bytes) -> None:
         """Type at the guest's serial port, waiting for room there. A cancel may leave any part of it typed.
 
-        Waits while the guest is paused too: what came after `capture` would be lost when the guest moves.
+        A paused guest takes as much as the port has room for, and has it with it wherever it goes. From
+        `capture` on nothing is taken, which would be lost there, until it is known where the guest runs.
         """
         await trio.lowlevel.checkpoint()
         while data:
             self._check("feed")
-            if self._state is not State.PAUSED:
+            if not self._captured:
                 data = data[self.serial.feed(data) :]
             if data:
                 await self._room.wait()
 
     async def capture(self) -> list[StateSection]:
-        """The paused machine's state, all but its memory. Raises `KvmError` that names the section."""
+        """The paused machine's state, all but its memory. Raises `KvmError` that names the section.
+
+        `feed` waits from here on, until the guest runs again or `forget_capture`.
+        """
         async with self._lock:
             self._check("capture")
+            self._captured = True
             return await self._in_thread(state.capture, self._board.parts(self.description))
+
+    async def forget_capture(self) -> None:
+        """The guest goes on, or stays paused, here: what is typed is taken again."""
+        await trio.lowlevel.checkpoint()
+        self._take_input()
 
     async def throttle(self, share: float) -> None:
         """Let the vCPUs stand still for ``share`` (0 to 0.99) of the time, in 10 ms slices; 0 undoes it."""
@@ -331,13 +342,14 @@ class Machine:
         return state.section_sizes(self._board.parts(self.description))
 
     async def apply(self, sections: Iterable[StateSection]) -> None:
-        """Take over captured state instead of loading a program. Raises `StateMismatch` or `KvmError`.
+        """Take over captured state instead of loading a program: the guest is paused, as it was captured.
 
-        After an error the machine is fit only to be closed.
+        Raises `StateMismatch` or `KvmError`. After an error the machine is fit only to be closed.
         """
         async with self._lock:
-            self._check("apply")
+            after = self._check("apply")
             await self._in_thread(state.apply, self._board.parts(self.description), list(sections))
+            self._go_to(after)
 
     async def aclose(self) -> None:
         """Take everything down, in order: threads, vCPUs, VM, memory. Idempotent; `open` calls it."""
@@ -369,7 +381,7 @@ class Machine:
             self._ending, self._ended = None, trio.Event()
         self._go_to(after)
         self._board.run()
-        self._wake_feeders()
+        self._take_input()
 
     # What vCPU threads tell, on the event loop
 
@@ -381,6 +393,10 @@ class Machine:
         if self._state is State.RUNNING and self._board.ending is not None:
             self._go_to(State.ENDED)
             self._set_ending(self._board.ending)
+
+    def _take_input(self) -> None:
+        self._captured = False
+        self._wake_feeders()
 
     def _wake_feeders(self) -> None:
         self._room.set()

@@ -52,8 +52,10 @@ from kvmmig.migration.recorder import Recorder
 from kvmmig.migration.report import MigrationStatistics
 from kvmmig.migration.steps import because
 from kvmmig.migration.undo import Undo
+from kvmmig.migration.welcome import check_destination
 from kvmmig.transport import Knob, Transport, TransportURI, transport_for
 from kvmmig.transport.guard import GuardedChannel
+from kvmmig.transport.peers import named
 from kvmmig.transport.phases import collecting
 from kvmmig.transport.supervision import connected, supervised
 from kvmmig.transport.toolkit import own_tasks
@@ -291,7 +293,8 @@ class OutgoingMigration:
     async def _migrate(self, strays: trio.Nursery, undo: Undo) -> None:
         self._enter(Phase.SETUP)
         async with self._connected(strays) as channel:
-            self._peer_name = channel.peer or self._peer_name
+            check_destination(channel)
+            self._peer_name = named(channel.peer, channel.identity) or self._peer_name
             self._peer = peer = Peer(self._peer_name, lambda: self.phase)
             self._record.notices = channel.notices
             self._channel = channel

@@ -27,11 +27,13 @@ class Limits:
     step: float = 0.010
     #: Setting up the channel.
     connect_timeout: float = 10.0
-    #: The other side's answer to the hello. The guest runs.
+    #: The other side's answer to the hello, which it gives before it makes memory. The guest runs. On a
+    #: destination: a client's hello, and the first of its guest.
     setup_timeout: float = 60.0
-    #: Not one byte accepted for so long ends the migration.
+    #: Not one byte accepted for so long ends the migration. On a destination: not one that comes.
     stall_timeout: float = 30.0
     #: The other side's "ready" and its "running", or the disk's word that all is safe. The guest is stopped.
+    #: On a destination: the source's "go".
     handover_timeout: float = 60.0
     #: The whole migration; None is no limit.
     timeout: float | None = None

@@ -35,6 +35,8 @@ from kvmmig.units import RATE, SHARE
 
 T = TypeVar("T")
 
+#: Seconds without a byte for the other side, after which it gets one.
+_SIGN_OF_LIFE = 5.0
 #: Seconds that a stop takes besides the dirty log and the pages: vCPUs parked, the state read here and set
 #: there, the words of the hand-over. Measured on an idle host; a busy one may take several times that.
 _STOPPING = 0.010
@@ -61,6 +63,7 @@ class MigratableMachine(Protocol):
     async def pause(self) -> None: ...
     async def resume(self) -> None: ...
     async def capture(self) -> Sequence[StateSection]: ...
+    async def forget_capture(self) -> None: ...
     async def wait(self) -> Ending: ...
     def mark_moved(self) -> None: ...
     async def throttle(self, share: float) -> None: ...
@@ -114,6 +117,7 @@ class PreCopy:
         self.record = Record(self._form.counts, self._cursor, lambda: machine.thread_ids, recorder)
         self.pages = self._form.pages
         self.bucket = TokenBucket(limits.bandwidth)
+        self._sent_at = -math.inf  # when the other side last got anything, more or less
         #: The share of time for which the vCPUs stand still.
         self.throttled = 0.0
         # Its own: threads that others have lost to a dead disk must not keep a guest from going on.
@@ -157,10 +161,11 @@ class PreCopy:
             await self._machine.pause()
             self.record.lap("pause")
         if self.record.phase is Phase.PRE_SWITCHOVER:
-            await self._wait_to_proceed()
+            await self._wait_to_proceed(send, two_way=channel.two_way)
             self.record.lap("waiting to proceed")
             self._enter(Phase.STOP)
         # Reading state can write guest memory, so the last dirty log comes after it.
+        undo.push("take what is typed again", self._machine.forget_capture)
         sections = await self._machine.capture()
         self.record.lap("state")
         await self._collect()
@@ -228,9 +233,23 @@ class PreCopy:
         if channel.two_way:
             await peer.hear(stream.Kind.ACCEPT, self.limits.setup_timeout)
 
-    async def _wait_to_proceed(self) -> None:
-        with trio.move_on_after(self._time_left()):
-            await self.proceed.wait()
+    def _is_silent(self) -> bool:
+        return trio.current_time() - self._sent_at >= _SIGN_OF_LIFE
+
+    async def _give_sign_of_life(self, send: Sender) -> None:
+        """Send a page once more: a destination gives up a source that is silent for long."""
+        self.pending.add(0, 1)
+        self.pages.begin()
+        await send(self.pages.more)
+        self._sent_at = trio.current_time()
+
+    async def _wait_to_proceed(self, send: Sender, *, two_way: bool) -> None:
+        until = trio.current_time() + self._time_left()
+        while not self.proceed.is_set() and (left := until - trio.current_time()) > 0:
+            with trio.move_on_after(min(left, _SIGN_OF_LIFE)):
+                await self.proceed.wait()
+            if two_way and self._is_silent():
+                await self._give_sign_of_life(send)
 
     async def _begin_policy(self) -> tuple[Policy, Decision]:
         policy = self.policy
@@ -259,6 +278,10 @@ class PreCopy:
     async def _send_round(self, channel: GuardedChannel, peer: Peer, send: Sender) -> RoundFigures:
         """Send what is pending; then see what was written meanwhile."""
         self.record.begin_round()
+        if self.pending:
+            self._sent_at = trio.current_time()
+        elif self._is_silent():
+            await self._give_sign_of_life(send)
         self.pages.begin()
         if await send(self.pages.more, enough=self._is_out_of_time):
             await self._make_safe(channel, peer, durable=True)

@@ -72,9 +72,10 @@ class _Described(msgspec.Struct):
 class FiguresOfReceiving(Protocol):
     """What a destination knows at its end; `IncomingMigration` is one."""
 
-    received_pages: int
-    zero_pages: int
-
+    @property
+    def received_pages(self) -> int: ...
+    @property
+    def zero_pages(self) -> int: ...
     @property
     def received_bytes(self) -> int: ...
     @property

@@ -25,7 +25,7 @@ class MigrationStatistics:
     """The figures of one migration, at one moment; times in seconds, rates in bytes a second."""
 
     phase: Phase  # where it is
-    peer: str  # who is at the other end
+    peer: str  # who is at the other end, and whose process that is, where it is on this host
     round: int  # 0 is the first; the final pass counts on
     total_pages: int  # of the guest
     remaining_pages: int  # pending: not yet accepted

@@ -25,10 +25,13 @@ from kvmmig.image.opened import ImageInOrder
 from kvmmig.image.reading import is_image, open_image
 from kvmmig.kvm import System
 from kvmmig.machine.config import MachineDescription
+from kvmmig.machine.cpu import ExitHook
 from kvmmig.machine.machine import Machine, State
 from kvmmig.machine.mapping import OwnPages, map_file
 from kvmmig.machine.pageset import pages_of, runs_of
 from kvmmig.machine.state import StateSection
+from kvmmig.migration.conversation import Conversation
+from kvmmig.migration.welcome import Welcome
 from kvmmig.transport.guard import GuardedChannel
 from kvmmig.transport.toolkit import own_tasks
 
@@ -83,9 +86,11 @@ async def receive(channel: GuardedChannel, size: int) -> bytes:
 @asynccontextmanager
 async def restored_machine(
     found: Restored,
-    channel: GuardedChannel,
+    conversation: Conversation,
+    welcome: Welcome,
     *,
     output: Callable[[bytes], None] | None,
+    on_exit: ExitHook | None,
 ) -> AsyncIterator[Machine]:
     """The machine with its guest in it, yet to be started. It is closed at the end of the block.
 
@@ -95,6 +100,7 @@ async def restored_machine(
     description = MachineDescription.decode(bytes(header.machine))
     if header.n_pages * PAGE_SIZE != description.memory:
         raise ImageError(f"it has {header.n_pages} pages, but a machine of {description.memory} bytes")
+    welcome.check_guest(description)
     await trio.to_thread.run_sync(_check_fits, description)
     fd = found.fd
     if fd is None:
@@ -105,13 +111,14 @@ async def restored_machine(
     opening = Machine.open(
         description.config(),
         output=output,
+        on_exit=on_exit,
         description=description,
         contents=contents,
     )
     async with opening as machine:
         if fd is None:
             assert isinstance(found.image, ImageInOrder)
-            await _receive_memory(found.image, channel, machine)
+            await conversation.work(partial(_receive_memory, found.image, conversation.channel, machine))
         sizes = machine.section_sizes()
         for section in found.image.sections:
             if len(section.data) > sizes.get(section.name, len(section.data)):

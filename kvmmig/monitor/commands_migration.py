@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import msgspec
+import trio
 from msgspec import UNSET, UnsetType
 
 from kvmmig.migration.policy import Stopped
+from kvmmig.migration.welcome import Welcome
 from kvmmig.monitor import targets
 from kvmmig.monitor.control import MachineControl
 from kvmmig.monitor.parameters import ParameterChanges
 from kvmmig.monitor.replies import migration_info
 from kvmmig.monitor.targets import Channels, Target
 from kvmmig.qmp import Arguments, CommandTable, NoArguments, QMPError, Session
+from kvmmig.units import CPUS, MEMORY
 
 
 class MigrateArguments(Arguments, frozen=True):
@@ -27,9 +30,24 @@ class MigrateArguments(Arguments, frozen=True):
 
 
 class IncomingArguments(Arguments, frozen=True):
+    ranges: ClassVar = {"x_kvmmig_max_memory": MEMORY, "x_kvmmig_max_cpus": CPUS}
     uri: str | UnsetType = UNSET
     channels: Channels | UnsetType = UNSET
-    exit_on_error: bool = True
+    exit_on_error: bool | None = None
+    x_kvmmig_max_memory: int | None = None
+    x_kvmmig_max_cpus: int | None = None
+    x_kvmmig_accept_from: list[str] = msgspec.field(default_factory=list)
+
+    def welcome(self) -> Welcome:
+        """Raises `QMPError`."""
+        try:
+            return Welcome.of(
+                max_memory=self.x_kvmmig_max_memory,
+                max_cpus=self.x_kvmmig_max_cpus,
+                accept_from=self.x_kvmmig_accept_from,
+            )
+        except ValueError as error:
+            raise QMPError(str(error)) from error
 
 
 class ContinueArguments(Arguments, frozen=True):
@@ -95,9 +113,15 @@ def add_migration_commands(table: CommandTable, control: MachineControl) -> None
         if control.run_state() != "inmigrate":
             raise QMPError("'--incoming' was not specified on the command line, so no guest can arrive here")
         control.incoming.check()
+        welcome = await trio.to_thread.run_sync(arguments.welcome)  # it may look users up
         target = await find_target(session, arguments)
         try:
-            await control.incoming.listen(target.transport, exit_on_error=arguments.exit_on_error)
+            await control.incoming.listen(
+                target.transport, exit_on_error=arguments.exit_on_error, welcome=welcome
+            )
+        except ValueError as error:
+            target.leave(session)
+            raise QMPError(str(error)) from error
         except BaseException:
             target.leave(session)
             raise

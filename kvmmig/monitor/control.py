@@ -68,6 +68,7 @@ class MachineControl:
             self._events,
             output=output,
             reserve=reserve,
+            limits=settings.limits,
             on_here=self._adopt,
             on_failure=self._fail,
             machines=machines,

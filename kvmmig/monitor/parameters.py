@@ -19,7 +19,7 @@ from kvmmig.monitor.policies import PolicyChoice
 from kvmmig.monitor.qemu_parameters import ALWAYS_OFF, DEFAULTS, QemuParameters
 from kvmmig.qmp import QMPError
 from kvmmig.qmp.messages import shortened
-from kvmmig.units import DOWNTIME_LIMIT, MAX_BANDWIDTH, NO_TIMEOUT_OR, PERCENT, STALL_TIMEOUT
+from kvmmig.units import DOWNTIME_LIMIT, MAX_BANDWIDTH, NO_TIMEOUT_OR, PERCENT, SETUP_TIMEOUT, STALL_TIMEOUT
 
 
 class MigrationParameters(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
@@ -37,8 +37,10 @@ class MigrationParameters(msgspec.Struct, frozen=True, kw_only=True, rename="keb
     x_kvmmig_timeout: int = 0
     #: What happens then: the guest is given back, or stopped and moved anyway.
     x_kvmmig_on_timeout: Literal["cancel", "force"] = "cancel"
-    #: Not one byte accepted for so many milliseconds ends the migration.
+    #: Not one byte accepted, or none that comes, for so many milliseconds ends the migration.
     x_kvmmig_stall_timeout: int = 30_000
+    #: Milliseconds for the first words of the other side, which need no more than a moment.
+    x_kvmmig_setup_timeout: int = 60_000
     #: The file that migrations, to here too, are recorded to (docs/record.md); empty is none.
     x_kvmmig_record: str = ""
 
@@ -59,6 +61,7 @@ class ParameterChanges(QemuParameters, frozen=True):
         "max_cpu_throttle": PERCENT,
         "x_kvmmig_timeout": NO_TIMEOUT_OR,
         "x_kvmmig_stall_timeout": STALL_TIMEOUT,
+        "x_kvmmig_setup_timeout": SETUP_TIMEOUT,
     }
     complaints: ClassVar = {  # word for word as QEMU's
         "max_bandwidth": "Parameter 'max-bandwidth' expects uint64",
@@ -79,6 +82,7 @@ class ParameterChanges(QemuParameters, frozen=True):
     x_kvmmig_timeout: int | UnsetType = UNSET
     x_kvmmig_on_timeout: Literal["cancel", "force"] | UnsetType = UNSET
     x_kvmmig_stall_timeout: int | UnsetType = UNSET
+    x_kvmmig_setup_timeout: int | UnsetType = UNSET
     x_kvmmig_record: str | UnsetType = UNSET
 
 
@@ -165,7 +169,7 @@ class MigrationSettings:
         if policy is None:
             choice = PolicyChoice("saving") if stores and not self._chosen else self.policy
             policy = self._make_policy(choice)
-        self._live = make(policy, limits if limits is not None else self._make_limits())
+        self._live = make(policy, limits if limits is not None else self.limits())
         self._live_policy = policy
         return self._live
 
@@ -182,13 +186,15 @@ class MigrationSettings:
         self._tune(policy)
         return policy
 
-    def _make_limits(self) -> Limits:
+    def limits(self) -> Limits:
+        """What bounds a migration that begins now, and a source from now on."""
         parameters = self.parameters
         return Limits(
             bandwidth=parameters.max_bandwidth or None,
             timeout=parameters.x_kvmmig_timeout / 1000 or None,
             on_timeout=parameters.x_kvmmig_on_timeout,
             stall_timeout=parameters.x_kvmmig_stall_timeout / 1000,
+            setup_timeout=parameters.x_kvmmig_setup_timeout / 1000,
             page_digests=self.capabilities["x-kvmmig-page-digests"],
         )
 

@@ -20,8 +20,8 @@ from kvmmig.errors import BadURI, ConnectFailed
 from kvmmig.qmp.address import LOOPBACK, Address, FdAddress, TcpAddress, UnixAddress
 from kvmmig.qmp.secret import read_secret
 from kvmmig.transport import descriptors
+from kvmmig.transport.peers import is_loopback
 from kvmmig.transport.toolkit import TCP_WORDS, tcpsockets, unixsockets, why
-from kvmmig.transport.toolkit.peers import is_loopback
 
 _AGAIN = 0.01  # seconds between two attempts to connect where others wait already
 _BACKLOG = 64

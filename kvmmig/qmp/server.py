@@ -20,8 +20,8 @@ from kvmmig.qmp.messages import encode_error, encode_event, encode_greeting
 from kvmmig.qmp.session import Session
 from kvmmig.qmp.session_commands import add_session_commands
 from kvmmig.qmp.table import CommandTable
+from kvmmig.transport.peers import Peer, peer_of
 from kvmmig.transport.toolkit import tcpsockets
-from kvmmig.transport.toolkit.peers import Peer, peer_of
 
 _log = logging.getLogger(__name__)
 

@@ -46,6 +46,7 @@ from kvmmig.testing.checks.listening import (
     check_junk_clients_are_survived,
     check_listener_that_ends_while_accepting,
     check_second_accept,
+    check_silent_clients_hold_up_nobody,
 )
 from kvmmig.testing.checks.loop import check_no_call_holds_the_loop
 from kvmmig.testing.checks.random_access import (
@@ -109,7 +110,10 @@ _LISTENING: tuple[Check, ...] = (
     check_connect_to_nobody,
     check_cancelled_connect_leaves_nothing,
     check_junk_clients_are_survived,
+    check_silent_clients_hold_up_nobody,
 )
+#: Those that connect a bare socket to where it listens.
+_BARE = (check_junk_clients_are_survived, check_silent_clients_hold_up_nobody)
 _TWO_WAY: tuple[Check, ...] = (
     check_both_ways_at_once,
     check_waiting_for_an_answer_hinders_no_sender,
@@ -155,5 +159,5 @@ def checks_for(
         return (*_ALL, *_SAYING, *_STORED)
     listening = () if arrives_at_once else _LISTENING
     if not has_socket:
-        listening = tuple(check for check in listening if check is not check_junk_clients_are_survived)
+        listening = tuple(check for check in listening if check not in _BARE)
     return (*_ALL, *_SAYING, *_STREAM, *listening, *(_TWO_WAY if two_way else ()))

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import ClassVar, Self
 
 from kvmmig.errors import BadURI, KnobError
+from kvmmig.transport.peers import Peer
 from kvmmig.transport.uri import TransportURI
 
 
@@ -60,6 +61,12 @@ class AnyChannel(ABC):
 
     #: Who or what is at the other end, for people: ``127.0.0.1:4444``, ``/var/tmp/a.img``.
     peer: str = ""
+    #: What the kernel says of the other end; None where it says nothing, as of a file.
+    identity: Peer | None = None
+    #: The other end is known to be the right one: it has proved that, by a secret or a certificate, or
+    #: whoever wrote the URI has said whose it is. Else a user of this host who is a stranger gets no guest,
+    #: and gives none.
+    proved: bool = False
     #: Sentences that the user should see and that are no errors, such as a fall-back that was taken.
     notices: tuple[str, ...] = ()
     #: What both ends know of this one connection, and whoever stands between them does not: a proof that is
@@ -208,6 +215,9 @@ class Listener(ABC):
 
     #: Where it listens in fact, for people and for the other side: with the port that the kernel chose.
     uri: TransportURI
+    #: Several tasks may wait in `accept` at a time. Where a handshake is a part of it they must: a client
+    #: that says nothing would hold up all others. A `Wrapper`'s listener has it already.
+    several: bool = False
 
     @abstractmethod
     def accept(self) -> AbstractAsyncContextManager[ReceiveChannel]:

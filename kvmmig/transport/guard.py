@@ -33,6 +33,7 @@ from kvmmig.transport.contract import (
     Transport,
     find_knob,
 )
+from kvmmig.transport.peers import Peer
 
 T = TypeVar("T")
 _log = logging.getLogger("kvmmig.transport")
@@ -110,6 +111,8 @@ class GuardedChannel(Channel):
             self.peer = str(channel.peer)
             self.notices = tuple(str(notice) for notice in channel.notices)
             self.binding = bytes(channel.binding)
+            self.identity = channel.identity if isinstance(channel.identity, Peer) else None
+            self.proved = channel.proved is True
             self._two_way = bool(channel.two_way)
             if isinstance(channel, ReceiveChannel) and channel.file is not None:
                 self.file = int(channel.file)

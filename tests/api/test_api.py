@@ -115,7 +115,7 @@ async def test_a_paused_guest_is_saved_and_received_from_the_file_to_be_started(
         await machine.pause()
         await kvmmig.migrate(machine, kvmmig.transport_for(uri))
     async with kvmmig.receive(uri) as machine:
-        assert state_of(machine) is kvmmig.State.CREATED
+        assert state_of(machine) is kvmmig.State.PAUSED
         await machine.start()
         assert await memory_is_right(machine)
 

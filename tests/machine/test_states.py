@@ -20,7 +20,7 @@ C, R, P, M, E, X = State.CREATED, State.RUNNING, State.PAUSED, State.MOVED, Stat
 # Where each command leads from each state; None: it raises WrongState and changes nothing.
 EXPECTED: dict[str, dict[State, State | None]] = {
     "load": {C: C, R: None, P: None, M: None, E: None, X: None},
-    "apply": {C: C, R: None, P: None, M: None, E: None, X: None},
+    "apply": {C: P, R: None, P: None, M: None, E: None, X: None},
     "start": {C: R, R: R, P: R, M: None, E: None, X: None},
     "resume": {C: None, R: R, P: R, M: None, E: None, X: None},
     "force": {C: None, R: R, P: R, M: R, E: None, X: None},

@@ -110,6 +110,7 @@ class Given(Transport):
 
     def __init__(self, channel: Channel) -> None:
         super().__init__(TransportURI("given", "x"))
+        self.arrives_at_once = True
         self._channel = channel
 
     @asynccontextmanager

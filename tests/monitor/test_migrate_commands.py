@@ -43,6 +43,7 @@ async def test_parameters_are_shown_and_set_by_qemus_names() -> None:
             "x-kvmmig-timeout": 0,
             "x-kvmmig-on-timeout": "cancel",
             "x-kvmmig-stall-timeout": 30000,
+            "x-kvmmig-setup-timeout": 60000,
             "x-kvmmig-record": "",
         }
         await lab("migrate-set-parameters", downtime_limit=50, max_bandwidth=10**9)
@@ -187,7 +188,9 @@ async def test_there_and_the_figures_of_it() -> None:
             assert {"total-time", "setup-time", "downtime", "expected-downtime"} <= set(info)
             assert "error-desc" not in info
             await there.control.incoming.wait()
-            assert await there("query-migrate") == {"status": "completed"}
+            info = await there("query-migrate")
+            assert info["status"] == "completed"
+            assert f"(user {os.geteuid()})" in info["x-kvmmig-peer"]
             assert await here("query-status") == {"status": "postmigrate", "running": False}
             with pytest.raises(QMPError, match="no guest can arrive"):
                 await there("migrate-incoming", uri="tcp:127.0.0.1:0")

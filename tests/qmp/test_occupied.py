@@ -14,7 +14,7 @@ from kvmmig.qmp import QMPServer
 from kvmmig.qmp.address import TcpAddress, UnixAddress
 from kvmmig.qmp.admission import Admission, Refused
 from kvmmig.qmp.connection import NEGOTIATION_LIMIT
-from kvmmig.transport.toolkit.peers import Peer
+from kvmmig.transport.peers import Peer
 
 from .conftest import PATIENCE, Commands, Served, descriptors, error
 from .test_descriptors import pass_fds

@@ -19,7 +19,7 @@ import trio
 from kvmmig.errors import BadURI, ConnectFailed
 from kvmmig.qmp import QMPClient, QMPServer
 from kvmmig.qmp.secret import Proofs, read_secret
-from kvmmig.transport.toolkit.peers import Peer, is_loopback, peer_of
+from kvmmig.transport.peers import Peer, is_loopback, peer_of
 from tests.strangers import NOBODY, needs_second_user
 
 from .conftest import PATIENCE, Commands, RawClient, Served, error

@@ -80,6 +80,9 @@ class Watched:
         self.happens("when its state is captured")
         return sections
 
+    async def forget_capture(self) -> None:
+        await self._machine.forget_capture()
+
     async def wait(self) -> Ending:
         return await self._machine.wait()
 

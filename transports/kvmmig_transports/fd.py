@@ -143,6 +143,7 @@ class _TakenSocket(PassingChannel):
 
     def __init__(self, below: Channel, give_back: Callable[[], None]) -> None:
         super().__init__(below)
+        self.proved = True  # whoever has given the descriptor knows whose its other end is
         self._at_end: list[Callable[[], None]] = [give_back]
 
     def abort(self) -> None:

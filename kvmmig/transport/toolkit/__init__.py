@@ -9,7 +9,7 @@ Listeners: `SocketListener`, `AtOnceListener`.
 Parts of channels: `OneAtATime`, `prefix`, `Interrupts`, `own_tasks`, `TokenBucket`; `SendLane` and
 `ReceiveLane`, threads that copy what goes through a descriptor; `Workers`, `open_in_thread` and `attempt` for
 calls that may hang; `PipeWriter` and `PipeReader`, `Process` and `ProcessWatch`; `SaveFile`, `SavedFile`,
-`Replace` and `REPLACE_OPTION`; `why` and `kind` for sentences.
+`Replace` and `REPLACE_OPTION`; `FarEnd`, the option ``user``; `why` and `kind` for sentences.
 
 Each is imported when it is first used: a command that needs a socket does not wait for numpy.
 """
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from kvmmig.transport.toolkit.blockfile import BlockFileReceiver as BlockFileReceiver
     from kvmmig.transport.toolkit.blockfile import BlockFileSender as BlockFileSender
     from kvmmig.transport.toolkit.buffers import prefix as prefix
+    from kvmmig.transport.toolkit.farend import FarEnd as FarEnd
     from kvmmig.transport.toolkit.interrupts import Interrupts as Interrupts
     from kvmmig.transport.toolkit.lanes import ReceiveLane as ReceiveLane
     from kvmmig.transport.toolkit.lanes import SendLane as SendLane
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "accessfile": "RandomAccessFile",
     "blockfile": "BlockFileReceiver BlockFileSender",
+    "farend": "FarEnd",
     "interrupts": "Interrupts",
     "lanes": "ReceiveLane SendLane",
     "listeners": "AtOnceListener",

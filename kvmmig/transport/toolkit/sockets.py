@@ -10,12 +10,13 @@ from __future__ import annotations
 import errno
 import fcntl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 import trio
 
 from kvmmig.errors import ChannelBroken, ChannelClosed, ConnectFailed
 from kvmmig.transport.contract import Channel, Listener
+from kvmmig.transport.peers import peer_of
 from kvmmig.transport.toolkit.lanes import ReceiveLane, SendLane
 from kvmmig.transport.toolkit.one_at_a_time import OneAtATime
 from kvmmig.transport.toolkit.words import why
@@ -46,6 +47,8 @@ class SocketChannel(Channel):
     ) -> None:
         """``words`` say what an error's number means."""
         self.peer = peer
+        with suppress(OSError):  # it has gone already, or is of a family that knows no users
+            self.identity = peer_of(sock)
         self._socket = sock
         self._words = words
         self._sending = OneAtATime("sending")
