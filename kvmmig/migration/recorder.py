@@ -26,7 +26,6 @@ from kvmmig.migration.events import (
     Decided,
     DirtyLogRead,
     Ended,
-    ExitsCounted,
     GuestStarted,
     HeldBy,
     Host,
@@ -231,12 +230,6 @@ class Recorder:
         """Somebody changed something while the migration ran."""
         if self.tell is not None:
             self.tell(Changed(at=perf_counter(), what=what, value="none" if value is None else str(value)))
-
-    def exits(self, counts: list[Mapping[str, int]]) -> None:
-        """How often each vCPU has left the guest so far."""
-        if self.tell is not None:
-            for cpu, exits in enumerate(counts):
-                self.tell(ExitsCounted(at=perf_counter(), cpu=cpu, exits=dict(exits)))
 
     def stopping(self) -> None:
         """The guest is about to be stopped: the parts of the downtime begin."""
