@@ -17,7 +17,6 @@ from kvmmig.migration.events import (
     Decided,
     DirtyLogRead,
     EventsLost,
-    ExitsCounted,
     GuestStarted,
     PhaseBegun,
     Received,
@@ -154,8 +153,6 @@ def _rows(side: Side, begin: float) -> Iterator[tuple[str, TraceEvent]]:
                 )
             case Changed():
                 yield "marks", mark(f"changed: {event.what}", event.at, value=event.value)
-            case ExitsCounted():
-                yield "marks", counter(f"exits of vCPU {event.cpu}", event.at, **event.exits)
             case EventsLost():
                 yield "marks", mark(f"{event.count} events lost", event.at)
 

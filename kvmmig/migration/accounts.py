@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Literal, TypeAlias
 
+Waiting: TypeAlias = Literal["channel", "limit", "pages"]
 Held: TypeAlias = Literal["link", "disk", "CPU", "limit", "guest"]
 
 _WINDOW = 1.0  # seconds that a live rate is of
@@ -41,15 +42,21 @@ class Waits:
     limit: float = 0.0
     #: For the next pages to be looked at, copied, digested.
     pages: float = 0.0
+    #: Told what is waited for now, and "pages" when it is nothing.
+    listener: Callable[[Waiting], None] | None = None
 
     @contextmanager
-    def on(self, what: Literal["channel", "limit", "pages"]) -> Iterator[None]:
+    def on(self, what: Waiting) -> Iterator[None]:
         """The block waits for this."""
         begin = perf_counter()
+        if self.listener is not None:
+            self.listener(what)
         try:
             yield
         finally:
             setattr(self, what, getattr(self, what) + perf_counter() - begin)
+            if self.listener is not None and what != "channel":  # what the channel accepts comes first
+                self.listener("pages")
 
 
 def held_back(

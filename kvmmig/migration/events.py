@@ -159,13 +159,6 @@ class Changed(RecordedEvent, tag="change", frozen=True, kw_only=True):
     value: str = ""
 
 
-class ExitsCounted(RecordedEvent, tag="exits", frozen=True, kw_only=True):
-    """How often one vCPU has left the guest since the machine was made, by the exit's kind."""
-
-    cpu: int
-    exits: Mapping[str, int]
-
-
 class SwitchedOver(RecordedEvent, tag="switchover", frozen=True, kw_only=True):
     """The downtime in seconds, split at the source; it began ``at``, and the parts stand in order."""
 
@@ -251,7 +244,6 @@ AnyEvent: TypeAlias = (
     | PagesMapped
     | Decided
     | Changed
-    | ExitsCounted
     | SwitchedOver
     | Received
     | GuestStarted

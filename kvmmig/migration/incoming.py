@@ -328,13 +328,12 @@ class IncomingMigration:
 
     def _begin(self, identity: bytes, description: bytes) -> None:
         self._started = perf_counter()
-        self._recorder.begun(identity=identity, uri=str(self._transport.uri), machine=description)
+        self._recorder.begun(str(self._transport.uri), identity, description)
 
     async def _let_run(self, machine: Machine, *, running: bool) -> None:
         if running:
             await machine.start()
-            self._recorder.started()
-        self._recorder.phase("running")
+        self._recorder.here(runs=running)
         self.total_time = perf_counter() - self._started
 
     async def _wait_for_go(self, conversation: Conversation) -> None:
@@ -362,23 +361,12 @@ class IncomingMigration:
     async def _say_goodbye(self, conversation: Conversation) -> None:
         """The guest runs here now, whatever becomes of the channel."""
         await conversation.say_goodbye()
-        self._note_end("done")
+        self._recorder.ended_destination(self)
         self._gone.set()
 
     async def _refuse(self, conversation: Conversation, error: BaseException) -> None:
         await conversation.refuse(error)
-        self._note_end("failed" if isinstance(error, Exception) else "cancelled", str(error))
-
-    def _note_end(self, outcome: str, error: str = "") -> None:
-        self._recorder.ended_destination(
-            outcome,
-            error,
-            total_time=perf_counter() - self._started,
-            bytes=self.received_bytes,
-            pages=self.received_pages,
-            zero_pages=self.zero_pages,
-            turns=self.turns,
-        )
+        self._recorder.ended_destination(self, error)
 
 
 def _as_function(limits: Limits | Callable[[], Limits]) -> Callable[[], Limits]:

@@ -33,11 +33,10 @@ from kvmmig.errors import (
     MigrationCancelled,
     MigrationError,
     MigrationRefused,
-    OutcomeUnknown,
     WrongState,
 )
 from kvmmig.machine.machine import State
-from kvmmig.migration.causes import alone, only_cancelled
+from kvmmig.migration.causes import alone, as_error, was_cancelled
 from kvmmig.migration.events import RecordedEvent
 from kvmmig.migration.pagemap import PageMap
 from kvmmig.migration.peer import Peer
@@ -210,8 +209,7 @@ class OutgoingMigration:
         async with AsyncExitStack() as stack:
             if strays is None:
                 strays = await stack.enter_async_context(own_tasks())
-            await stack.enter_async_context(self._recorder.recording())
-            stack.callback(lambda: self._recorder.ended_source(self.statistics()))
+            await stack.enter_async_context(self._recorder.recording(self.statistics))
             self._precopy.note_begin(str(self._transport.uri))
             with self._record.running():
                 try:
@@ -236,29 +234,16 @@ class OutgoingMigration:
     def _verdict(self, problem: BaseException) -> BaseException | None:
         """Enter the phase that ends it, as the table says. Returns what to raise; None where all is well."""
         problem = alone(problem)
-        row, error = PHASES[self.phase], problem
+        row = PHASES[self.phase]
         if row.on_error is Phase.UNKNOWN and (
             self._record.is_gone or self._peer.has_said(stream.Kind.RUNNING)
         ):
             self._enter(Phase.DONE)
             return None if isinstance(problem, Exception) else problem
-        cancelled = isinstance(problem, MigrationCancelled) or only_cancelled(problem)
-        if isinstance(problem, Exception) and not isinstance(problem, KvmmigError):
-            _log.error("the migration to %s failed by a bug of kvmmig", self._peer_name, exc_info=problem)
-            error = MigrationError(f"the migration failed by a bug of kvmmig: {problem!r}")
-        if row.on_error is Phase.UNKNOWN and isinstance(error, Exception):
-            error = OutcomeUnknown(
-                f'the guest was handed over ("go" was sent to {self._peer_name}), but nobody said that it '
-                f"runs there: {error}. Look there first; it is stopped here and does not start again by "
-                "itself"
-            )
-        elif self._transport.stores and self.phase is Phase.COMMIT and self._channel_lied:
-            error = ChannelBroken(
-                f"{error}; it may have stored the guest all the same, and that copy must not be started: the "
-                "guest goes on here"
-            )
+        stored = self._transport.stores and self.phase is Phase.COMMIT and self._channel_lied
+        error = as_error(problem, self.phase, self._peer_name, may_have_stored=stored)
         self._record.error = str(error) or type(error).__name__
-        end = (cancelled and row.on_cancel) or row.on_error
+        end = (was_cancelled(problem) and row.on_cancel) or row.on_error
         if end is not None:
             self._enter(end)
         return error
@@ -372,6 +357,7 @@ class OutgoingMigration:
         """The point of no return."""
         if self._reason is not None:
             raise self._reason
+        self._recorder.part("flush")
         self._enter(Phase.HANDED_OVER)
         self._machine.mark_moved()
         self._record.note("the guest belongs to the other side")

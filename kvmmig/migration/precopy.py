@@ -125,13 +125,8 @@ class PreCopy:
 
     def note_begin(self, uri: str) -> None:
         """Have it recorded that it begins."""
-        self._recorder.begun(
-            identity=self._form.identity,
-            uri=uri,
-            machine=self._machine.description.encode(),
-            policy=type(self.policy).__name__,
-            limits=self.limits,
-        )
+        machine, policy = self._machine.description.encode(), type(self.policy).__name__
+        self._recorder.begun(uri, self._form.identity, machine, policy, self.limits)
 
     def set_bandwidth(self, bytes_per_second: float | None) -> None:
         """Change the limit; None is no limit. `ValueError` unless it is positive."""
@@ -145,7 +140,7 @@ class PreCopy:
         """
         undo.push("end its threads", self.pages.settle)
         self.record.stores = stores
-        self.record.watch = self._recorder.watch(stores=stores, waits_for=channel.waits_for)
+        self.record.watch_sending(self._recorder.watch(stores=stores, waits_for=channel.waits_for))
         send = Sender(channel, self._cursor, self.record, self.limits, self.bucket)
         await self._introduce(channel, peer, send)
         self.record.set_up()
@@ -197,20 +192,16 @@ class PreCopy:
             peer,
             stores=stores,
             send_go=partial(self._send_go, send),
-            let_go=self._note_let_go if not self.keep_running else lambda: None,
+            let_go=self._let_go if not self.keep_running else lambda: None,
             patience=self.limits.handover_timeout,
         )
         if not self.keep_running:
             self.record.gone()
 
-    def _note_let_go(self) -> None:
-        self._let_go()
-        self._recorder.part("flush")
-
     async def _go_on(self, channel: GuardedChannel, peer: Peer, *, running: bool) -> None:
         """All of the guest as it is now has been accepted; it may go on as soon as nobody reads it any more.
         A stream's pages are copies. What is left to be done is the disk's."""
-        self._check_stands()
+        _check_stands(self._machine)
         if self._as_image:
             await self._bounded(channel, peer, channel.settle)
         if running:
@@ -273,24 +264,13 @@ class PreCopy:
     async def _obey(self, decision: Decision) -> None:
         if isinstance(decision, GiveUp):
             raise MigrationError(f"the migration to {self._name} was given up: {decision.reason}")
-        self._check(decision)
+        _check(decision, self._name)
         if decision.bandwidth is not None:
             # The user's own limit holds, whatever a policy wants.
             self.bucket.rate = min(decision.bandwidth, self.limits.bandwidth or math.inf)
         if isinstance(decision, Continue) and decision.throttle is not None:
             await self._slow_down(decision.throttle)
             self.record.note(f"the vCPUs stand still for {decision.throttle:.0%} of the time")
-
-    def _check(self, decision: Continue | Stop) -> None:
-        try:
-            if decision.bandwidth is not None:
-                RATE.check(decision.bandwidth, "a bandwidth")
-            if isinstance(decision, Continue) and decision.throttle is not None:
-                SHARE.check(decision.throttle, "the vCPUs' share of time without running")
-        except ValueError as error:
-            raise MigrationError(
-                f"the migration to {self._name} was given up: its policy wants what can't be: {error}"
-            ) from error
 
     async def _slow_down(self, share: float) -> None:
         if share != self.throttled:
@@ -312,8 +292,7 @@ class PreCopy:
             await send()  # what is half sent: see _collect
             await self._make_safe(channel, peer, durable=False)
         self.record.sent_round()
-        bandwidth, throttle = self.bucket.rate, self.throttled
-        figures = self.record.end_round(await self._collect(), bandwidth=bandwidth, throttle=throttle)
+        figures = self.record.end_round(await self._collect(), self.bucket.rate, self.throttled)
         self._recorder.page_map(figures.round, self.pages.page_map)
         return figures
 
@@ -347,18 +326,11 @@ class PreCopy:
 
     async def _send_go(self, send: Sender, *, offering: Callable[[], None] | None = None) -> None:
         if not self.keep_running:
-            self._check_stands()
+            _check_stands(self._machine)
         if offering is not None:
             offering()
         self._form.go()
         await send()
-
-    def _check_stands(self) -> None:
-        if self._machine.state is State.RUNNING:
-            raise MigrationError(
-                f"the guest {self._machine.state} although it was being handed over: somebody let it run, so "
-                "the other side has not got the guest as it is now; migrate it again"
-            )
 
     def _is_out_of_time(self) -> bool:
         return self._time_left() <= 0.0
@@ -372,3 +344,23 @@ class PreCopy:
 
     async def _in_thread(self, call: Callable[..., T], *arguments: object) -> T:
         return await trio.to_thread.run_sync(call, *arguments, limiter=self._limiter)
+
+
+def _check(decision: Continue | Stop, to: str) -> None:
+    try:
+        if decision.bandwidth is not None:
+            RATE.check(decision.bandwidth, "a bandwidth")
+        if isinstance(decision, Continue) and decision.throttle is not None:
+            SHARE.check(decision.throttle, "the vCPUs' share of time without running")
+    except ValueError as error:
+        raise MigrationError(
+            f"the migration to {to} was given up: its policy wants what can't be: {error}"
+        ) from error
+
+
+def _check_stands(machine: MigratableMachine) -> None:
+    if machine.state is State.RUNNING:
+        raise MigrationError(
+            f"the guest {machine.state} although it was being handed over: somebody let it run, so "
+            "the other side has not got the guest as it is now; migrate it again"
+        )

@@ -47,7 +47,6 @@ class Record:
     ) -> None:
         """``vcpus`` tells the kernel's ids of the vCPUs' threads."""
         self._recorder = recorder
-        #: Watches what is sent; None where nobody wants it recorded.
         self.watch: SendWatch | None = None
         self._vcpus = vcpus
         self._put = put
@@ -159,7 +158,7 @@ class Record:
         # What a few pages take says little of the link: it is the way into threads and back.
         self._link_rate = rate if sent >= _TELLING else max(rate, self._link_rate)
 
-    def end_round(self, dirty: int, *, bandwidth: float | None, throttle: float) -> RoundFigures:
+    def end_round(self, dirty: int, bandwidth: float | None, throttle: float) -> RoundFigures:
         """The dirty log was read: ``dirty`` pages were written meanwhile. The others were in force."""
         figures = self._figures(dirty)
         self._rounds.append(figures)
@@ -190,9 +189,29 @@ class Record:
             overhead=self.overhead,
         )
 
-    def mark(self) -> None:
-        """Bytes have been sent."""
+    def begin_sending(self) -> None:
+        """Bytes are about to be sent, after something else."""
+        if self.watch is not None:
+            self.watch.begins()
+
+    def end_step(self, began: float, before: int) -> float:
+        """A step has ended that ``began`` then, at so many bytes ``before``. Returns the time."""
+        now = perf_counter()
+        self.steps.add(now - began)
         self._live.mark(self._cursor.accepted)
+        if self.watch is not None:
+            self.watch.step(began, now, self._cursor.accepted - before)
+        return now
+
+    def sent(self, count: int) -> None:
+        """The channel has accepted so many bytes."""
+        if self.watch is not None:
+            self.watch.sent(count)
+
+    def watch_sending(self, watch: SendWatch | None) -> None:
+        """Have somebody watch what is sent; None where nobody wants it recorded."""
+        self.watch = watch
+        self.waits.listener = None if watch is None else watch.waits
 
     def _rate(self) -> float:
         if self._ended is None and (rate := self._live.rate(self._cursor.accepted)) is not None:

@@ -9,10 +9,11 @@ import os
 import platform
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
 from functools import cache
 from time import perf_counter
+from typing import Protocol
 
 import msgspec
 import trio
@@ -25,7 +26,6 @@ from kvmmig.migration.events import (
     Decided,
     DirtyLogRead,
     Ended,
-    ExitsCounted,
     GuestStarted,
     HeldBy,
     Host,
@@ -68,6 +68,19 @@ class _Described(msgspec.Struct):
     parameters: Mapping[str, int | str] = {}
 
 
+class FiguresOfReceiving(Protocol):
+    """What a destination knows at its end; `IncomingMigration` is one."""
+
+    @property
+    def received_pages(self) -> int: ...
+    @property
+    def zero_pages(self) -> int: ...
+    @property
+    def received_bytes(self) -> int: ...
+    @property
+    def turns(self) -> Durations: ...
+
+
 class Recorder:
     """One side of one migration."""
 
@@ -83,19 +96,28 @@ class Recorder:
         #: Whom events are told to; None where nobody listens.
         self.tell: Tell | None = self._tell_all if on_event is not None or path is not None else None
         self._known = False
+        self._begun_at = 0.0
         self._marks: dict[str, float] = {}
         self._mark = 0.0
         self._stopped_at: float | None = None
 
     @asynccontextmanager
-    async def recording(self) -> AsyncIterator[None]:
-        """The file, if there is to be one, for as long as this block lasts; see `recordfile.recording`."""
-        if self._path is None:
-            yield
-            return
-        async with recording(self._path) as self._file:
-            self._listeners.append(self._file.tell)
-            yield
+    async def recording(
+        self, figures: Callable[[], MigrationStatistics] | None = None
+    ) -> AsyncIterator[None]:
+        """The file, if there is to be one, for as long as this block lasts; see `recordfile.recording`.
+
+        ``figures`` are a source's; with them, the end of the block is recorded as its end.
+        """
+        async with AsyncExitStack() as stack:
+            if self._path is not None:
+                self._file = await stack.enter_async_context(recording(self._path))
+                self._listeners.append(self._file.tell)
+            try:
+                yield
+            finally:
+                if figures is not None:
+                    self._ended_source(figures())
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -111,18 +133,13 @@ class Recorder:
             listener(event)
 
     def begun(
-        self,
-        *,
-        identity: bytes,
-        uri: str,
-        machine: bytes,
-        policy: str = "",
-        limits: Limits | None = None,
+        self, uri: str, identity: bytes, machine: bytes, policy: str = "", limits: Limits | None = None
     ) -> None:
         """It begins; ``machine`` is the JSON that describes it."""
         if self.tell is None:
             return
         described = msgspec.json.decode(machine, type=_Described)
+        self._begun_at = perf_counter()
         self.tell(
             Begun(
                 at=perf_counter(),
@@ -214,12 +231,6 @@ class Recorder:
         if self.tell is not None:
             self.tell(Changed(at=perf_counter(), what=what, value="none" if value is None else str(value)))
 
-    def exits(self, counts: list[Mapping[str, int]]) -> None:
-        """How often each vCPU has left the guest so far."""
-        if self.tell is not None:
-            for cpu, exits in enumerate(counts):
-                self.tell(ExitsCounted(at=perf_counter(), cpu=cpu, exits=dict(exits)))
-
     def stopping(self) -> None:
         """The guest is about to be stopped: the parts of the downtime begin."""
         self._stopped_at = self._mark = perf_counter()
@@ -277,12 +288,13 @@ class Recorder:
         if self.tell is not None:
             self.tell(Received(at=began, duration=perf_counter() - began, pages=pages, zero=zero))
 
-    def started(self) -> None:
-        """The guest runs here."""
-        if self.tell is not None:
+    def here(self, *, runs: bool) -> None:
+        """The guest is here, and ``runs`` if it ran."""
+        if self.tell is not None and runs:
             self.tell(GuestStarted(at=perf_counter()))
+        self.phase("running")
 
-    def ended_source(self, figures: MigrationStatistics) -> None:
+    def _ended_source(self, figures: MigrationStatistics) -> None:
         """It has come to its end here."""
         if self.tell is not None:
             self.tell(
@@ -306,29 +318,23 @@ class Recorder:
                 )
             )
 
-    def ended_destination(
-        self,
-        outcome: str,
-        error: str,
-        *,
-        total_time: float,
-        bytes: int,
-        pages: int,
-        zero_pages: int,
-        turns: Durations,
-    ) -> None:
-        """It has come to its end there."""
+    def ended_destination(self, received: FiguresOfReceiving, error: BaseException | None = None) -> None:
+        """It has come to its end there: well, or by an error, or a cancel."""
         if self.tell is not None:
+            outcome = "done"
+            if error is not None:
+                outcome = "failed" if isinstance(error, Exception) else "cancelled"
+            now = perf_counter()
             self.tell(
                 Ended(
-                    at=perf_counter(),
+                    at=now,
                     outcome=outcome,
-                    error=error,
-                    total_time=total_time,
-                    bytes=bytes,
-                    pages=pages,
-                    zero_pages=zero_pages,
-                    turns=turns,
+                    error="" if error is None else str(error),
+                    total_time=now - self._begun_at,
+                    bytes=received.received_bytes,
+                    pages=received.received_pages,
+                    zero_pages=received.zero_pages,
+                    turns=received.turns,
                 )
             )
 

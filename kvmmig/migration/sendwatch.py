@@ -6,6 +6,7 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import TypeAlias
 
+from kvmmig.migration.accounts import Waiting
 from kvmmig.migration.events import HeldBy, RecordedEvent, Sent, Stalled, StepTaken
 
 #: What an event is told to: quick, and raises nothing.
@@ -34,15 +35,12 @@ class SendWatch:
         self._spent.clear()
         self._cause, self._words = "cpu", ""
 
-    def waits(self, cause: HeldBy) -> None:
-        """What comes next is spent on this."""
+    def waits(self, what: Waiting) -> None:
+        """What comes next is spent on this. For `Waits.listener`."""
         now = perf_counter()
         self._spend(now)
-        self._cause, self._since = cause, now
-
-    def sends(self) -> None:
-        """What comes next is up to the channel."""
-        self.waits(self._channel)
+        self._since = now
+        self._cause = self._channel if what == "channel" else "limit" if what == "limit" else "cpu"
 
     def sent(self, count: int) -> None:
         """The channel accepted so many bytes."""

@@ -58,9 +58,8 @@ class Sender:
         `MigrationError` when not one byte was accepted for `Limits.stall_timeout`.
         """
         moved_at = perf_counter()
-        watch, done = self._record.watch, False
-        if watch is not None:
-            watch.begins()
+        done = False
+        self._record.begin_sending()
         self._bucket.begin()
         while not done:
             if enough():
@@ -68,11 +67,7 @@ class Sender:
             begin, before = perf_counter(), self._cursor.accepted
             with trio.move_on_after(max(self._limits.step - _LAST_CALL, self._limits.step / 2)):
                 done = await self._step(more)
-            now = perf_counter()
-            self._record.steps.add(now - begin)
-            self._record.mark()
-            if watch is not None:
-                watch.step(begin, now, self._cursor.accepted - before)
+            now = self._record.end_step(begin, before)
             if self._cursor.accepted != before or self._bucket.allowed() == 0:
                 moved_at = now
             elif now - moved_at > self._limits.stall_timeout:
@@ -83,28 +78,21 @@ class Sender:
         return True
 
     async def _step(self, more: Callable[[], Awaitable[bool]]) -> bool:
-        waits, watch = self._record.waits, self._record.watch
+        waits = self._record.waits
         while True:
-            if watch is not None:
-                watch.waits("cpu")
             if self._cursor.empty:
                 with waits.on("pages"):
                     if not await more():
                         return True
             allowed = self._bucket.allowed()
             if allowed == 0:
-                if watch is not None:
-                    watch.waits("limit")
                 with waits.on("limit"):
                     await self._bucket.wait()
                 continue
-            if watch is not None:
-                watch.sends()
             with waits.on("channel"):
                 count = await self._offer(min(allowed or self._most, self._most))
             self._cursor.advance(count)
-            if watch is not None:
-                watch.sent(count)
+            self._record.sent(count)
             self._bucket.spend(count)
 
     async def _offer(self, most: int) -> int:
