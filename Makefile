@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test lint types check-tests bench guard tls pressure monitor faults soak guests api docs pins clean
+.PHONY: help setup demo test lint types check-tests bench peers guard tls pressure monitor faults soak attack guests api docs pins clean
 
 help:
 	@echo "make demo    move three guests on this machine: over TCP, through a pipe, into a file"
 	@echo "make test    lint, types, tests"
 	@echo "make bench   the figures, each beside its limit measured in the same run"
+	@echo "make peers   kvmmig beside QEMU, idle and loaded (minutes; needs qemu-system-x86 and nasm); see bench/README.md"
 	@echo "make guard   what the guard between the engine and every channel costs"
 	@echo "make tls     how fast tls+ is, beside what one core can encrypt"
 	@echo "make pressure  a loaded machine, a slow sink, a cancel in the middle of a long final pass"
@@ -17,6 +18,7 @@ help:
 	@echo "make faults  transport x fault x phase: what the source does when the other end fails (minutes; root)"
 	@echo "make soak    200 moves back and forth, with cancels and faults (minutes)"
 	@echo "make guests  assemble the built-in guests anew, with nasm"
+	@echo "make attack  torn images, killed saves, hostile clients, a fuzzer: an hour; make attack FUZZ=10 is shorter"
 	@echo "make api     write docs/api.md anew, from the docstrings"
 	@echo "make docs    the site, into build/site"
 	@echo "make pins    write requirements/constraints.txt anew: the versions that all else here installs"
@@ -54,6 +56,9 @@ bench: setup
 	@$(BIN)/python bench/speed.py
 	@$(BIN)/python bench/guard.py
 
+peers: setup
+	@$(BIN)/python -m bench.peers $(ARGS)
+
 guard: setup
 	@$(BIN)/python bench/guard.py
 
@@ -79,6 +84,18 @@ guests:
 	@for source in kvmmig/guests/*.asm kvmmig/machine/bios/bios.asm; do \
 	    (cd "$$(dirname "$$source")" && name=$$(basename "$$source" .asm) && nasm -f bin -o "$$name.bin" "$$name.asm") || exit; done
 
+# What a user's slip, a neighbour, a torn image or a stranger can do. FUZZ is seconds for each of the fuzzer's targets.
+FUZZ ?= 300
+attack: setup
+	@echo "== every kind of attack, in its short form"
+	@$(BIN)/python -m pytest -q -m "not slow" tests/stream tests/qmp tests/transports/test_saving*.py tests/transports/test_tls.py \
+	    tests/transports/test_secret.py tests/cli/test_run_directory.py tests/cli/test_descriptors.py tests/fuzz
+	@echo "== saves killed at random and at each system call, 10,000 torn images, 100,000 hostile inputs"
+	@$(BIN)/python -m pytest -q -m slow tests/transports tests/stream tests/qmp tests/monitor
+	@echo "== the fuzzer, $(FUZZ) s a target"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements/constraints.txt --editable '.[fuzz]'
+	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ)
+
 api: setup
 	@$(BIN)/python -m tests.api.reference
 
@@ -89,7 +106,7 @@ docs: setup
 # In an environment of its own, where nothing holds a version back.
 pins:
 	@rm -rf build/pins && $(PYTHON) -m venv build/pins
-	@build/pins/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@build/pins/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,fuzz]'
 	@{ sed -n '/^#/p' requirements/constraints.txt; \
 	   build/pins/bin/python -m pip freeze --disable-pip-version-check --exclude-editable; } > build/pins/new
 	@mv build/pins/new requirements/constraints.txt

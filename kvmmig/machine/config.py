@@ -105,7 +105,7 @@ class MachineDescription(
         """The reverse of `encode`. Raises `StateMismatch` for anything that is not a description."""
         try:
             return msgspec.json.decode(data, type=cls)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise StateMismatch(f"the source's description of its machine can't be read: {error}") from error
 
     def config(self) -> MachineConfig:

@@ -329,5 +329,5 @@ class Decoder:
 def _json(body: bytes, type_: type[_T]) -> _T:
     try:
         return msgspec.json.decode(body, type=type_)
-    except (msgspec.DecodeError, msgspec.ValidationError, RecursionError) as problem:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as problem:
         raise StreamError(f"a {type_.__name__.upper()} frame can't be read: {problem}") from problem

@@ -10,6 +10,7 @@ from kvmmig import guests
 from kvmmig.errors import BadURI, KvmmigError, MigrationCancelled, OutcomeUnknown, StreamError, WrongState
 from kvmmig.machine import Entry, Machine, MachineConfig, Program
 from kvmmig.monitor.control import MachineControl
+from kvmmig.stream.format import HEADER, IDENTITY_SIZE, PREAMBLE
 from tests.monitor.lab import MIB, PATIENCE, Lab, awaiting, check, listening, running
 
 pytestmark = pytest.mark.kvm
@@ -224,8 +225,9 @@ async def test_after_a_migration_whose_outcome_nobody_knows_only_an_operator_get
         async with running() as lab:
             async with awaiting() as there:
                 uri = await listening(there)
-                # It is cut in "running", behind 16 bytes of preamble and 32 each of "accept" and "ready".
-                lab.control.outgoing.begin(f"fault+{uri}?fault.what=cut&fault.side=receive&fault.at=90")
+                # It is cut in "running", behind the stream's beginning, "accept" and "ready".
+                at = PREAMBLE.size + IDENTITY_SIZE + 2 * HEADER.size + 1
+                lab.control.outgoing.begin(f"fault+{uri}?fault.what=cut&fault.side=receive&fault.at={at}")
                 with pytest.raises(OutcomeUnknown, match="Look there first"):
                     await lab.control.outgoing.wait()
             assert lab.control.outgoing.status == "failed"
