@@ -32,8 +32,8 @@ class MachineConfig:
     """A machine to be built. Raises `BadConfig` for one that can't exist on any host.
 
     ``memory`` is in bytes, ``cpus`` a number of vCPUs; without ``irqchip`` it has no interrupt
-    controller. ``name`` is what a guest's check knows it by. ``parameters`` are what a toy guest was
-    assembled with; they travel with it, so that its memory can be checked wherever it is. ``on_halt`` says
+    controller. ``name`` is what a guest's check knows it by. ``parameters`` are what a toy guest
+    was given; they travel with it, so that its memory can be checked wherever it is. ``on_halt`` says
     what becomes of a guest whose vCPUs can do nothing any more: it ends, or it stays, and travels on so too.
     """
 
