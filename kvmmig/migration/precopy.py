@@ -159,12 +159,12 @@ class PreCopy:
             )
         self._cursor.put(self._encoder.end(running=running))
         await send()
-        if channel.two_way:  # one way, the commit begins with it, and says what keeps a reader from it
+
+        self._enter(Phase.COMMIT)
+        if channel.two_way:  # one way, what is flushed is an affair of the commit
             await self._make_safe(channel, peer)
         self.record.end_final_pass()
         self.record.lap("memory")
-
-        self._enter(Phase.COMMIT)
         await commit(
             channel,
             peer,
