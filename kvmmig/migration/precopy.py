@@ -179,12 +179,12 @@ class PreCopy:
             await self._bounded(channel, peer, channel.settle)
         self._form.finish(sections, running=running)
         await send()
-        if channel.two_way:  # one way, the commit begins with it, and says what keeps a reader from it
+
+        self._enter(Phase.COMMIT)
+        if channel.two_way:  # one way, what is flushed is an affair of the commit
             await self._make_safe(channel, peer, durable=True)
         self.record.end_final_pass()
         self.record.lap("memory")
-
-        self._enter(Phase.COMMIT)
         if self.keep_running:
             await self._go_on(channel, peer, running=running)
         await commit(

@@ -64,6 +64,10 @@ class Watched:
     def description(self) -> MachineDescription:
         return self._machine.description
 
+    @property
+    def thread_ids(self) -> Sequence[int]:
+        return self._machine.thread_ids
+
     def dirty_tracker(self) -> DirtyTracker:
         return WatchedTracker(self._machine.dirty_tracker(), self.happens)
 

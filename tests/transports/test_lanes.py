@@ -87,7 +87,8 @@ async def test_a_cancelled_receive_has_taken_nothing_or_says_what() -> None:
                     nursery.start_soon(receive)
                     for _ in range(pause % 4):
                         await trio.lowlevel.checkpoint()
-                    rest = rest[os.write(near, rest[:50_000]) :]
+                    with contextlib.suppress(BlockingIOError):
+                        rest = rest[os.write(near, rest[:50_000]) :]
                     for _ in range(pause % 3):
                         await trio.lowlevel.checkpoint()
                     scope.cancel()
