@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, TypeAlias
 
 import click
 
-from kvmmig.cli.arguments import StoringOption, examples, json_option, machine_argument
+from kvmmig.cli.arguments import StoringOption, examples, json_option, machine_argument, machines_argument
+from kvmmig.cli.completion import URI, SettingValue
 
 if TYPE_CHECKING:
     from kvmmig.transport.uri import TransportURI
+
+Settings: TypeAlias = list[tuple[str, str]]
 
 _STATUSES = """\b
 Exit status:
@@ -26,8 +30,31 @@ _keep_option = click.option(
     help="Leave the machine here when its guest has moved: stopped, for those who want its figures.",
 )
 _detach_option = click.option(
-    "--detach", is_flag=True, help='Return at once; "kvmmig status NAME --watch" shows how it goes on.'
+    "-d", "--detach", is_flag=True, help='Return at once; "kvmmig status NAME --watch" shows how it goes on.'
 )
+
+
+def _limits_options(command: Callable[..., int]) -> Callable[..., int]:
+    """What may be set along with it: for this migration, and for later ones of that machine."""
+    for setting in ("timeout", "downtime-limit", "bandwidth"):
+        option = click.option(
+            f"--{setting.removesuffix('-limit')}",
+            setting.replace("-", "_"),
+            type=SettingValue(setting),
+            metavar={"bandwidth": "RATE"}.get(setting, "DURATION"),
+            help=_LIMITS[setting],
+        )
+        command = option(command)
+    return command
+
+
+_LIMITS = {
+    "bandwidth": "First set NAME bandwidth RATE: send at most so much, such as 500MB/s; or none.",
+    "downtime-limit": "First set NAME downtime-limit DURATION: stop the guest for at most so long, such as "
+    "50ms.",
+    "timeout": "First set NAME timeout DURATION: cancel it when it takes longer, such as 2min; or none. "
+    '"kvmmig set NAME on-timeout force" has it finished instead.',
+}
 
 
 @click.command(
@@ -36,16 +63,18 @@ _detach_option = click.option(
         "kvmmig migrate a tcp:192.0.2.7:4444",
         "kvmmig migrate a unix:/run/user/1000/b.migration --keep",
         "kvmmig migrate a 'throttle+tcp:127.0.0.1:4444?throttle.rate=100MB/s'",
+        "kvmmig migrate a tcp:192.0.2.7:4444 --bandwidth 500MB/s --downtime 50ms --timeout 2min",
         "kvmmig migrate a tcp:192.0.2.7:4444 --json | tee figures",
         more=_STATUSES,
     ),
 )
 @machine_argument
-@click.argument("uri")
+@click.argument("uri", type=URI())
+@_limits_options
 @_keep_option
 @_detach_option
 @json_option
-def migrate(name: str, uri: str, keep: bool, detach: bool, as_json: bool) -> int:
+def migrate(name: str, uri: str, keep: bool, detach: bool, as_json: bool, **limits: str | None) -> int:
     """Move the guest of the machine NAME to URI while it runs; "kvmmig transports" lists the ways.
 
     When it has moved, the machine here is ended. Ctrl-C asks whether to cancel or to leave it running.
@@ -53,7 +82,8 @@ def migrate(name: str, uri: str, keep: bool, detach: bool, as_json: bool) -> int
     from kvmmig.cli.storing import checked
     from kvmmig.transport.uri import TransportURI
 
-    return _migrate(name, checked(TransportURI.parse(uri)), keep=keep, detach=detach, as_json=as_json)
+    where = checked(TransportURI.parse(uri))
+    return _migrate(name, where, _given(limits), keep=keep, detach=detach, as_json=as_json)
 
 
 @click.command(
@@ -68,10 +98,13 @@ def migrate(name: str, uri: str, keep: bool, detach: bool, as_json: bool) -> int
     help="What writes it: the machine itself (file), a helper at the end of a pipe (pipe), or another "
     "transport that stores.",
 )
+@_limits_options
 @_keep_option
 @_detach_option
 @json_option
-def save(name: str, path: str, transport: str, keep: bool, detach: bool, as_json: bool) -> int:
+def save(
+    name: str, path: str, transport: str, keep: bool, detach: bool, as_json: bool, **limits: str | None
+) -> int:
     """Save the guest of the machine NAME to PATH while it runs; "kvmmig restore" goes on with it.
 
     - is standard output, also of a pipe; what is said goes to standard error then.
@@ -90,13 +123,23 @@ def save(name: str, path: str, transport: str, keep: bool, detach: bool, as_json
 
         stream = own_descriptor(path, writing=True)
         if stream is not None:
-            return _save_to_stream(name, stream, path, transport, keep=keep, detach=detach, as_json=as_json)
+            return _save_to_stream(
+                name, stream, path, transport, _given(limits), keep=keep, detach=detach, as_json=as_json
+            )
     uri = checked(storing_uri(transport, path))
-    return _migrate(name, uri, keep=keep, detach=detach, as_json=as_json, then=then)
+    return _migrate(name, uri, _given(limits), keep=keep, detach=detach, as_json=as_json, then=then)
 
 
 def _save_to_stream(
-    name: str, stream: int, path: str, transport: str, *, keep: bool, detach: bool, as_json: bool
+    name: str,
+    stream: int,
+    path: str,
+    transport: str,
+    settings: Settings,
+    *,
+    keep: bool,
+    detach: bool,
+    as_json: bool,
 ) -> int:
     if transport != "file":
         raise click.UsageError(
@@ -108,22 +151,42 @@ def _save_to_stream(
     from kvmmig.transport.uri import TransportURI
 
     return migrate_machine(
-        name, TransportURI("fd", "stream"), stream=stream, keep=keep, detach=False, as_json=as_json
+        name,
+        TransportURI("fd", "stream"),
+        settings,
+        stream=stream,
+        keep=keep,
+        detach=False,
+        as_json=as_json,
     )
 
 
-@click.command(short_help="Cancel a machine's migration.", epilog=examples("kvmmig cancel a"))
-@machine_argument
-def cancel(name: str) -> int:
+@click.command(short_help="Cancel machines' migrations.", epilog=examples("kvmmig cancel a"))
+@machines_argument
+def cancel(names: tuple[str, ...]) -> int:
     """Cancel the migration of the machine NAME; its guest goes on where it is. Returns when that is so."""
     from kvmmig.cli.migrate import cancel_migration
+    from kvmmig.cli.remote import for_each
 
-    return cancel_migration(name)
+    return for_each(names, cancel_migration)
 
 
-def _migrate(name: str, uri: TransportURI, *, keep: bool, detach: bool, as_json: bool, then: str = "") -> int:
+def _given(limits: Mapping[str, str | None]) -> Settings:
+    return [(name.replace("_", "-"), value) for name, value in limits.items() if value is not None]
+
+
+def _migrate(
+    name: str,
+    uri: TransportURI,
+    settings: Settings,
+    *,
+    keep: bool,
+    detach: bool,
+    as_json: bool,
+    then: str = "",
+) -> int:
     if keep and detach:
         raise click.UsageError("--detach leaves the machine here anyway, so --keep can't go with it")
     from kvmmig.cli.migrate import migrate_machine
 
-    return migrate_machine(name, uri, keep=keep, detach=detach, as_json=as_json, then=then)
+    return migrate_machine(name, uri, settings, keep=keep, detach=detach, as_json=as_json, then=then)

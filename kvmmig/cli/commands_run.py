@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kvmmig.cli.arguments import Cpus, GuestOrFile, Memory, Seconds, Setting, StoringOption, examples
+from kvmmig.cli.arguments import Cpus, GuestOrFile, Memory, Seconds, StoringOption, examples
+from kvmmig.cli.completion import URI, ParameterSetting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,9 +33,13 @@ _name_option = click.option(
     "is taken]",
 )
 _detach_option = click.option(
+    "-d",
     "--detach",
     is_flag=True,
     help="Go on in the background: return when it runs, print its name, and leave its messages in a log.",
+)
+_paused_option = click.option(
+    "--paused", is_flag=True, help='Have the guest ready, and paused: "kvmmig resume NAME" lets it run.'
 )
 _serial_option = click.option(
     "--serial",
@@ -69,7 +74,7 @@ _pass_fd_option = click.option(
     short_help="Run a guest, a new or an incoming one; migrate it.",
     epilog=examples(
         "kvmmig run hello",
-        "kvmmig run dirtier --name a --memory 1GiB --detach",
+        "kvmmig run dirtier --name a -m 1GiB -d",
         "kvmmig run ./my-guest.asm --set hot=8MiB --cpus 2",
         "kvmmig run disk.img --entry real16 --memory 150MiB",
         "kvmmig run dirtier --memory 1GiB --migrate-to file:/var/tmp/dirtier.img --after 2",
@@ -85,23 +90,29 @@ _pass_fd_option = click.option(
     help="How a flat image starts: in real mode at 0x7c00, or in 64-bit mode at 1 MiB. An ELF and an .asm "
     "say it themselves.",
 )
-@click.option("--memory", type=Memory(), metavar="SIZE", help="Guest memory.  [default: 256MiB]")
+@click.option("-m", "--memory", type=Memory(), metavar="SIZE", help="Guest memory.  [default: 256MiB]")
 @click.option("--cpus", type=Cpus(), metavar="N", help="Number of vCPUs.  [default: 1]")
 @click.option(
     "--set",
     "settings",
-    type=Setting(),
+    type=ParameterSetting(),
     multiple=True,
     metavar="NAME=VALUE",
     help='A toy guest\'s parameter, any number of times; "kvmmig guests" lists them.',
 )
 @_name_option
 @_detach_option
+@_paused_option
 @_serial_option
 @_qmp_option
 @_no_exec_option
 @_pass_fd_option
-@click.option("--migrate-to", metavar="URI", help='Move the guest there; "kvmmig transports" lists the ways.')
+@click.option(
+    "--migrate-to",
+    type=URI(),
+    metavar="URI",
+    help='Move the guest there; "kvmmig transports" lists the ways.',
+)
 @click.option(
     "--after",
     type=Seconds(),
@@ -110,6 +121,7 @@ _pass_fd_option = click.option(
 )
 @click.option(
     "--incoming",
+    type=URI(also="defer"),
     metavar="URI|defer",
     help='Run the guest that comes by migration from there, instead of a new one; "defer" waits until a '
     "monitor's migrate-incoming says from where.",
@@ -122,6 +134,7 @@ def run(
     settings: tuple[tuple[str, str], ...],
     name: str | None,
     detach: bool,
+    paused: bool,
     serial: str,
     qmp: tuple[str, ...],
     no_exec: bool,
@@ -154,13 +167,18 @@ def run(
             )
         uri = _uri(incoming) if incoming != "defer" else None
         _inherit(pass_fds)
-        return _run_incoming(lambda: uri, name=name, detach=detach, serial=serial, qmp=qmp, no_exec=no_exec)
+        return _run_incoming(
+            lambda: uri, name=name, detach=detach, paused=paused, serial=serial, qmp=qmp, no_exec=no_exec
+        )
     if guest is None:
         raise click.UsageError(
             "name a guest or a file to run (kvmmig guests lists the guests), or --incoming URI"
         )
     if after is not None and migrate_to is None:
         raise click.UsageError("--after says when to move, so it needs --migrate-to URI")
+
+    if paused and migrate_to is not None:
+        raise click.UsageError("--migrate-to moves a guest that runs, so --paused can't go with it")
 
     from kvmmig.cli.detach import Background, perhaps_in_background
 
@@ -185,7 +203,9 @@ def run(
                 cpus=1 if cpus is None else cpus,
                 settings=dict(settings),
             ),
-            ProcessOptions(name=name, serial=serial, qmp=qmp, no_exec=no_exec, background=background),
+            ProcessOptions(
+                name=name, paused=paused, serial=serial, qmp=qmp, no_exec=no_exec, background=background
+            ),
             planned=planned,
         )
 
@@ -196,13 +216,14 @@ def run(
     short_help="Go on with a saved guest.",
     epilog=examples(
         "kvmmig restore /var/tmp/a.img",
-        "kvmmig restore /var/tmp/a.img --name b --detach",
+        "kvmmig restore /var/tmp/a.img --name b -d",
         more=_STATUSES,
     ),
 )
 @click.argument("path", type=click.Path())
 @_name_option
 @_detach_option
+@_paused_option
 @_serial_option
 @_qmp_option
 @_no_exec_option
@@ -216,6 +237,7 @@ def restore(
     path: str,
     name: str | None,
     detach: bool,
+    paused: bool,
     serial: str,
     qmp: tuple[str, ...],
     no_exec: bool,
@@ -238,6 +260,7 @@ def restore(
             name=name,
             default_name="restored",
             detach=detach,
+            paused=paused,
             serial=serial,
             qmp=qmp,
             no_exec=no_exec,
@@ -245,7 +268,14 @@ def restore(
     uri = storing_uri(transport, path)
     stem = os.path.splitext(os.path.basename(path))[0]
     return _run_incoming(
-        lambda: uri, name=name, default_name=stem, detach=detach, serial=serial, qmp=qmp, no_exec=no_exec
+        lambda: uri,
+        name=name,
+        default_name=stem,
+        detach=detach,
+        paused=paused,
+        serial=serial,
+        qmp=qmp,
+        no_exec=no_exec,
     )
 
 
@@ -277,6 +307,7 @@ def _run_incoming(
     name: str | None,
     default_name: str = "incoming",
     detach: bool,
+    paused: bool,
     serial: str,
     qmp: tuple[str, ...],
     no_exec: bool,
@@ -287,7 +318,9 @@ def _run_incoming(
         from kvmmig.cli.machine_process import ProcessOptions
         from kvmmig.cli.run import run_incoming
 
-        options = ProcessOptions(name=name, serial=serial, qmp=qmp, no_exec=no_exec, background=background)
+        options = ProcessOptions(
+            name=name, paused=paused, serial=serial, qmp=qmp, no_exec=no_exec, background=background
+        )
         return run_incoming(source(), options, default_name=default_name)
 
     return perhaps_in_background(detach, life)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
 import trio
@@ -15,7 +15,9 @@ from kvmmig.cli.lifetime import run_to_end
 from kvmmig.cli.printing import echo
 from kvmmig.cli.progress import summary
 from kvmmig.cli.remote import end_machine, has_ended, machine, migration_figures
+from kvmmig.cli.settings import commands_for
 from kvmmig.cli.streams import Copying, is_pipe
+from kvmmig.cli.terminal import one_key
 from kvmmig.errors import BadURI, ChannelBroken, MigrationError
 from kvmmig.migration.report import MigrationStatistics, Phase
 from kvmmig.qmp.client import QMPClient
@@ -24,12 +26,14 @@ from kvmmig.transport import TransportURI, descriptors
 
 _EVERY = 0.1  # seconds between two looks
 _FAILED, _LEFT_RUNNING, _INTERRUPTED = 1, 3, 130
-_QUESTION = "Cancel the migration? (y: cancel, n: leave it running, Return: watch on) "
+_QUESTION = "Cancel the migration? (y: cancel, n: leave it running, any other key: watch on) "
+_KEY = 64  # bytes: what one key sends, and not the next question's answer
 
 
 def migrate_machine(
     name: str,
     uri: TransportURI,
+    settings: Sequence[tuple[str, str]] = (),
     *,
     keep: bool,
     detach: bool,
@@ -39,12 +43,15 @@ def migrate_machine(
 ) -> int:
     """Migrate a machine's guest, and show it; ``then`` is what can be done when it has moved.
 
+    ``settings`` are set first, as ``kvmmig set`` does it.
+
     A ``stream`` is a descriptor to write it to, in the place of what ``uri`` says; it is taken over.
 
     Returns the exit status. Raises `KvmmigError`.
     """
 
     text = _sayable(uri)
+    commands = commands_for(settings)
     copying = None
     if stream is None:
         number = _descriptor(uri)
@@ -56,6 +63,9 @@ def migrate_machine(
 
     async def command() -> int:
         async with machine(name) as client:
+            await _check_none_runs(client, name)
+            for command, arguments in commands:
+                await client.execute(command, arguments)
             said = text if number is None else await _pass(client, uri, number)
             if detach:
                 await client.execute("migrate", {"uri": said})
@@ -168,18 +178,19 @@ class _Watch:
 
             async def read() -> None:
                 nonlocal answer
-                sys.stderr.write("\r\n" + _QUESTION)
-                sys.stderr.flush()
                 # Not in a thread: whoever is cancelled must not leave one behind that reads the shell's keys.
                 await trio.lowlevel.wait_readable(0)
-                typed = os.read(0, 1024).decode(errors="replace")
-                answer = _meaning(typed)
+                answer = _meaning(os.read(0, _KEY).decode(errors="replace"))
                 nursery.cancel_scope.cancel()
 
-            nursery.start_soon(read)
-            async for _ in signals:
-                break
-            nursery.cancel_scope.cancel()
+            with one_key(0):
+                sys.stderr.write("\r\n" + _QUESTION)
+                sys.stderr.flush()
+                nursery.start_soon(read)
+                async for _ in signals:
+                    break
+                nursery.cancel_scope.cancel()
+        sys.stderr.write(f"{answer}\n")
         return answer
 
 
@@ -188,6 +199,15 @@ def _meaning(typed: str) -> str:
     if not typed or word.startswith(("y", "c")):
         return "cancel"
     return "leave" if word.startswith(("n", "l")) else "go on"
+
+
+async def _check_none_runs(client: QMPClient, name: str) -> None:
+    figures, _ = await migration_figures(client)
+    if figures is not None and not has_ended(figures):
+        raise MigrationError(
+            f"the guest of {name!r} is already on its way to {figures.peer or 'another place'}; to watch it: "
+            f"kvmmig status {name} --watch; to end it: kvmmig cancel {name}"
+        )
 
 
 async def _report_end(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import replace
 
 from kvmmig.cli import rundir
 from kvmmig.cli.logs import logging_to, to_stderr
-from kvmmig.errors import BadURI, KvmmigError
+from kvmmig.cli.statuses import WrongCommandLine
+from kvmmig.errors import BadURI, KvmmigError, TransportError
 from kvmmig.transport.contract import Transport
 from kvmmig.transport.places import check_place, protect
 from kvmmig.transport.registry import Registration, registrations, target_is_path, transport_for
@@ -34,11 +36,13 @@ def storing_uri(scheme: str, target: str) -> TransportURI:
 def checked(uri: TransportURI) -> TransportURI:
     """The same URI with a path that means the same to a machine's process as to this one.
 
-    Raises `BadURI` where a guest would be written to a path that no guest can be saved to.
+    Raises `BadURI` where a guest would be written to a path that no guest can be saved to, and for a URI that
+    no transport understands: whatever the machine is doing, that is the first thing to be said.
     """
     if not uri.target or "\0" in uri.target:
         return uri  # the transport itself says what is wrong with it
     with logging_to(to_stderr):
+        _check_makes_sense(uri)
         stored = target_is_path(uri.scheme)
     if stored:
         protect(rundir.directory())
@@ -46,6 +50,16 @@ def checked(uri: TransportURI) -> TransportURI:
     elif uri.scheme != "unix":
         return uri
     return replace(uri, target=os.path.abspath(uri.target))
+
+
+def _check_makes_sense(uri: TransportURI) -> None:
+    if uri.scheme == "fd" or any(name.endswith("file") for name in uri.options):
+        return  # the descriptor, or the file, is the machine's own
+    with suppress(TransportError):  # a package that can't be imported here: the machine says what it finds
+        try:
+            transport_for(uri)
+        except BadURI as error:
+            raise WrongCommandLine(str(error)) from error
 
 
 def storing_schemes() -> list[str]:

@@ -71,14 +71,16 @@ class IncomingMigration:
         on_connected: Callable[[], None] | None = None,
         on_populate: Callable[[int, int], None] | None = None,
         on_here: Callable[[Machine], None] | None = None,
+        start: bool = True,
         strays: trio.Nursery | None = None,
     ) -> None:
         """``transport`` may be a URI. ``output`` gets what the guest writes to its serial port.
 
         ``on_listening`` gets where it listens in fact; ``on_connected`` is told that a source is there;
         ``on_populate`` bytes done and in all; ``on_here`` gets the machine when the guest is here, before the
-        source is told so. All must be quick and not raise. What a channel does that can't be ended is left
-        behind in ``strays``, a nursery that outlives this; without one, the end of `machine` waits for it.
+        source is told so. All must be quick and not raise. Without ``start`` the guest is yet to be started
+        then. What a channel does that can't be ended is left behind in ``strays``, a nursery that outlives
+        this; without one, the end of `machine` waits for it.
         """
         self._transport = transport if isinstance(transport, Transport) else transport_for(transport)
         self._output = output
@@ -87,6 +89,7 @@ class IncomingMigration:
         self._on_connected = on_connected
         self._on_populate = on_populate
         self._on_here = on_here
+        self._start = start
         self._strays = strays
         self._channel: GuardedChannel
         self._decoder = stream.Decoder(stream.Direction.FORWARDS)
@@ -117,8 +120,8 @@ class IncomingMigration:
 
     @asynccontextmanager
     async def machine(self) -> AsyncIterator[Machine]:
-        """Listen, receive one guest, and give its machine; it runs if it ran at the source, else it is yet to
-        be started. Call it once.
+        """Listen, receive one guest, and give its machine; it runs if it ran at the source and is to be
+        started here, else it is yet to be started. Call it once.
 
         Raises `ConnectFailed` where nobody can connect, `StreamError` for bytes that are no whole stream,
         `StateMismatch` for a guest that can't live here, `MigrationError` where the source gave up,
@@ -177,7 +180,7 @@ class IncomingMigration:
         sections, end = await self._work(strays, partial(self._receive_guest, machine, sizes))
         await machine.apply(sections)
         await self._work(strays, self._wait_for_go)
-        if end.running:
+        if end.running and self._start:
             await machine.start()
         self.total_time = perf_counter() - started
         if self._on_here is not None:

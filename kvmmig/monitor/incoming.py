@@ -45,6 +45,8 @@ class Incoming:
         self.migration: IncomingMigration | None = None
         #: Where it listens in fact: with the port that the kernel chose. None before it listens.
         self.uri: TransportURI | None = None
+        #: Whether the guest runs when it is here, if it ran at its source; else it is yet to be started.
+        self.start = True
         #: None before it listens.
         self.status: IncomingStatus | None = None
         self._life = life
@@ -118,6 +120,7 @@ class Incoming:
             on_connected=lambda: self._enter("active"),
             on_populate=self._on_populate,
             on_here=self._note_here,
+            start=self.start,
             strays=self._strays,
         )
         try:
