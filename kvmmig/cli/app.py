@@ -94,4 +94,5 @@ for _name, _command in ALIASES.items():
     _alias = copy.copy(_command)
     _alias.name = _name
     _alias.short_help = f"The same as {_command.name}."
+    _alias.epilog = (_command.epilog or "").replace(f"kvmmig {_command.name}", f"kvmmig {_name}")
     cli.add_command(_alias)

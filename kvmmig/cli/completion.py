@@ -13,8 +13,13 @@ from contextlib import suppress
 from typing import Any
 
 import click
-from click.parser import split_arg_string
-from click.shell_completion import BashComplete, CompletionItem, ZshComplete, add_completion_class
+from click.shell_completion import (
+    BashComplete,
+    CompletionItem,
+    ZshComplete,
+    add_completion_class,
+    split_arg_string,
+)
 
 from kvmmig.errors import KvmmigError
 

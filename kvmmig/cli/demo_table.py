@@ -71,9 +71,10 @@ def print_table(rows: list[Row]) -> None:
     out.print(fitted(_COLUMNS, cells, out, framed=True))
     for row in rows:
         for note in _notes(row):
-            out.print(words(f"{row.case.name}: {note}"))
+            out.print(words(f"{row.case.name}: {note}"), soft_wrap=not out.is_terminal)
         if row.verdict != VERIFIED:
-            out.print(words(f"{row.case.name}: {row.verdict}", "bold red"))
+            said = words(f"{row.case.name}: {row.verdict}", "bold red")
+            out.print(said, soft_wrap=not out.is_terminal)
 
 
 def _notes(row: Row) -> Iterator[str]:
