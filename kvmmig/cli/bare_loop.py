@@ -17,8 +17,9 @@ import trio
 # Each line on its standard input it answers with the worst lateness since the last one. A process of its own
 # has no other threads that could hold it up, and imports next to nothing.
 _LOOP = """
-import os, select
+import os, select, signal
 from time import perf_counter
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with its input
 SLEEP = 0.001
 worst = 0.0
 while True:
@@ -50,6 +51,7 @@ class BareLoop:
                 command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
                 check=False,
             )
             yield cls(await nursery.start(run))

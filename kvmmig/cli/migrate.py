@@ -16,6 +16,8 @@ from kvmmig.cli.printing import echo
 from kvmmig.cli.progress import summary
 from kvmmig.cli.remote import end_machine, has_ended, machine, migration_figures
 from kvmmig.cli.settings import commands_for
+from kvmmig.cli.statuses import WrongCommandLine
+from kvmmig.cli.storing import check_makes_sense
 from kvmmig.cli.streams import Copying, is_pipe
 from kvmmig.cli.terminal import one_key
 from kvmmig.errors import BadURI, ChannelBroken, MigrationError
@@ -63,19 +65,20 @@ def migrate_machine(
 
     async def command() -> int:
         async with machine(name) as client:
-            await _check_none_runs(client, name)
+            if commands:  # which must not change another one that runs
+                await _check_none_runs(client, name)
             for command, arguments in commands:
                 await client.execute(command, arguments)
             said = text if number is None else await _pass(client, uri, number)
             if detach:
-                await client.execute("migrate", {"uri": said})
+                await _begin(client, name, uri, said)
                 _say(f"the guest of {name!r} is being migrated; watch it with: kvmmig status {name} --watch")
                 return 0
             watch = _Watch(client, name, JsonLines() if as_json else LiveBlock(text) if _live() else Lines())
             try:
                 # From here on a Ctrl-C is about the migration, which may have begun before the reply is here.
                 with trio.open_signal_receiver(signal.SIGINT) as signals:
-                    await client.execute("migrate", {"uri": said})
+                    await _begin(client, name, uri, said)
                     if number is not None:  # else this command would keep a pipe open whose reader waits
                         descriptors.let_go(number)
                     figures = await watch.until_end(signals)
@@ -201,13 +204,35 @@ def _meaning(typed: str) -> str:
     return "leave" if word.startswith(("n", "l")) else "go on"
 
 
+async def _begin(client: QMPClient, name: str, uri: TransportURI, said: str) -> None:
+    """Raises `WrongCommandLine` for a URI that nobody understands, also while another migration runs."""
+    try:
+        await client.execute("migrate", {"uri": said})
+    except QMPError:
+        running = await _running(client, name)
+        try:
+            check_makes_sense(uri, all_known=True)
+        except WrongCommandLine as error:
+            raise WrongCommandLine("; besides, ".join([str(error), *running])) from error
+        if running:
+            raise MigrationError(running[0]) from None
+        raise
+
+
 async def _check_none_runs(client: QMPClient, name: str) -> None:
+    for running in await _running(client, name):
+        raise MigrationError(running)
+
+
+async def _running(client: QMPClient, name: str) -> list[str]:
+    """The sentence that one runs already, with what can be done; none where none does."""
     figures, _ = await migration_figures(client)
-    if figures is not None and not has_ended(figures):
-        raise MigrationError(
-            f"the guest of {name!r} is already on its way to {figures.peer or 'another place'}; to watch it: "
-            f"kvmmig status {name} --watch; to end it: kvmmig cancel {name}"
-        )
+    if figures is None or has_ended(figures):
+        return []
+    return [
+        f"the guest of {name!r} is already on its way to {figures.peer or 'another place'}; to watch it: "
+        f"kvmmig status {name} --watch; to end it: kvmmig cancel {name}"
+    ]
 
 
 async def _report_end(

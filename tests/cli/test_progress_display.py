@@ -121,7 +121,7 @@ def test_what_a_channel_counts_is_shown_in_its_unit_and_only_where_there_is_any(
     console.print(figures_block(seen, "tcp:x", width=62))
     for text in (console.export_text(), live_line(seen), summary(seen)):
         shown = " ".join(text.split())
-        for each in ("zstd.sent-bytes 3.0 GiB", "ws.wait-seconds 250.0 ms", "ws.retransmissions 12"):
+        for each in ("zstd.sent-bytes 3 GiB", "ws.wait-seconds 250 ms", "ws.retransmissions 12"):
             assert each in shown
     assert "zstd" not in live_line(without) + summary(without)
 
