@@ -125,4 +125,4 @@ def _wait(pid: int, reports: Iterable[str]) -> int:
 
 
 def _how_to_use(name: str, what: str) -> str:
-    return f"kvmmig: {what} (kvmmig console {name}, kvmmig quit {name})"
+    return f"kvmmig: {what}\nkvmmig: see it with kvmmig logs {name}, end it with kvmmig quit {name}"

@@ -136,7 +136,7 @@ def _round_line(figures: RoundFigures) -> str:
 
 
 #: What a person should know of a figure that is otherwise hard to believe.
-STOLEN = "of CPU time stolen by the hypervisor that this host runs on; nothing runs meanwhile"
+STOLEN = "in which the hypervisor under this host ran others"
 
 
 def summary(figures: MigrationStatistics) -> str:

@@ -1,0 +1,67 @@
+"""``make picture``: record docs/migration.svg, a terminal in which a guest moves while it runs.
+
+The commands are real, and so is all that stands there; rich draws it. The migration is slowed down, so that
+there is something of it to be seen.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from ..cli.screens import Screen
+
+PICTURE = Path(__file__).parents[2] / "docs/migration.svg"
+_WIDTH = 80
+_COLORS = {"default": "", "brown": "yellow"}
+
+
+def record() -> str:
+    """The picture, as SVG."""
+    with tempfile.TemporaryDirectory(prefix="kvmmig-") as folder:
+        os.environ["XDG_RUNTIME_DIR"] = folder
+        shown = Console(record=True, width=_WIDTH, file=StringIO(), force_terminal=True)
+
+        def show(*arguments: str, at: Callable[[str], bool] | None = None) -> None:
+            screen = Screen(Path(folder))
+            try:
+                shown.print(Text.assemble(("$ ", "bold green"), "kvmmig ", " ".join(arguments)))
+                screen.run(*arguments)
+                if at is not None:
+                    screen.wait_for(at)
+                    shown.print(drawn(screen), end="")
+                screen.end()
+                shown.print(drawn(screen))
+            finally:
+                screen.close()
+
+        show("run", "dirtier", "--name", "a", "-m", "512MiB", "-d")
+        show("run", "--incoming", "tcp:127.0.0.1:4444", "--name", "b", "-d")
+        show("ls")
+        show(
+            "migrate", "a", "tcp:127.0.0.1:4444", "--bandwidth", "200MB/s", at=lambda text: "round 1" in text
+        )
+        show("ls")
+        show("stop", "b")
+        return shown.export_svg(title="kvmmig")
+
+
+def drawn(screen: Screen) -> Text:
+    """What stands on a terminal, in its colours."""
+    text = Text()
+    for row in screen.cells():
+        for letters, color, bold in row:
+            text.append(letters, f"{'bold ' if bold else ''}{_COLORS.get(color, color)}".strip())
+        text.append("\n")
+    return text
+
+
+if __name__ == "__main__":
+    PICTURE.write_text(record())
+    print(f"recorded {PICTURE}")
