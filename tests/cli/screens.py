@@ -70,7 +70,7 @@ class Screen:
             return [row.rstrip() for row in self._screen.display if row.strip()]
 
     def cells(self) -> list[list[tuple[str, str, bool]]]:
-        """The same rows as pieces of one look each: the letters, their colour as pyte calls it, are they bold."""
+        """The same rows as pieces of one look each: letters, their colour as pyte calls it, are they bold."""
         with self._lock:
             rows = []
             for y, shown in enumerate(self._screen.display):

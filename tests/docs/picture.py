@@ -7,6 +7,9 @@ there is something of it to be seen.
 from __future__ import annotations
 
 import os
+import re
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from io import StringIO
@@ -15,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from ..cli.screens import Screen
+from tests.cli.screens import Screen
 
 PICTURE = Path(__file__).parents[2] / "docs/migration.svg"
 _WIDTH = 80
@@ -41,15 +44,24 @@ def record() -> str:
             finally:
                 screen.close()
 
-        show("run", "dirtier", "--name", "a", "-m", "512MiB", "-d")
-        show("run", "--incoming", "tcp:127.0.0.1:4444", "--name", "b", "-d")
-        show("ls")
-        show(
-            "migrate", "a", "tcp:127.0.0.1:4444", "--bandwidth", "200MB/s", at=lambda text: "round 1" in text
-        )
-        show("ls")
-        show("stop", "b")
+        try:
+            show("run", "dirtier", "--name", "a", "-m", "256MiB", "--set", "hot=8MiB", "-d")
+            show("run", "--incoming", "tcp:127.0.0.1:4444", "--name", "b", "-d")
+            show("ls")
+            show("migrate", "a", "tcp:127.0.0.1:4444", "--bandwidth", "100MB/s", at=half_way)
+            show("ls")
+        finally:
+            for name in ("a", "b"):
+                subprocess.run(
+                    [sys.executable, "-m", "kvmmig", "quit", name], capture_output=True, check=False
+                )
         return shown.export_svg(title="kvmmig")
+
+
+def half_way(text: str) -> bool:
+    """Whether a screen shows a migration of which there is something to be seen."""
+    shown = re.search(r"(\d+) %", text)
+    return shown is not None and int(shown[1]) >= 50
 
 
 def drawn(screen: Screen) -> Text:

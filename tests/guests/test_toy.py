@@ -114,8 +114,8 @@ def test_a_source_without_instructions_is_no_guest() -> None:
         ({"pace": 1 << 63}, "dirtier: pace: it can't be 9223372036854775808"),
         ({"stride": 0}, "dirtier: stride=0 is no stride"),
         ({"hot": 4097}, "dirtier: hot=4097 is not a whole number of pages"),
-        ({"hot": "63MiB"}, "dirtier: hot=63.0 MiB with stride=1 does not fit into 64.0 MiB of memory"),
-        ({"hot": "32MiB", "stride": 2}, "dirtier: hot=32.0 MiB with stride=2 does not fit"),
+        ({"hot": "63MiB"}, "dirtier: hot=63 MiB with stride=1 does not fit into 64 MiB of memory"),
+        ({"hot": "32MiB", "stride": 2}, "dirtier: hot=32 MiB with stride=2 does not fit"),
     ],
 )
 def test_a_nonsense_setting_is_one_sentence(settings: dict[str, int | str], sentence: str) -> None:

@@ -148,11 +148,11 @@ def program_header(
         ),
         (
             header(phnum=1, entry=0x7FFFF0) + program_header(virtual=0x7FFFF0),
-            "0x7ffff0 to 0x800010 is not inside the guest's 8.0 MiB of memory",
+            "0x7ffff0 to 0x800010 is not inside the guest's 8 MiB of memory",
         ),
         (
             header(phnum=1, entry=1 << 63) + program_header(virtual=1 << 63),
-            "is not inside the guest's 8.0 MiB of memory",
+            "is not inside the guest's 8 MiB of memory",
         ),
     ],
 )
