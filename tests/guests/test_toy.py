@@ -137,7 +137,7 @@ def test_a_guest_without_parameters_says_so() -> None:
 
 
 def test_too_little_memory_for_the_dirtier_is_one_sentence() -> None:
-    with pytest.raises(BadConfig, match=r"dirtier: 2\.0 MiB of memory are too little"):
+    with pytest.raises(BadConfig, match=r"dirtier: 2 MiB of memory are too little"):
         find("dirtier").program(memory=2 * MIB, cpus=1, settings={"hot": 0})
 
 
