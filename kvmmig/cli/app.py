@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import io
 import os
+import shutil
 import sys
 from typing import Any
 
@@ -61,7 +62,11 @@ def _fill_standard_descriptors() -> None:
     os.close(fd)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+# click itself writes help for 50 columns at the least, and for a terminal of fewer that is illegible.
+_WIDTH = max(min(shutil.get_terminal_size().columns, 102) - 2, 30)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "terminal_width": _WIDTH})
 @click.version_option(__version__, "-V", "--version", message="%(prog)s %(version)s")
 def cli() -> None:
     """Run tiny KVM guests and migrate them while they run.

@@ -63,7 +63,7 @@ _LIMITS = {
         "kvmmig migrate a tcp:192.0.2.7:4444",
         "kvmmig migrate a unix:/run/user/1000/b.migration --keep",
         "kvmmig migrate a 'throttle+tcp:127.0.0.1:4444?throttle.rate=100MB/s'",
-        "kvmmig migrate a tcp:192.0.2.7:4444 --bandwidth 500MB/s --downtime 50ms --timeout 2min",
+        "kvmmig migrate a tcp:192.0.2.7:4444 --bandwidth 500MB/s --timeout 2min",
         "kvmmig migrate a tcp:192.0.2.7:4444 --json | tee figures",
         more=_STATUSES,
     ),

@@ -77,7 +77,7 @@ _pass_fd_option = click.option(
         "kvmmig run dirtier --name a -m 1GiB -d",
         "kvmmig run ./my-guest.asm --set hot=8MiB --cpus 2",
         "kvmmig run disk.img --entry real16 --memory 150MiB",
-        "kvmmig run dirtier --memory 1GiB --migrate-to file:/var/tmp/dirtier.img --after 2",
+        "kvmmig run dirtier -m 1GiB --migrate-to file:/var/tmp/dirtier.img",
         "kvmmig run --incoming file:/var/tmp/dirtier.img",
         "kvmmig run --incoming defer --qmp tcp:127.0.0.1:4445",
         more=_STATUSES,
