@@ -160,7 +160,7 @@ def time_left(figures: MigrationStatistics) -> str:
     if speed < figures.rate * (_CONVERGES - 1):
         return "no end in sight"
     seconds = remaining / speed
-    return f"about {seconds:.1f} s" if seconds < 60 else f"about {seconds / 60:.0f} min"
+    return f"about {format_duration(round(seconds, 1))}" if seconds < 60 else f"about {seconds / 60:.0f} min"
 
 
 def _pairs(figures: MigrationStatistics, width: int) -> Table:

@@ -89,7 +89,7 @@ def test_no_figure_is_too_wide(width: int) -> None:
 def test_the_time_left_is_said_as_far_as_it_can_be_known() -> None:
     gigabyte = 262144
     assert time_left(figures(Phase.ROUNDS, rate=1 << 30, dirty_rate=1 << 29, remaining_pages=gigabyte)) == (
-        "about 2.0 s"
+        "about 2 s"
     )
     assert time_left(figures(Phase.FINAL, rate=1 << 20, dirty_rate=1 << 29, remaining_pages=gigabyte)) == (
         "about 17 min"
