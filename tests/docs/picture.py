@@ -61,7 +61,7 @@ def record() -> str:
 def half_way(text: str) -> bool:
     """Whether a screen shows a migration of which there is something to be seen."""
     shown = re.search(r"(\d+) %", text)
-    return shown is not None and int(shown[1]) >= 50
+    return "round" in text and shown is not None and int(shown[1]) >= 50
 
 
 def drawn(screen: Screen) -> Text:
