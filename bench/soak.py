@@ -275,7 +275,11 @@ class Soak:
         letters = bytearray()
         stack = AsyncExitStack()
         incoming = IncomingMigration(
-            transport_for(uri), output=letters.extend, on_listening=on_listening, strays=self._strays
+            transport_for(uri),
+            output=letters.extend,
+            keep_listening=False,
+            on_listening=on_listening,
+            strays=self._strays,
         )
         machine = await stack.enter_async_context(incoming.machine())
         return Guest(machine, stack, letters)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from kvmmig.errors import ChannelClosed as ChannelClosed
     from kvmmig.errors import ConnectFailed as ConnectFailed
     from kvmmig.errors import GuestEnded as GuestEnded
+    from kvmmig.errors import ImageError as ImageError
     from kvmmig.errors import KnobError as KnobError
     from kvmmig.errors import KvmError as KvmError
     from kvmmig.errors import KvmmigError as KvmmigError
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from kvmmig.machine import State as State
     from kvmmig.migration.incoming import IncomingMigration as IncomingMigration
     from kvmmig.migration.outgoing import OutgoingMigration as OutgoingMigration
-    from kvmmig.migration.pages import PageMap as PageMap
+    from kvmmig.migration.pagemap import PageMap as PageMap
     from kvmmig.migration.phases import Phase as Phase
     from kvmmig.migration.policy import AutoConverge as AutoConverge
     from kvmmig.migration.policy import Continue as Continue
@@ -63,7 +64,9 @@ if TYPE_CHECKING:
     from kvmmig.migration.policy import Policy as Policy
     from kvmmig.migration.policy import RateAdaptive as RateAdaptive
     from kvmmig.migration.policy import RoundFigures as RoundFigures
+    from kvmmig.migration.policy import Saving as Saving
     from kvmmig.migration.policy import Stop as Stop
+    from kvmmig.migration.policy import Stopped as Stopped
     from kvmmig.migration.report import MigrationStatistics as MigrationStatistics
     from kvmmig.migration.report import TimelineEvent as TimelineEvent
     from kvmmig.migration.stall_meter import Durations as Durations
@@ -97,17 +100,17 @@ _NAMES = {
     "kvmmig.migration.outgoing": "OutgoingMigration",
     "kvmmig.migration.incoming": "IncomingMigration",
     "kvmmig.migration.policy": "Limits Policy RoundFigures Decision Continue Stop GiveUp "
-    "DowntimeLimit MaxRounds NoProgress RateAdaptive AutoConverge FirstOf",
+    "DowntimeLimit MaxRounds NoProgress Saving Stopped RateAdaptive AutoConverge FirstOf",
     "kvmmig.migration.phases": "Phase",
     "kvmmig.migration.report": "MigrationStatistics TimelineEvent",
     "kvmmig.migration.stall_meter": "Durations",
-    "kvmmig.migration.pages": "PageMap",
+    "kvmmig.migration.pagemap": "PageMap",
     "kvmmig.transport": "transport_for register register_wrapper Transport TransportURI Option Listener "
     "SendChannel ReceiveChannel Channel Knob Wrapper Side PassingChannel",
     "kvmmig.errors": "KvmmigError KvmError KvmUnavailable KvmUnsupported "
     "MachineError BadConfig BadImage WrongState StateMismatch "
     "TransportError BadURI KnobError ConnectFailed ChannelBroken ChannelClosed ChannelBusy "
-    "StreamError StreamTruncated StreamVersion LocalStreamError "
+    "StreamError StreamTruncated StreamVersion LocalStreamError ImageError "
     "MigrationError MigrationRefused MigrationCancelled GuestEnded OutcomeUnknown",
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}

@@ -14,7 +14,7 @@ import trio
 
 from kvmmig.errors import BadConfig
 from kvmmig.guests.programs import find_program
-from kvmmig.machine import Machine, MachineConfig
+from kvmmig.machine import ExitHook, Machine, MachineConfig
 from kvmmig.migration.incoming import IncomingMigration
 from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.migration.policy import Limits, Policy
@@ -32,6 +32,7 @@ async def open_machine(
     settings: Mapping[str, int | str] | None = None,
     entry: str | None = None,
     output: Callable[[bytes], None] | None = None,
+    on_exit: ExitHook | None = None,
 ) -> AsyncIterator[Machine]:
     """A machine with a guest loaded, to be started; closed at the end of the block, whatever happens in it.
 
@@ -46,7 +47,8 @@ async def open_machine(
     ``guest`` is a toy guest's name, the path of an .asm or of a static ELF64, or that of a flat image, whose
     ``entry`` says how it starts: ``real16`` or ``long64``. ``memory`` is in bytes, or text such as
     ``"1GiB"``. ``settings`` are a toy guest's parameters. ``output`` gets what the guest sends to its serial
-    port, in vCPU threads, and must not block.
+    port, in vCPU threads, and must not block. ``on_exit`` serves a port, or another exit, of your own, as for
+    `Machine.open`.
 
     Raises `BadConfig`, `BadImage`, `KvmError`. A cancel leaves nothing behind.
     """
@@ -61,7 +63,7 @@ async def open_machine(
         )
     )
     config = MachineConfig(memory=size, cpus=cpus, name=program.name, parameters=program.parameters)
-    async with Machine.open(config, output=output) as machine:
+    async with Machine.open(config, output=output, on_exit=on_exit) as machine:
         await machine.load(program)
         yield machine
 
@@ -73,6 +75,7 @@ async def migrate(
     policy: Policy | None = None,
     limits: Limits | None = None,
     bandwidth: float | str | None = None,
+    record: str | os.PathLike[str] | None = None,
 ) -> MigrationStatistics:
     """Move a running or paused guest; returns the figures once it has moved.
 
@@ -85,8 +88,8 @@ async def migrate(
     ``to`` is a URI, such as ``tcp:host:4444`` or ``file:/var/tmp/a.img``. ``policy`` says when to stop the
     guest; without one that is when 300 ms of downtime are expected, or after 30 rounds. ``limits`` bounds
     everything else, in seconds; ``bandwidth``, in bytes a second or text such as ``"500MB/s"``, goes before
-    the one in it. A `Monitor`'s clients know nothing of this migration: for one that they see, and may
-    cancel, there is `Monitor.migrate`.
+    the one in it. ``record`` is a file to append a record to (docs/record.md). A `Monitor`'s clients know
+    nothing of this migration: for one that they see, and may cancel, there is `Monitor.migrate`.
 
     Raises a `TransportError`, `StreamError` or `MigrationError` when the guest has not moved, `WrongState`
     where it can't, `ValueError` for a bandwidth that is none. After any of them, and after a cancel, the
@@ -97,7 +100,7 @@ async def migrate(
     rate = parse_bandwidth(bandwidth)
     # It imports modules, and looks for packages that bring more of them.
     transport = to if isinstance(to, Transport) else await trio.to_thread.run_sync(transport_for, to)
-    migration = OutgoingMigration(machine, transport, policy=policy, limits=limits)
+    migration = OutgoingMigration(machine, transport, policy=policy, limits=limits, record=record)
     if rate is not None:
         migration.set_bandwidth(rate)
     return await migration.run()
@@ -108,7 +111,9 @@ async def receive(
     at: str | TransportURI | Transport,
     *,
     output: Callable[[bytes], None] | None = None,
+    on_exit: ExitHook | None = None,
     on_listening: Callable[[TransportURI], None] | None = None,
+    record: str | os.PathLike[str] | None = None,
 ) -> AsyncIterator[Machine]:
     """Wait for a guest, and take it in; it runs if it ran at the source, else it is yet to be started.
 
@@ -125,13 +130,16 @@ async def receive(
     there the guest has moved away
 
     ``at`` is a URI to listen at, or what a guest was saved to. ``on_listening`` is called once with the URI
-    for the source, which has the real port where port 0 was asked for. ``output`` is as for
-    `open_machine`. The machine is closed at the end of the block.
+    for the source, which has the real port where port 0 was asked for. ``output`` and ``on_exit`` are as for
+    `open_machine`, ``record`` as for `migrate`. The machine is closed at the end of the block.
 
     Raises `BadURI`, `ConnectFailed`, `StreamError` for bytes that are no whole guest, `StateMismatch` for a
     guest that can't live here, `MigrationError` where the source gave up. After any of them, and after a
     cancel before the guest is here, nothing is left here, and the source keeps its guest.
     """
     transport = at if isinstance(at, Transport) else await trio.to_thread.run_sync(transport_for, at)
-    async with IncomingMigration(transport, output=output, on_listening=on_listening).machine() as machine:
+    incoming = IncomingMigration(
+        transport, output=output, on_exit=on_exit, on_listening=on_listening, record=record
+    )
+    async with incoming.machine() as machine:
         yield machine

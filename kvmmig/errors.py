@@ -24,6 +24,7 @@ happens, and is kept as ``__cause__``::
     │   ├── StreamTruncated     it ended too early
     │   ├── StreamVersion       a version or a feature that this kvmmig does not speak
     │   └── LocalStreamError    this side tried to send what the protocol does not allow: a bug here
+    ├── ImageError              a file that is no whole image of a guest
     └── MigrationError          a migration that did not happen; the guest is where it was
         ├── MigrationRefused    the other side said no, and why
         ├── MigrationCancelled  somebody asked for it
@@ -139,6 +140,10 @@ class StreamVersion(StreamError):
 
 class LocalStreamError(StreamError):
     """This side tried to send what the protocol does not allow: a bug in kvmmig."""
+
+
+class ImageError(KvmmigError):
+    """A file that is no image of a guest, or a damaged one, or one that can't be used for what was asked."""
 
 
 class MigrationError(KvmmigError):

@@ -124,6 +124,8 @@ def _written(number: float, write: Callable[[float], str]) -> str:
 _INT64 = (1 << 63) - 1
 _YEAR = 365 * 24 * 3600
 
+#: Any number of a monitor's that is not negative.
+UNSIGNED = Range(0, (1 << 64) - 1)
 #: Any number of bytes.
 SIZE = Range(0, _INT64, write_size)
 #: A machine's memory: so much, and a multiple of that, as `kvmmig.machine.memory` wants it.
@@ -145,6 +147,8 @@ TIMEOUT = Range(1, _YEAR * 1000, _write_milliseconds, "ms")
 NO_TIMEOUT_OR = Range(0, TIMEOUT.most, _write_milliseconds, "ms")
 #: Milliseconds without one byte accepted.
 STALL_TIMEOUT = Range(1, _YEAR * 1000, _write_milliseconds, "ms")
+#: Milliseconds for the first words of the other side.
+SETUP_TIMEOUT = Range(1, _YEAR * 1000, _write_milliseconds, "ms")
 #: Seconds of a bound that a program sets; a step is short, or it bounds nothing.
 BOUND = Range(1e-6, _YEAR, write_duration)
 STEP = Range(1e-6, 60, write_duration)
@@ -159,8 +163,12 @@ SHRINK = Range(0.001, 1)
 #: Blocks that a page map is shown in.
 MAP_BLOCKS = Range(1, 65536)
 #: QEMU's ``calc-time``, in milliseconds.
-CALC_TIME = Range(1, 60_000, _write_milliseconds, "ms")
+CALC_TIME = Range(50, 60_000, _write_milliseconds, "ms")
+#: QEMU's ``sample-pages``: of each GiB.
+SAMPLE_PAGES = Range(128, 16_384)
 PORT = Range(0, 65535)
+#: A user of this host; the last number means none, to the kernel.
+UID = Range(0, (1 << 32) - 2)
 #: What random choices begin with.
 SEED = Range(0, _INT64)
 #: Columns and lines that the environment claims for a terminal.

@@ -262,7 +262,7 @@ def test_a_monitor_takes_a_number_in_its_range_and_no_other(parameter: str, data
                 await lab.table.execute(lab.session, "migrate-set-parameters", arguments)
             except QMPError as error:
                 assert is_a_sentence(str(error))
-                assert parameter in str(error)
+                assert parameter in str(error).replace("_", "-"), "QEMU has both spellings"
             else:
                 assert least <= int(text) <= most
                 assert (await lab("query-migrate-parameters"))[parameter] == int(text)
@@ -276,11 +276,12 @@ def test_a_monitor_takes_a_number_in_its_range_and_no_other(parameter: str, data
         (
             "migrate-set-parameters",
             b'{"max-bandwidth": 1' + b"0" * 400 + b"}",
-            "0 to 18446744073709551615 bytes",
+            "'max-bandwidth' expects uint64",
         ),
-        ("migrate-set-parameters", b'{"max-bandwidth": 1e400}', "0 to 18446744073709551615 bytes/second"),
-        ("migrate-set-parameters", b'{"downtime-limit": -1}', "an integer in the range of 0 to 2000000 ms"),
-        ("migrate-set-parameters", b'{"downtime-limit": 1.0}', "'downtime-limit', expected: integer"),
+        ("migrate-set-parameters", b'{"max-bandwidth": 1e400}', "'max-bandwidth' expects uint64"),
+        ("migrate-set-parameters", b'{"downtime-limit": -1}', "range of 0 to (2000 * 1000) ms"),
+        ("migrate-set-parameters", b'{"downtime-limit": 1.0}', "'downtime-limit' expects uint64"),
+        ("migrate-set-parameters", b'{"x-kvmmig-stall-timeout": 0}', "in the range of 1 to 31536000000 ms"),
         ("x-kvmmig-query-page-map", b'{"blocks": 65537}', "an integer in the range of 1 to 65536"),
         ("x-kvmmig-set-policy", b'{"policy": "max-rounds", "parameters": {"rounds": 2.5}}', "a whole number"),
         ("x-kvmmig-set-policy", b'{"policy": "max-rounds", "parameters": {"rounds": 1e300}}', "1 to 1000000"),

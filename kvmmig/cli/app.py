@@ -27,8 +27,13 @@ from kvmmig.cli.commands_control import (
     set_settings,
     status,
 )
+from kvmmig.cli.commands_experiment import experiment
+from kvmmig.cli.commands_guest import new_guest
+from kvmmig.cli.commands_image import image
+from kvmmig.cli.commands_lab import plot, record, stream, trace
 from kvmmig.cli.commands_migrate import cancel, migrate, save
 from kvmmig.cli.commands_run import restore, run
+from kvmmig.cli.commands_teaching import lab
 from kvmmig.cli.printing import echo
 from kvmmig.cli.statuses import status_of
 from kvmmig.errors import KvmmigError
@@ -89,7 +94,8 @@ for _command in (
     *(run, restore),
     *(ls, status, console, logs, pause, resume, reset, quit_machine),
     *(migrate, save, cancel, set_settings),
-    *(guests, transports, doctor, demo, version, completion),
+    *(image, record, plot, trace, experiment, stream, lab),
+    *(guests, new_guest, transports, doctor, demo, version, completion),
 ):
     cli.add_command(_command)
 

@@ -71,6 +71,18 @@ class Seconds(click.ParamType[float]):
             self.fail(str(error), param, ctx)
 
 
+class RecordPath(click.Path):
+    """A file to record a migration to; an absolute path."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from kvmmig.cli.setting_table import record_path
+
+        try:
+            return record_path(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
 class MachineName(click.ParamType[str]):
     """The name of a machine that runs."""
 
@@ -156,6 +168,18 @@ def examples(*lines: str, more: str = "") -> str:
 machine_argument: Callable[[Any], Any] = click.argument("name", type=MachineName())
 machines_argument: Callable[[Any], Any] = click.argument(
     "names", type=MachineName(), nargs=-1, required=True, metavar="NAME..."
+)
+record_option: Callable[[Any], Any] = click.option(
+    "--record",
+    type=RecordPath(),
+    metavar="FILE",
+    help='Append to FILE what happens in the migration, for "kvmmig record", "plot" and "trace".',
+)
+secret_file_option: Callable[[Any], Any] = click.option(
+    "--secret-file",
+    type=click.Path(),
+    metavar="FILE",
+    help="Both sides prove that they know what FILE says, before anything else: secret+ before the URI.",
 )
 json_option: Callable[[Any], Any] = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON, for programs."

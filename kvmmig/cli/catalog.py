@@ -13,7 +13,7 @@ from kvmmig.cli.columns import Column, fitted
 from kvmmig.cli.printing import console_for_tables, echo, echo_json, words
 from kvmmig.cli.statuses import command_line
 from kvmmig.errors import KvmmigError
-from kvmmig.guests import available, find
+from kvmmig.guests import Parameter, available, find
 from kvmmig.transport import Transport, Wrapper
 from kvmmig.transport.registry import Registration, registrations, wrapper_registrations
 
@@ -43,9 +43,13 @@ def list_guests(*, as_json: bool) -> None:
         return
     rows = []
     for guest in guests:
-        lines = [guest.summary, *(f"{each.name}={each.default}  {each.help}" for each in guest.parameters)]
+        lines = [guest.summary, *(f"{each}  {_help(each)}" for each in guest.parameters)]
         rows.append((guest.name, "\n".join(lines)))
     _print("GUEST", "WHAT IT DOES, AND ITS PARAMETERS (--set NAME=VALUE)", rows)
+
+
+def _help(parameter: Parameter) -> str:
+    return f"{parameter.help} ({', '.join(parameter.choices)})" if parameter.choices else parameter.help
 
 
 def print_guest(name: str) -> None:

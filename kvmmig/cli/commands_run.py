@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
-from kvmmig.cli.arguments import Cpus, GuestOrFile, Memory, Seconds, StoringOption, examples
+from kvmmig.cli.arguments import (
+    Cpus,
+    GuestOrFile,
+    Memory,
+    Seconds,
+    StoringOption,
+    examples,
+    record_option,
+    secret_file_option,
+)
 from kvmmig.cli.completion import URI, ParameterSetting
+from kvmmig.cli.secretfile import with_secret
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from kvmmig.migration.welcome import Welcome
     from kvmmig.transport.uri import TransportURI
 
 _STATUSES = """\b
 Exit status:
   the guest's own   when it ended by itself (0 too when it asked for a reset)
-  0                 when it has moved away, when "kvmmig quit" ended it,
-                    and with --detach as soon as it runs
+  0                 when it has halted for good, when it has moved away,
+                    when "kvmmig quit" ended it, and with --detach as
+                    soon as it runs
   1                 when something failed; with --migrate-to also when
                     the guest did not move: it then goes on here until
                     it ends, and its own status does not count
@@ -52,7 +64,9 @@ _qmp_option = click.option(
     "--qmp",
     multiple=True,
     metavar="ADDRESS",
-    help="Serve QMP here too, any number of times: unix:PATH or tcp:HOST:PORT[,secret-file=PATH].",
+    help="Serve QMP here too, any number of times: unix:PATH, tcp:HOST:PORT[,secret-file=PATH], or fd:N, a "
+    "socket that this command was started with. As with QEMU, ,server=off connects there, and "
+    ",server=on,wait=on waits for a client.",
 )
 _no_exec_option = click.option(
     "--no-exec",
@@ -70,6 +84,14 @@ _pass_fd_option = click.option(
 )
 
 
+_max_memory_option = click.option(
+    "--max-memory", type=Memory(), metavar="SIZE", help="Take in no guest that has more memory."
+)
+_max_cpus_option = click.option(
+    "--max-cpus", type=Cpus(), metavar="N", help="Take in no guest that has more vCPUs."
+)
+
+
 @click.command(
     short_help="Run a guest, a new or an incoming one; migrate it.",
     epilog=examples(
@@ -79,6 +101,8 @@ _pass_fd_option = click.option(
         "kvmmig run disk.img --entry real16 --memory 150MiB",
         "kvmmig run dirtier -m 1GiB --migrate-to file:/var/tmp/dirtier.img",
         "kvmmig run --incoming file:/var/tmp/dirtier.img",
+        "kvmmig run --incoming tcp:0.0.0.0:4444 --secret-file secret --max-memory 4GiB",
+        "kvmmig run --incoming tcp:0.0.0.0:4444 --reserve 1GiB",
         "kvmmig run --incoming defer --qmp tcp:127.0.0.1:4445",
         more=_STATUSES,
     ),
@@ -89,6 +113,12 @@ _pass_fd_option = click.option(
     type=click.Choice(["real16", "long64", "elf"]),
     help="How a flat image starts: in real mode at 0x7c00, or in 64-bit mode at 1 MiB. An ELF and an .asm "
     "say it themselves.",
+)
+@click.option(
+    "--on-halt",
+    type=click.Choice(["end", "stay"]),
+    help="What becomes of a guest that can do nothing any more, such as one that has halted with interrupts "
+    "off: it ends, or it stays and can be looked at.  [default: end]",
 )
 @click.option("-m", "--memory", type=Memory(), metavar="SIZE", help="Guest memory.  [default: 256MiB]")
 @click.option("--cpus", type=Cpus(), metavar="N", help="Number of vCPUs.  [default: 1]")
@@ -126,9 +156,28 @@ _pass_fd_option = click.option(
     help='Run the guest that comes by migration from there, instead of a new one; "defer" waits until a '
     "monitor's migrate-incoming says from where.",
 )
+@record_option
+@_max_memory_option
+@_max_cpus_option
+@click.option(
+    "--accept-from",
+    multiple=True,
+    metavar="WHO",
+    help="With --incoming, from whom a guest may come, any number of times: an address, a network "
+    "(192.0.2.0/24), user:NAME for a user of this host, or any.  [default: this user and root, and other "
+    "hosts]",
+)
+@secret_file_option
+@click.option(
+    "--reserve",
+    type=Memory(),
+    metavar="SIZE",
+    help="With --incoming: have so much memory ready before the guest comes; as much as it has is best.",
+)
 def run(
     guest: str | None,
     entry: str | None,
+    on_halt: Literal["end", "stay"] | None,
     memory: int | None,
     cpus: int | None,
     settings: tuple[tuple[str, str], ...],
@@ -142,6 +191,12 @@ def run(
     migrate_to: str | None,
     after: float | None,
     incoming: str | None,
+    record: str | None,
+    max_memory: int | None,
+    max_cpus: int | None,
+    accept_from: tuple[str, ...],
+    secret_file: str | None,
+    reserve: int | None,
 ) -> int:
     """Run GUEST, a toy guest's name, or FILE: an .asm, a static ELF64 executable, a flat image.
 
@@ -153,6 +208,7 @@ def run(
         given = {
             "GUEST": guest,
             "--entry": entry,
+            "--on-halt": on_halt,
             "--memory": memory,
             "--cpus": cpus,
             "--set": settings or None,
@@ -165,15 +221,39 @@ def run(
                 f"with --incoming a guest is as it was at its source, so {' and '.join(wrong)} can't go "
                 "with it"
             )
-        uri = _uri(incoming) if incoming != "defer" else None
+        if incoming == "defer" and secret_file is not None:
+            raise click.UsageError("with --incoming defer a client names the secret, by secret+ in its URI")
+        uri = with_secret(_uri(incoming), secret_file) if incoming != "defer" else None
+        welcome = _welcome(max_memory, max_cpus, accept_from)
         _inherit(pass_fds)
         return _run_incoming(
-            lambda: uri, name=name, detach=detach, paused=paused, serial=serial, qmp=qmp, no_exec=no_exec
+            lambda: uri,
+            welcome=welcome,
+            name=name,
+            detach=detach,
+            paused=paused,
+            serial=serial,
+            qmp=qmp,
+            no_exec=no_exec,
+            reserve=reserve,
+            record=record,
         )
     if guest is None:
         raise click.UsageError(
             "name a guest or a file to run (kvmmig guests lists the guests), or --incoming URI"
         )
+    bounds: dict[str, object] = {
+        "--max-memory": max_memory,
+        "--max-cpus": max_cpus,
+        "--accept-from": accept_from,
+        "--reserve": reserve,
+    }
+    if unused := [option for option, value in bounds.items() if value]:
+        raise click.UsageError(
+            f"{' and '.join(unused)}: that is for a guest that comes, so it needs --incoming URI"
+        )
+    if secret_file is not None and migrate_to is None:
+        raise click.UsageError("--secret-file is for a guest that moves: --incoming URI or --migrate-to URI")
     if after is not None and migrate_to is None:
         raise click.UsageError("--after says when to move, so it needs --migrate-to URI")
 
@@ -182,12 +262,13 @@ def run(
 
     from kvmmig.cli.detach import Background, perhaps_in_background
 
-    to = _uri(migrate_to) if migrate_to is not None else None
+    to = with_secret(_uri(migrate_to), secret_file) if migrate_to is not None else None
     if to is not None:
         from kvmmig.cli.storing import checked
 
         to = checked(to)
     _inherit(pass_fds)
+    _inherit_monitors(qmp)
 
     def life(background: Background | None) -> int:
         from kvmmig.cli.machine_process import ProcessOptions
@@ -202,9 +283,16 @@ def run(
                 memory=256 << 20 if memory is None else memory,
                 cpus=1 if cpus is None else cpus,
                 settings=dict(settings),
+                on_halt=on_halt or "end",
             ),
             ProcessOptions(
-                name=name, paused=paused, serial=serial, qmp=qmp, no_exec=no_exec, background=background
+                name=name,
+                paused=paused,
+                serial=serial,
+                qmp=qmp,
+                no_exec=no_exec,
+                record=record,
+                background=background,
             ),
             planned=planned,
         )
@@ -217,6 +305,7 @@ def run(
     epilog=examples(
         "kvmmig restore /var/tmp/a.img",
         "kvmmig restore /var/tmp/a.img --name b -d",
+        "kvmmig restore /var/tmp/a.img --prefault",
         more=_STATUSES,
     ),
 )
@@ -227,11 +316,19 @@ def run(
 @_serial_option
 @_qmp_option
 @_no_exec_option
+@_max_memory_option
+@_max_cpus_option
 @click.option(
     "--transport",
     cls=StoringOption,
     help="What reads it: this process (file), a helper (pipe; either reads what the other has written), or "
     "another transport that stores.",
+)
+@record_option
+@click.option(
+    "--prefault",
+    is_flag=True,
+    help="Read all of the image while the guest runs, and check it: then it needs the file no more.",
 )
 def restore(
     path: str,
@@ -241,9 +338,17 @@ def restore(
     serial: str,
     qmp: tuple[str, ...],
     no_exec: bool,
+    max_memory: int | None,
+    max_cpus: int | None,
     transport: str,
+    record: str | None,
+    prefault: bool,
 ) -> int:
     """Go on with the guest that "kvmmig save" has left in PATH. The file stays, and can be restored again.
+
+    It runs at once, and reads its pages from the file as it uses them: nobody may write to the file, or
+    truncate it, until the guest has ended or --prefault has read it to its end. To remove it, or to save to
+    the same PATH again, is safe.
 
     - is standard input: a pipe, a file, a block device.
     """
@@ -252,11 +357,13 @@ def restore(
     from kvmmig.cli.storing import storing_uri
     from kvmmig.cli.streams import incoming_uri, own_descriptor
 
+    welcome = _welcome(max_memory, max_cpus, ())
     stream = own_descriptor(path, writing=False) if path == "-" or transport in ("file", "pipe") else None
     if stream is not None:
         fd = stream
         return _run_incoming(
             lambda: incoming_uri(fd),
+            welcome=welcome,
             name=name,
             default_name="restored",
             detach=detach,
@@ -264,11 +371,14 @@ def restore(
             serial=serial,
             qmp=qmp,
             no_exec=no_exec,
+            record=record,
+            prefault=prefault,
         )
     uri = storing_uri(transport, path)
     stem = os.path.splitext(os.path.basename(path))[0]
     return _run_incoming(
         lambda: uri,
+        welcome=welcome,
         name=name,
         default_name=stem,
         detach=detach,
@@ -276,7 +386,18 @@ def restore(
         serial=serial,
         qmp=qmp,
         no_exec=no_exec,
+        record=record,
+        prefault=prefault,
     )
+
+
+def _welcome(max_memory: int | None, max_cpus: int | None, accept_from: tuple[str, ...]) -> Welcome:
+    from kvmmig.migration.welcome import Welcome
+
+    try:
+        return Welcome.of(max_memory=max_memory, max_cpus=max_cpus, accept_from=accept_from)
+    except ValueError as error:
+        raise click.UsageError(f"--accept-from: {error}") from error
 
 
 def _uri(text: str) -> TransportURI:
@@ -301,9 +422,19 @@ def _inherit(numbers: tuple[int, ...]) -> None:
             descriptors.inherit(number)
 
 
+def _inherit_monitors(addresses: tuple[str, ...]) -> None:
+    """Keep what ``--qmp fd:N`` names from getting lost: see `kvmmig.transport.descriptors.inherit`."""
+    if any("fd" in address for address in addresses):
+        from kvmmig.qmp.address import FdAddress, parse_address
+
+        parsed = [parse_address(address) for address in addresses]
+        _inherit(tuple(address.number for address in parsed if isinstance(address, FdAddress)))
+
+
 def _run_incoming(
     source: Callable[[], TransportURI | None],
     *,
+    welcome: Welcome,
     name: str | None,
     default_name: str = "incoming",
     detach: bool,
@@ -311,16 +442,28 @@ def _run_incoming(
     serial: str,
     qmp: tuple[str, ...],
     no_exec: bool,
+    record: str | None,
+    reserve: int | None = None,
+    prefault: bool = False,
 ) -> int:
     from kvmmig.cli.detach import Background, perhaps_in_background
+
+    _inherit_monitors(qmp)
 
     def life(background: Background | None) -> int:
         from kvmmig.cli.machine_process import ProcessOptions
         from kvmmig.cli.run import run_incoming
 
         options = ProcessOptions(
-            name=name, paused=paused, serial=serial, qmp=qmp, no_exec=no_exec, background=background
+            name=name,
+            paused=paused,
+            serial=serial,
+            qmp=qmp,
+            no_exec=no_exec,
+            reserve=reserve,
+            record=record,
+            background=background,
         )
-        return run_incoming(source(), options, default_name=default_name)
+        return run_incoming(source(), options, welcome=welcome, default_name=default_name, prefault=prefault)
 
     return perhaps_in_background(detach, life)

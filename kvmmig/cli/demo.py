@@ -23,7 +23,8 @@ from kvmmig.cli.lifetime import run_to_end, the_error
 from kvmmig.cli.logs import logging_to
 from kvmmig.cli.output import Output
 from kvmmig.cli.printing import echo, echo_json
-from kvmmig.cli.progress import Populating, run_with_progress
+from kvmmig.cli.progress import run_with_progress
+from kvmmig.cli.scheduling import ask_for_short_slices
 from kvmmig.cli.statuses import WrongCommandLine, command_line
 from kvmmig.errors import BadConfig, KvmmigError, MachineError, MigrationError
 from kvmmig.guests import Check, check_machine, find
@@ -50,6 +51,7 @@ def run_demo(*, memory: int, directory: str, as_json: bool) -> int:
     forced_exit = ForcedExit()
 
     async def command() -> int:
+        ask_for_short_slices()
         async with Output(messages=2 if as_json else 1) as output, BareLoop.start() as loop:
             with (
                 logging_to(output.say),
@@ -178,7 +180,7 @@ async def _busy_guest(memory: int, output: Output) -> AsyncIterator[Machine]:
     program = find("dirtier").program(memory=memory, cpus=1, settings={"hot": _hot(memory)})
     config = MachineConfig(memory=memory, name=program.name, parameters=program.parameters)
     letters = Letters(1)
-    async with Machine.open(config, output=letters.add, on_populate=Populating(output)) as machine:
+    async with Machine.open(config, output=letters.add) as machine:
         await machine.load(program)
         await machine.start()
         with trio.move_on_after(_FILL_TIME) as scope:

@@ -98,7 +98,10 @@ async def _main() -> int:
 async def _receive(uri: str) -> Result:
     letters = Letters(_PASSES)
     incoming = IncomingMigration(
-        uri, output=letters.add, on_listening=lambda where: _print(Listening(str(where)))
+        uri,
+        output=letters.add,
+        keep_listening=False,
+        on_listening=lambda where: _print(Listening(str(where))),
     )
     async with incoming.machine() as machine:
         await machine.pause()

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from kvmmig.cli.columns import Column, fitted
 from kvmmig.cli.printing import console, words
-from kvmmig.cli.progress import STOLEN
+from kvmmig.cli.progress import waited_for_cpu
 from kvmmig.migration.report import MigrationStatistics
 from kvmmig.transport import TransportURI
 from kvmmig.units import format_duration, format_rate, format_size
@@ -87,8 +87,8 @@ def _notes(row: Row) -> Iterator[str]:
             f"{format_duration(figures.step_bound)}; beside it on this host, a loop that only sleeps woke up "
             f"to {format_duration(row.bare_loop)} late"
         )
-    if figures.stolen:
-        yield f"{format_duration(figures.stolen)} {STOLEN}"
+    if waited := waited_for_cpu(figures):
+        yield waited
 
 
 def row_as_json(row: Row) -> dict[str, object]:

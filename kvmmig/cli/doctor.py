@@ -17,6 +17,7 @@ from rich.text import Text
 from kvmmig.cli.columns import Column, fitted
 from kvmmig.cli.lifetime import run_to_end
 from kvmmig.cli.printing import console_for_tables, echo_json
+from kvmmig.cli.scheduling import SLICE, ask_for_short_slices
 from kvmmig.errors import KvmmigError
 from kvmmig.guests import find
 from kvmmig.kvm import System, abi
@@ -128,6 +129,7 @@ def _host() -> Iterator[Finding]:
         "memory", enough, f"{format_size(memory)} available", "" if enough else "end other programs"
     )
     yield _huge_pages()
+    yield _slices()
     yield _userfaultfd()
     yield _direct_io("/var/tmp")
     yield _pipe_size()
@@ -146,6 +148,15 @@ def _huge_pages() -> Finding:
         return Finding("huge pages", True, text)
     advice = "guests run slower; echo madvise > /sys/kernel/mm/transparent_hugepage/enabled"
     return Finding("huge pages", None, text or "unknown", advice)
+
+
+def _slices() -> Finding:
+    what, got = "the event loop's CPU time", ask_for_short_slices()
+    nice = f"nice {got.nice}"
+    if not 0 < got.slice <= SLICE:
+        advice = "a busy host keeps it waiting longer; Linux 6.12 and newer have slices of a thread's own"
+        return Finding(what, None, nice, advice)
+    return Finding(what, True, f"in slices of {format_duration(got.slice)}, {nice}")
 
 
 def _userfaultfd() -> Finding:

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    closing,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
 from dataclasses import dataclass, field
 
 import trio
@@ -16,28 +23,37 @@ from kvmmig.cli.forced_exit import ForcedExit
 from kvmmig.cli.lifetime import the_error
 from kvmmig.cli.logs import logging_to
 from kvmmig.cli.output import Output
-from kvmmig.cli.progress import Populating
 from kvmmig.cli.serialport import SerialPort, open_serial
 from kvmmig.cli.statuses import command_line
 from kvmmig.cli.terminal import Keyboard
 from kvmmig.errors import MachineError, WrongState
 from kvmmig.machine import State
+from kvmmig.machine.config import reserve_memory
+from kvmmig.machine.populating import Reserve
 from kvmmig.monitor.commands import commands_for
 from kvmmig.monitor.control import MachineControl
+from kvmmig.monitor.parameters import ParameterChanges
 from kvmmig.qmp import QMPServer
+from kvmmig.qmp.address import Address, UnixAddress, parse_address
 
 FAILED = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessOptions:
-    """What the command line says of the process; ``background`` is None in the foreground."""
+    """What the command line says of the process; ``background`` is None in the foreground.
+
+    ``reserve`` is how many bytes of memory are to be there before the guest is, ``record`` the file that its
+    migrations are recorded to.
+    """
 
     name: str | None
     serial: str
     paused: bool = False
     qmp: tuple[str, ...] = ()
     no_exec: bool = False
+    reserve: int | None = None
+    record: str | None = None
     background: Background | None = None
 
 
@@ -109,12 +125,19 @@ async def serve_machine(process: MachineProcess) -> AsyncIterator[tuple[MachineC
                 output.serial(data)
             console.write(data)
 
-        with logging_to(output.say), forced_exit.saying(output.say), forced_exit.before(output.drain_briefly):
+        with (
+            logging_to(output.say),
+            forced_exit.saying(output.say),
+            forced_exit.before(output.drain_briefly),
+            _reserved(options.reserve) as reserve,
+        ):
             try:
                 async with MachineControl.open(
-                    name=process.name, output=write, on_populate=Populating(output), guest_follows=True
+                    name=process.name, output=write, reserve=reserve, guest_follows=True
                 ) as control:
                     control.settings.may_exec = not options.no_exec
+                    if options.record is not None:
+                        control.settings.change_parameters(ParameterChanges(x_kvmmig_record=options.record))
                     async with _served(control, console, process, output):
                         async with trio.open_nursery() as nursery:
                             if port.keyboard is not None:
@@ -135,6 +158,15 @@ async def serve_machine(process: MachineProcess) -> AsyncIterator[tuple[MachineC
                 forced_exit.stop()  # a reader of the output may take as long as it likes for the rest
 
 
+@contextmanager
+def _reserved(size: int | None) -> Iterator[Reserve | None]:
+    if size is None:
+        yield None
+        return
+    with closing(reserve_memory(size)) as reserve:
+        yield reserve
+
+
 def _serial_port(process: MachineProcess) -> AbstractAsyncContextManager[SerialPort]:
     options = process.options
     return open_serial(options.serial, alone=options.background is not None, forced_exit=process.forced_exit)
@@ -152,12 +184,12 @@ async def _served(
     control.subscribe(server.emit)
     scopes: list[trio.CancelScope] = []
 
-    async def serve(address: str, *, task_status: trio.TaskStatus[str]) -> None:
+    async def serve(address: Address, *, task_status: trio.TaskStatus[str]) -> None:
         with trio.CancelScope() as scope:
             scopes.append(scope)
             await server.serve(address, task_status=task_status)
 
-    async def start(address: str) -> str:
+    async def start(address: Address) -> str:
         real: str = await nursery.start(serve, address)
         # Clients are to hear what ends the machine: so whatever ends it does not end this at the same time.
         # Not before it has started: a start that is cancelled waits for its task's end.
@@ -167,11 +199,12 @@ async def _served(
     async with trio.open_nursery() as nursery:
         try:
             for address in process.options.qmp:
-                real = await start(address)
+                real = await start(parse_address(address))
                 process.monitors.append(real)
-                output.say(f"kvmmig: its monitor listens on {real}")
+                listens = ",server=off" not in real and not real.startswith("fd:")
+                output.say(f"kvmmig: its monitor {'listens on' if listens else 'is at'} {real}")
             if process.claim is not None:
-                await start(f"unix:{process.claim.monitor}")
+                await start(UnixAddress(str(process.claim.monitor)))
             async with console.serving(process.claim.console) if process.claim else nullcontext():
                 yield
         except OSError as error:

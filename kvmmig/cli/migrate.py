@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 
 import trio
@@ -40,14 +40,20 @@ def migrate_machine(
     keep: bool,
     detach: bool,
     as_json: bool,
+    record: str | None = None,
     then: str = "",
+    live: bool = True,
     stream: int | None = None,
+    keep_running: bool = False,
 ) -> int:
     """Migrate a machine's guest, and show it; ``then`` is what can be done when it has moved.
 
     ``settings`` are set first, as ``kvmmig set`` does it.
 
-    A ``stream`` is a descriptor to write it to, in the place of what ``uri`` says; it is taken over.
+    Unless it is ``live`` the guest stands still from the beginning. With ``keep_running`` it is only saved,
+    and goes on in its machine. A ``stream`` is a descriptor to write it to, in the place of what ``uri``
+    says; it is taken over. ``record`` is a file that its migrations are recorded to from here on, an absolute
+    path.
 
     Returns the exit status. Raises `KvmmigError`.
     """
@@ -69,16 +75,23 @@ def migrate_machine(
                 await _check_none_runs(client, name)
             for command, arguments in commands:
                 await client.execute(command, arguments)
+            if record is not None:
+                await client.execute("migrate-set-parameters", {"x-kvmmig-record": record})
             said = text if number is None else await _pass(client, uri, number)
+            order: dict[str, object] = {"uri": said}
+            if not live:
+                order["x-kvmmig-live"] = False
+            if keep_running:
+                order["x-kvmmig-keep-running"] = True
             if detach:
-                await _begin(client, name, uri, said)
+                await _begin(client, name, uri, order)
                 _say(f"the guest of {name!r} is being migrated; watch it with: kvmmig status {name} --watch")
                 return 0
             watch = _Watch(client, name, JsonLines() if as_json else LiveBlock(text) if _live() else Lines())
             try:
                 # From here on a Ctrl-C is about the migration, which may have begun before the reply is here.
                 with trio.open_signal_receiver(signal.SIGINT) as signals:
-                    await _begin(client, name, uri, said)
+                    await _begin(client, name, uri, order)
                     if number is not None:  # else this command would keep a pipe open whose reader waits
                         descriptors.let_go(number)
                     figures = await watch.until_end(signals)
@@ -87,7 +100,15 @@ def migrate_machine(
                     return _LEFT_RUNNING
                 if copying is not None and figures.phase is Phase.DONE:
                     await _written(client, name, copying)
-                status = await _report_end(client, name, figures, watch.interrupted, keep=keep, quiet=as_json)
+                status = await _report_end(
+                    client,
+                    name,
+                    figures,
+                    watch.interrupted,
+                    end=not keep,
+                    keep_running=keep_running,
+                    quiet=as_json,
+                )
             except* ChannelBroken as errors:
                 raise MigrationError(f"the machine {name!r} has ended before its guest had moved") from errors
             if not status and then:
@@ -204,10 +225,10 @@ def _meaning(typed: str) -> str:
     return "leave" if word.startswith(("n", "l")) else "go on"
 
 
-async def _begin(client: QMPClient, name: str, uri: TransportURI, said: str) -> None:
+async def _begin(client: QMPClient, name: str, uri: TransportURI, order: Mapping[str, object]) -> None:
     """Raises `WrongCommandLine` for a URI that nobody understands, also while another migration runs."""
     try:
-        await client.execute("migrate", {"uri": said})
+        await client.execute("migrate", order)
     except QMPError:
         running = await _running(client, name)
         try:
@@ -236,13 +257,22 @@ async def _running(client: QMPClient, name: str) -> list[str]:
 
 
 async def _report_end(
-    client: QMPClient, name: str, figures: MigrationStatistics, interrupted: bool, *, keep: bool, quiet: bool
+    client: QMPClient,
+    name: str,
+    figures: MigrationStatistics,
+    interrupted: bool,
+    *,
+    end: bool,
+    keep_running: bool,
+    quiet: bool,
 ) -> int:
     match figures.phase:
         case Phase.DONE:
             if not quiet:
-                echo(summary(figures))
-            if keep:
+                echo(summary(figures, verb="been saved" if keep_running else "moved"))
+            if keep_running:
+                _say(f"the guest of {name!r} goes on here")
+            elif not end:
                 _say(f"{name!r} stays here, stopped, until: kvmmig quit {name}")
             else:
                 await end_machine(client, name)

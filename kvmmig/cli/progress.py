@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from time import perf_counter
+from typing import TYPE_CHECKING
 
 import trio
 
 from kvmmig.cli.counters import counter_rows
 from kvmmig.cli.output import Output
 from kvmmig.errors import KvmmigError
-from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.migration.policy import RoundFigures
 from kvmmig.migration.report import MigrationStatistics, Phase
 from kvmmig.units import format_duration, format_rate, format_size
+
+if TYPE_CHECKING:  # who looks at another process's migration need not wait for numpy
+    from kvmmig.migration.outgoing import OutgoingMigration
 
 _PAGE = 4096
 _EVERY = 0.1  # seconds between two looks at the figures
@@ -68,22 +70,6 @@ async def run_with_progress(
     return migration.statistics()
 
 
-class Populating:
-    """Shows how the guest's memory is being made, where that takes long. For ``on_populate``."""
-
-    def __init__(self, output: Output) -> None:
-        self._output = output
-        self._began: float | None = None
-
-    def __call__(self, done: int, size: int) -> None:
-        if self._began is None:
-            self._began = perf_counter()
-        if done == size:
-            self._output.status("")
-        elif perf_counter() - self._began > _WORTH_SAYING:
-            self._output.status(f"preparing {format_size(size)} of guest memory: {done * 100 // size} %")
-
-
 def live_line(figures: MigrationStatistics) -> str:
     """All that fits into a terminal's width, the most interesting first."""
     parts = [
@@ -126,6 +112,8 @@ class PlainLines:
             elif event.what.startswith("round ") and self._rounds < len(figures.rounds):
                 self._say(f"{event.at:8.3f} s  {_round_line(figures.rounds[self._rounds])}")
                 self._rounds += 1
+            elif event.what.startswith("final pass") and figures.final_pass is not None:
+                self._say(f"{event.at:8.3f} s  {_final_line(figures.final_pass)}")
 
 
 def _round_line(figures: RoundFigures) -> str:
@@ -135,23 +123,51 @@ def _round_line(figures: RoundFigures) -> str:
     )
 
 
-#: What a person should know of a figure that is otherwise hard to believe.
-STOLEN = "in which the hypervisor under this host ran others"
+def _final_line(figures: RoundFigures) -> str:
+    return f"final pass: {format_size(figures.sent_bytes)} sent at {format_rate(figures.rate)}"
 
 
-def summary(figures: MigrationStatistics) -> str:
-    """The figures of a finished migration, a small block."""
+_HELD_BACK = {
+    "link": "the link: bytes went as fast as it took them",
+    "disk": "the disk: bytes went as fast as it took them",
+    "CPU": "the CPU: others had it, or pages took it",
+    "limit": "the limit on its bandwidth",
+    "guest": "the guest: it wrote on, so more was sent again than the first time",
+}
+
+
+def waited_for_cpu(figures: MigrationStatistics) -> str:
+    """What a person should know of figures that are otherwise hard to believe; empty where it is little.
+
+    The kernel counts for each thread how long it wanted to run and had no CPU. What this host's own
+    hypervisor takes it counts elsewhere, for all CPUs together.
+    """
+    said = []
+    for seconds, who in ((figures.loop_waited, "the event loop"), (figures.vcpus_waited, "the vCPUs")):
+        if seconds is not None and seconds > figures.total_time / 20:
+            said.append(f"{who} waited {format_duration(seconds)} for a CPU that others had")
+    if figures.stolen is not None and figures.stolen > figures.total_time / 20:
+        said.append(f"this host's own hypervisor took {format_duration(figures.stolen)} of CPU time away")
+    return "; ".join(said)
+
+
+def summary(figures: MigrationStatistics, *, verb: str = "moved") -> str:
+    """The figures of a finished migration, a small block; the guest has ``verb`` somewhere."""
     steps = figures.steps
     rows = [
         (
             "sent",
-            f"{format_size(figures.sent_bytes)} in {len(figures.rounds)} "
-            f"round{'s' if len(figures.rounds) != 1 else ''} and the final pass",
+            f"{format_size(figures.sent_bytes)} in {_passes(len(figures.rounds))}",
         ),
         ("pages", f"{figures.sent_pages}, and {figures.zero_pages} that are zero"),
         ("total time", f"{format_duration(figures.total_time)}, setup {_duration(figures.setup_time)}"),
-        ("downtime", f"{_duration(figures.downtime)}, expected {_duration(figures.expected_downtime)}"),
-        ("first round", format_rate(figures.rounds[0].rate) if figures.rounds else "none"),
+        (
+            "downtime",
+            _duration(figures.downtime)
+            + (f", expected {_duration(figures.expected_downtime)}" if figures.rounds else "")
+            + (f" ({figures.surprise})" if figures.surprise else ""),
+        ),
+        *((("first round", format_rate(figures.rounds[0].rate)),) if figures.rounds else ()),
         (
             "steps",
             f"{steps.count}, each to end after {format_duration(figures.step_bound)}; the worst took "
@@ -160,11 +176,22 @@ def summary(figures: MigrationStatistics) -> str:
         ("worst stall", f"{format_duration(figures.worst_stall)} of the event loop"),
     ]
     rows += counter_rows(figures.counters)
-    if figures.stolen:
-        rows.append(("no CPU for", f"{format_duration(figures.stolen)} {STOLEN}"))
+    if figures.final_pass is not None:
+        row = ("final pass", _final_line(figures.final_pass).removeprefix("final pass: "))
+        rows.insert([name for name, _ in rows].index("steps"), row)
+    if figures.held_back is not None:
+        rows.append(("held back by", _HELD_BACK[figures.held_back]))
+    if waited := waited_for_cpu(figures):
+        rows.append(("no CPU", waited))
     width = max(len(name) for name, _ in rows)
     lines = (f"  {name:<{width}}  {text}" for name, text in rows)
-    return "\n".join([f"kvmmig: the guest has moved to {figures.peer}", *lines])
+    return "\n".join([f"kvmmig: the guest has {verb} to {figures.peer}", *lines])
+
+
+def _passes(rounds: int) -> str:
+    if not rounds:
+        return "one pass, with the guest stopped"
+    return f"{rounds} round{'s' if rounds != 1 else ''} and the final pass"
 
 
 def _duration(seconds: float | None) -> str:

@@ -25,10 +25,13 @@ from kvmmig.cli.machine_process import (
 from kvmmig.cli.output import Output
 from kvmmig.cli.programs import find_program
 from kvmmig.cli.progress import run_with_progress, summary
+from kvmmig.cli.scheduling import ask_for_short_slices
 from kvmmig.cli.statuses import WrongCommandLine, command_line
-from kvmmig.errors import BadConfig, GuestEnded, KvmmigError, WrongState
+from kvmmig.errors import BadConfig, BadURI, GuestEnded, KvmmigError, WrongState
 from kvmmig.machine import MachineConfig, Program, State
+from kvmmig.machine.config import OnHalt
 from kvmmig.migration.outgoing import OutgoingMigration
+from kvmmig.migration.welcome import Welcome
 from kvmmig.monitor.control import MachineControl, Outcome
 from kvmmig.transport import Transport, TransportURI, descriptors, transport_for
 from kvmmig.transport.places import protect
@@ -50,6 +53,7 @@ class NewGuest:
     memory: int = 256 << 20
     cpus: int = 1
     settings: Mapping[str, str] = field(default_factory=dict)
+    on_halt: OnHalt = "end"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +78,11 @@ class MachineRun:
         """Tell the person who runs it."""
         self.output.say(f"kvmmig: {text}")
 
-    def runs(self, what: str = "runs in the background") -> None:
-        """Let the command return that is waiting for this in the foreground."""
+    def runs(self, what: str = "") -> None:
+        """Let the command return that is waiting for this in the foreground; ``what`` it does there."""
+        if not what:
+            paused = self.control.machine is not None and self.control.machine.state is State.PAUSED
+            what = "is paused in the background" if paused else "runs in the background"
         self.process.runs(f"{self.process.name!r} {what}")
 
 
@@ -86,7 +93,11 @@ def run_guest(guest: NewGuest, options: ProcessOptions, *, planned: PlannedMigra
         MachineConfig(memory=guest.memory, cpus=guest.cpus)
     program = _program(guest)
     config = MachineConfig(
-        memory=guest.memory, cpus=guest.cpus, name=program.name, parameters=program.parameters
+        memory=guest.memory,
+        cpus=guest.cpus,
+        name=program.name,
+        parameters=program.parameters,
+        on_halt=guest.on_halt,
     )
     transport = _transport(planned.uri if planned else None)
 
@@ -113,16 +124,27 @@ def _program(guest: NewGuest) -> Program:
             raise WrongCommandLine(str(error)) from error
 
 
-def run_incoming(uri: TransportURI | None, options: ProcessOptions, *, default_name: str = "incoming") -> int:
+def run_incoming(
+    uri: TransportURI | None,
+    options: ProcessOptions,
+    *,
+    welcome: Welcome,
+    default_name: str = "incoming",
+    prefault: bool = False,
+) -> int:
     """Run a guest that comes by migration; without ``uri`` a monitor's client says from where.
 
-    Returns the exit status. Raises `KvmmigError`.
+    ``prefault`` has the pages of one that comes from an image read while it runs. Returns the exit status.
+    Raises `KvmmigError`.
     """
     transport = _transport(uri)
+    if transport is not None and transport.arrives_at_once and welcome.accept_from is not None:
+        raise BadURI(f"{transport.uri}: nobody connects to that, so --accept-from can't go with it")
 
     async def life(run: MachineRun) -> int:
         run.control.incoming.start = not options.paused
-        await (_listen(run, transport) if transport is not None else _defer(run))
+        run.control.incoming.welcome = welcome
+        await (_listen(run, transport, prefault) if transport is not None else _defer(run))
         return await _until_end(run)
 
     return _run(life, options, default_name, needs_monitor=transport is None)
@@ -146,6 +168,7 @@ def _run(
     protect(rundir.directory())
 
     async def command() -> int:
+        ask_for_short_slices()
         status = status_of_quit
         # From here on signals are heeded: none of them may leave the name behind.
         with open_process(
@@ -170,19 +193,16 @@ def _run(
     return run_to_end(command, forced_exit=forced_exit)
 
 
-async def _listen(run: MachineRun, transport: Transport) -> None:
+async def _listen(run: MachineRun, transport: Transport, prefault: bool) -> None:
     control = run.control
-    await control.incoming.listen(transport)
+    await control.incoming.listen(transport, prefault=prefault)
     waiting = f"waiting for a guest from {control.incoming.uri}"
+    control.incoming.on_setback = lambda error: run.say(f"the guest did not come: {error}; still {waiting}")
     run.say(waiting)
     if not transport.arrives_at_once:
         run.runs(f"is {waiting}")
     await _receive(run)
-    assert control.machine is not None
-    paused = run.process.options.paused
-    if control.machine.state is not State.RUNNING and not paused:  # it was paused at its source
-        await control.resume()
-    run.runs(*([_PAUSED] if paused else []))
+    run.runs(*([_PAUSED] if run.process.options.paused else []))
 
 
 async def _defer(run: MachineRun) -> None:
@@ -192,6 +212,7 @@ async def _defer(run: MachineRun) -> None:
     run.runs(f"is {waiting}")
     await run.control.wait_guest()
     await _receive(run)
+    run.runs()
 
 
 async def _receive(run: MachineRun) -> None:
@@ -201,11 +222,14 @@ async def _receive(run: MachineRun) -> None:
     assert migration is not None
     for notice in migration.notices:
         run.say(notice)
+    how = "mapped from its image" if migration.mapped else format_size(migration.received_bytes)
     run.say(
-        f"the guest {machine.config.name!r} has arrived: {format_size(migration.received_bytes)}, "
+        f"the guest {machine.config.name!r} has arrived from {migration.peer}: {how}, "
         f"{migration.received_pages} pages and {migration.zero_pages} that are zero, in "
         f"{format_duration(migration.total_time or 0.0)}"
     )
+    if machine.state is State.PAUSED:
+        run.say(f'it is paused, as it was there; "kvmmig resume {run.control.name}" lets it go on')
 
 
 async def _until_end(run: MachineRun) -> int:
@@ -288,8 +312,11 @@ def _exit_status(run: MachineRun, outcome: Outcome) -> int:
     match ending.kind:
         case "exit":
             return ending.status
+        case "halted":
+            run.say(f"the guest halted: {ending.report}")
+            return 0
         case "crash":
-            run.say(f"the guest crashed\n{ending.report}")
+            run.say(f"the guest crashed: {ending.report}")
             return CRASHED
         case "moved":
             return 0

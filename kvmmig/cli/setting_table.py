@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from kvmmig.units import (
     DOWNTIME_LIMIT,
+    SETUP_TIMEOUT,
     STALL_TIMEOUT,
     TIMEOUT,
     Range,
@@ -20,6 +22,18 @@ from kvmmig.units import (
 
 NONE = "none"
 POLICY = "policy"
+
+
+def record_path(text: str) -> str:
+    """A file to record to, as a path that means the same to a machine's process. `ValueError` for none."""
+    path = os.path.abspath(text)
+    if "\0" in text or not text:
+        raise ValueError(f"{text!r} is no path")
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{text!r} is no UTF-8, and a monitor takes no other text") from error
+    return path
 
 
 @dataclass(frozen=True)
@@ -86,6 +100,17 @@ _ALL = (
     Setting("on-timeout", "x-kvmmig-on-timeout", "cancel, or force", _one_of(_AT_TIMEOUT), str, _AT_TIMEOUT),
     Setting(
         "stall-timeout", "x-kvmmig-stall-timeout", "30s", _milliseconds(STALL_TIMEOUT), _write_milliseconds
+    ),
+    Setting(
+        "setup-timeout", "x-kvmmig-setup-timeout", "1min", _milliseconds(SETUP_TIMEOUT), _write_milliseconds
+    ),
+    Setting(
+        "record",
+        "x-kvmmig-record",
+        "a.jsonl, or none",
+        lambda text: "" if text == NONE else record_path(text),
+        lambda value: value or NONE,
+        (NONE,),
     ),
 )
 SETTINGS: Mapping[str, Setting] = {setting.name: setting for setting in _ALL}

@@ -1,127 +1,90 @@
-"""Intel-syntax assembly to bytes, with errors that name the line.
+"""Assembler sources to bytes, by nasm, where it is installed; with errors that name the line.
 
-The assembler is keystone-engine, an LLVM in a wheel. It does not say where an error is or which symbol is
-missing; it never returns from a quote that is not closed; and some operands it assembles wrongly without a
-word. So this module looks at each line before keystone does, and searches for the line when it fails.
+The built-in guests come assembled, so only who brings a source of their own needs nasm.
 """
 
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from typing import Any, Literal
-
-import keystone
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Literal
 
 from kvmmig.errors import BadImage
 
-_MODES = {16: keystone.KS_MODE_16, 32: keystone.KS_MODE_32, 64: keystone.KS_MODE_64}
-_QUOTED_OR_COMMENT = re.compile(r""""(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])'|#.*|//.*""")
-_DEFINITION = re.compile(r"^\s*(?:\.set\s+)?([A-Za-z_.$][\w.$]*)\s*(?::|=|,)", re.MULTILINE)
-_NAME = re.compile(r"(?<![\w.$\\])[A-Za-z_.$][\w.$]*")
-_CLOSERS = {".macro": ".endm", ".rept": ".endr", ".irp": ".endr", ".irpc": ".endr"}
+#: Seconds: a source with an endless %rep must not keep its user waiting for ever.
+_PATIENCE = 60.0
+_SAYS_BITS = re.compile(r"^\s*\[?\s*bits\b", re.IGNORECASE | re.MULTILINE)
+_SAYS_ORIGIN = re.compile(r"^\s*\[?\s*org\b", re.IGNORECASE | re.MULTILINE)
+_ERROR = re.compile(r"^(?P<file>.+?):(?P<line>\d+): (?:error|fatal|panic): (?P<what>.*)$", re.MULTILINE)
 
 
 def assemble(
-    source: str, *, bits: Literal[16, 32, 64], origin: int, constants: Mapping[str, int], name: str
+    source: str,
+    *,
+    name: str,
+    bits: Literal[16, 32, 64] = 16,
+    origin: int = 0,
+    directory: Path | None = None,
 ) -> bytes:
-    """The machine code of ``source``, as it must lie at the address ``origin``.
+    """The machine code of ``source``, which is written in nasm's syntax.
 
-    ``constants`` are defined before its first line, as ``NAME = value``. ``name`` is what errors call the
-    source. Raises `BadImage` with the file, the line, its text and what is wrong with it.
+    ``bits`` and ``origin``, the address that its first byte will lie at, hold where the source does not say
+    them itself by ``bits`` and ``org``. ``name`` is what errors call the source. Files that it includes are
+    looked for in ``directory``. Blocking: it starts a process.
+
+    Raises `BadImage` where there is no nasm, and for an error with the file, the line, its text and what is
+    wrong with it.
     """
-    lines = source.splitlines()
-    bare = [_QUOTED_OR_COMMENT.sub(lambda found: "" if found[0][0] in "#/" else "0", line) for line in lines]
-    symbols = set(constants) | set(_DEFINITION.findall("\n".join(bare)))
-    for index, line in enumerate(bare):
-        complaint = _complaint(line, symbols)
-        if complaint:
-            raise _bad_line(name, index, lines, complaint)
-
-    defined = [f"{key} = {value:#x}" for key, value in constants.items()]
-    try:
-        return _keystone([*defined, *lines], bits, origin)
-    except keystone.KsError as error:
-        complaint = str(error).partition(" (KS_ERR")[0].lower()
-        if error.errno == keystone.KS_ERR_ASM_SYMBOL_MISSING:
-            missing = _missing_symbol([*defined, *lines], bits)
-            index = next((i for i, line in enumerate(bare) if missing in _NAME.findall(line)), 0)
-            raise _bad_line(name, index, lines, f"nothing is called {missing!r}") from error
-        index = bisect_left(
-            range(len(lines)), True, key=lambda i: _fails(defined, lines[: i + 1], bare, bits)
+    nasm = shutil.which("nasm")
+    if nasm is None:
+        raise BadImage(
+            f"{name}: to assemble it takes nasm, which is not installed; install it (apt install nasm, dnf "
+            "install nasm), or run what somebody else has assembled: an ELF or a flat image"
         )
-        if index == len(lines):  # the first lines are right, and so is each but the last: a block is open
-            index = next((start for start, _ in reversed(_open_blocks(bare))), index - 1)
-            complaint = "this block is never closed"
-        elif ";" in bare[index]:
-            complaint += " (';' separates two instructions; a comment starts with '#')"
-        raise _bad_line(name, index, lines, complaint) from error
+    before = []
+    if not _SAYS_BITS.search(source):
+        before += ["--before", f"bits {bits}"]
+    if origin and not _SAYS_ORIGIN.search(source):
+        before += ["--before", f"org {origin:#x}"]
+    with tempfile.TemporaryDirectory(prefix="kvmmig-") as scratch:
+        given, made = Path(scratch, "source.asm"), Path(scratch, "image")
+        given.write_text(source, encoding="utf-8")
+        # To nasm a mistyped instruction alone on its line is a label. Here a label has its colon.
+        command = [nasm, "-w-other", "-w+error=label-orphan", "-f", "bin", *before, "-o", str(made)]
+        if directory is not None:
+            command += ["-I", f"{directory}/"]
+        try:
+            done = subprocess.run(
+                [*command, str(given)],
+                cwd=directory,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=_PATIENCE,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise BadImage(f"{name}: nasm was not done with it after {_PATIENCE:.0f} s") from error
+        except OSError as error:
+            raise BadImage(f"{name}: nasm can't be started: {error.strerror}") from error
+        if done.returncode:
+            raise _bad_source(name, source, str(given), done.stderr)
+        return made.read_bytes()
 
 
-def _keystone(lines: Sequence[str], bits: int, origin: int) -> bytes:
-    engine = keystone.Ks(keystone.KS_ARCH_X86, _MODES[bits])
-    code, _ = engine.asm("\n".join(lines).encode() + b"\n", origin, as_bytes=True)
-    return bytes(code or b"")
-
-
-def _missing_symbol(lines: Sequence[str], bits: int) -> str:
-    """The first symbol that is used and not defined."""
-    missing: list[str] = []
-
-    def resolve(symbol: bytes, _value: Any) -> bool:
-        missing.append(symbol.decode(errors="replace"))
-        return False
-
-    engine = keystone.Ks(keystone.KS_ARCH_X86, _MODES[bits])
-    engine.sym_resolver = resolve  # only here: with a resolver, keystone reads all numbers as hexadecimal
-    with suppress(keystone.KsError):
-        engine.asm("\n".join(lines).encode() + b"\n", 0, as_bytes=True)
-    return missing[0] if missing else ""
-
-
-def _complaint(bare: str, symbols: set[str]) -> str:
-    """What keystone would hang on or silently get wrong in a line without strings and comments."""
-    if '"' in bare or "'" in bare:
-        return "a quote is not closed"
-    if bare.count("[") != bare.count("]") or bare.count("(") != bare.count(")"):
-        return "a bracket is not closed"
-    if bare.lstrip().startswith(".") or "=" in bare:
-        return ""
-    for minus in re.finditer(r"-\s*([A-Za-z_.$][\w.$]*)", bare):
-        if minus[1] in symbols:
-            return f"the assembler loses the minus before a name; write MINUS = -{minus[1]} and use that"
-    for inside in re.findall(r"\[([^\]]*)\]", bare):
-        used = [found for found in _NAME.finditer(inside) if found[0] in symbols]
-        if len(used) > 1 or any(inside[found.end() :].lstrip()[:1] in ("*", "/") for found in used):
-            return "the assembler takes one name and numbers in brackets; write SUM = ... and use that"
-    return ""
-
-
-def _fails(defined: Sequence[str], lines: Sequence[str], bare: Sequence[str], bits: int) -> bool:
-    """Is there an error in these first lines of a source? Blocks that are still open are closed."""
-    closers = [closer for _, closer in reversed(_open_blocks(bare[: len(lines)]))]
-    try:
-        _keystone([*defined, *lines, *closers], bits, 0)
-    except keystone.KsError as error:
-        # A symbol that is missing so far may be defined further on.
-        return bool(error.errno != keystone.KS_ERR_ASM_SYMBOL_MISSING)
-    return False
-
-
-def _open_blocks(bare: Sequence[str]) -> list[tuple[int, str]]:
-    """The blocks that these lines leave open, outermost first: where each begins, and what closes it."""
-    blocks: list[tuple[int, str]] = []
-    for index, line in enumerate(bare):
-        word = (line.split() or [""])[0]
-        closer = ".endif" if word.startswith(".if") else _CLOSERS.get(word)
-        if closer:
-            blocks.append((index, closer))
-        elif blocks and word == blocks[-1][1]:
-            blocks.pop()
-    return blocks
-
-
-def _bad_line(name: str, index: int, lines: Sequence[str], complaint: str) -> BadImage:
-    return BadImage(f"{name}:{index + 1}: {complaint}: {lines[index].strip()}")
+def _bad_source(name: str, source: str, given: str, said: str) -> BadImage:
+    found = _ERROR.search(said)
+    if found is None:
+        return BadImage(f"{name}: nasm can't assemble it: {' '.join(said.split()) or 'it does not say why'}")
+    what = found["what"].partition(" [-w")[0].removeprefix("parser: ")
+    if found["file"] != given:  # one that it includes
+        return BadImage(f"{found['file']}:{found['line']}: {what}")
+    number = int(found["line"])
+    lines = source.splitlines()
+    text = lines[number - 1].strip() if number <= len(lines) else ""
+    if text.startswith("#"):
+        what += ", for a comment begins with ';'"
+    return BadImage(f"{name}:{number}: {what}: {text}" if text else f"{name}:{number}: {what}")

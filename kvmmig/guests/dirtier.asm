@@ -1,98 +1,150 @@
-# dirtier: fills its memory, rewrites a hot set for ever, and checks every page as it goes
-#@ entry long64
-#@ param hot = 64MiB    bytes that are rewritten over and over, shared by all vCPUs
-#@ param stride = 1     every how-many-th page is hot, until the hot set is used up
-#@ param pace = 0       pages that each vCPU rewrites a second; 0 is flat out
-#@ check dirtier
-#
-# The pages from 2 MiB up are dealt out to the vCPUs in contiguous shares. Page k * STRIDE of a share is hot,
-# for k below the share's number of hot pages; all others are cold. Each vCPU
-#
-#   1. fills its share: every page gets generation 0;
-#   2. for ever, a lap: verifies each hot page against generation `lap`, writes generation `lap + 1` over it,
-#      and then verifies the next sixteenth of its cold pages. After sixteen laps, a pass, all of its pages
-#      have been verified, and it prints a letter: vCPU 0 A..Z, vCPU 1 a..z, the others 0..9.
-#
-# Word j of page p (its guest-physical address / 4096) at generation g is
-#
-#   z ^ (z >> 32)   where z = p * C1 + g * C2 + C3 + j * STEP   (64-bit)
-#
-# A wrong word is printed in a line that starts with FAIL, and ends the guest with status 1. The host checks
-# the same things on a stopped guest in dirtier.py, which has these constants too.
-#
-# Predefined: MEMORY (bytes of RAM), CPUS, and each parameter in upper case.
+; dirtier: fills its memory, rewrites a hot set for ever, and checks every page as it goes
+;@ entry long64
+;@ param hot = 64MiB|25%     bytes that are rewritten over and over, shared by all vCPUs
+;@ param stride = 1          every how-many-th page is hot, until the hot set is used up
+;@ param pace = 0            pages that each vCPU rewrites a second; 0 is flat out
+;@ param pattern = sweep|random|zipf    one after the other; each once a lap, shuffled; some far more often
+;@ check dirtier
+;
+; The pages from 2 MiB up are dealt out to the vCPUs in contiguous shares. Page k * stride of a share is hot,
+; for k below the share's number of hot pages; all others are cold. Each vCPU
+;
+;   1. fills its share: every page gets generation 0;
+;   2. for ever, a step: verifies a hot page against its generation, and writes the next generation over it.
+;      Steps make laps. In each a sixteenth of the cold pages is verified, evenly spread over its steps. After
+;      sixteen laps, a pass, it prints a letter: vCPU 0 A..Z, vCPU 1 a..z, the others 0..9.
+;
+; The step's number, from 0 on, says which hot page it is the turn of:
+;
+;   sweep    page step % pages. A lap is a step for each page.
+;   random   A lap is 2^m steps, as many as there are pages or more. Step i of lap n is the turn of page
+;            shuffle(n, i), of nobody where there is no such page. shuffle(n, .) is a permutation.
+;   zipf     Pages 2^c - 1 to 2^(c+1) - 2 are class c. The classes take turns, and so do the pages of a class.
+;            So page k is rewritten about 1 / (k + 1) times as often as page 0. A lap is as long as for sweep.
+;
+; Word j of page p (its guest-physical address / 4096) at generation g is
+;
+;   z ^ (z >> 32)   where z = p * C1 + g * C2 + C3 + j * STEP   (64-bit)
+;
+; A wrong word is printed in a line that starts with FAIL, and ends the guest with status 1. The host checks
+; the same things on a stopped guest in dirtier.py and patterns.py, which have these constants too.
 
-C1   = 0x9e3779b97f4a7c15
-C2   = 0xc2b2ae3d27d4eb4f
-C3   = 0x27220a95fe47c21b
-STEP = 0xd6e8feb86659fd93
+    bits 64
+    org 0x100000
 
-SERIAL   = 0x3f8
-EXIT     = 0xf4
-STATUS   = 0x101000             # one block of 64 bytes a vCPU; the lock lies beyond them
-BOUNDARY = 0x200000             # below it: tables, stacks, this image
-HOLE     = 0xc0000000           # RAM that does not fit below 3 GiB goes on at 4 GiB
-HOLE_SIZE = 0x40000000
-OWNED     = (MEMORY - BOUNDARY) / 4096
-HOT_PAGES = HOT / 4096
-MAGIC     = 0x7265697472696421
+C1        equ 0x9e3779b97f4a7c15
+C2        equ 0xc2b2ae3d27d4eb4f
+C3        equ 0x27220a95fe47c21b
+STEP      equ 0xd6e8feb86659fd93
 
-# A status block: 64-bit words at these offsets. Each is stored after the work that it tells of.
-S_MAGIC    = 0
-S_PAGES    = 8                  # pages in the share
-S_FILLED   = 16                 # pages filled; the one of that index may be half filled
-S_PROGRESS = 24                 # hot pages written, ever: lap * hot pages + k; hot page k may be half written
-S_LAPS     = 32                 # laps finished, their share of the cold pages included
-S_FAILURES = 40
+SERIAL    equ 0x3f8
+EXIT      equ 0xf4
+STATUS    equ 0x101000          ; one block of 64 bytes a vCPU; the lock lies beyond them
+BOUNDARY  equ 0x200000          ; below it: tables, stacks, this image
+HOLE      equ 0xc0000000        ; RAM that does not fit below 3 GiB goes on at 4 GiB
+HOLE_SIZE equ 0x40000000
+MAGIC     equ 0x7265697472696421
 
-# Registers that keep their meaning all along:
-#   r15 status block   r14 first page of the share   r13 pages in it   r12 its hot pages   rbp lap
-#   r8, r9, r10 the pace: cycles a page, when the next page is due, how late is too late
-#   xmm2 STEP * 2, twice
-# The subroutines use rax, rcx, rdx, xmm0, xmm1, xmm3 freely.
+; The parameters, in the order of the declarations above
+HOT       equ 0x9f000
+STRIDE    equ HOT + 8
+PACE      equ HOT + 16
+PATTERN   equ HOT + 24          ; 0 sweep, 1 random, 2 zipf
+
+; A status block: 64-bit words at these offsets. Each is stored after the work that it tells of.
+S_MAGIC    equ 0
+S_PAGES    equ 8                ; pages in the share
+S_FILLED   equ 16               ; pages filled; the one of that index may be half filled
+S_PROGRESS equ 24               ; steps done, ever; the page whose turn is next may be half written
+S_LAPS     equ 32               ; laps finished, their share of the cold pages included
+S_FAILURES equ 40
+
+; Registers that keep their meaning all along:
+;   r15 status block   r14 first page of the share   r13 pages in it   r12 its hot pages   rbx what follows
+;   r8, r9, r10 the pace: cycles a page (0 for flat out), when the next page is due, how late is too late
+;   xmm2 STEP * 2, twice
+; The subroutines use rax, rcx, rdx, rdi, xmm0, xmm1, xmm3 freely.
+
+; What a vCPU keeps at [rbx], on its stack
+LAP_STEPS  equ 0                ; steps in a lap
+DEGREE     equ 8                ; random: m; zipf: the number of classes
+LAP        equ 16
+COLD_FIRST equ 24               ; the lap's sixteenth: its first page,
+COLD_PAGES equ 32               ; how many it has, the hot ones among them included,
+COLD_NEXT  equ 40               ; and the first that has not been verified
+CPUS       equ 48
+LOCALS     equ 64
 
 start:
+    sub rsp, LOCALS
+    mov rbx, rsp
+    mov [rbx + CPUS], rsi
     mov r15, rdi
     shl r15, 6
     add r15, STATUS
-    mov r11, rcx                        # TSC kHz
+    mov r11, rcx                        ; TSC kHz
 
-    mov rbx, OWNED
+    mov rbp, rdx                        ; memory
+    sub rbp, BOUNDARY
+    shr rbp, 12
     call part
     mov r14, rax
     inc rdi
     call part
     mov r13, rax
     sub r13, r14
-    mov rbx, HOT_PAGES
+    mov rbp, [HOT]
+    shr rbp, 12
     call part
     mov r12, rax
     dec rdi
     call part
     sub r12, rax
 
-    mov rax, r11
-    imul rax, rax, 100
-    mov r10, rax                        # 100 ms late: no use in catching up
-.if PACE > 0
-    imul rax, rax, 10
+    imul r10, r11, 1000                 ; a second late: no use in catching up
+    xor r8d, r8d
+    xor r9d, r9d                        ; long ago, so wait_for_slot begins with now
+    cmp qword [PACE], 0
+    je pace_known
+    mov rax, r10
     xor edx, edx
-    movabs rcx, PACE
-    div rcx
+    div qword [PACE]
     mov r8, rax
-    mov r9, 0                           # long ago, so wait_for_slot begins with now
-.endif
+pace_known:
 
-    movabs rax, STEP * 2
+    mov [rbx + LAP_STEPS], r12
+    cmp qword [PATTERN], 1
+    jb pattern_known
+    je for_random
+    bsr rcx, r12
+    inc rcx
+    mov [rbx + DEGREE], rcx
+    jmp pattern_known
+for_random:
+    lea rax, [r12 - 1]                  ; the bits that the last page's number has
+    bsr rcx, rax
+    lea rcx, [rcx + 1]
+    jnz bits_known
+    xor ecx, ecx
+bits_known:
+    mov [rbx + DEGREE], rcx
+    test r12, r12                       ; without a page there is no step
+    jz pattern_known
+    mov eax, 1
+    shl rax, cl
+    mov [rbx + LAP_STEPS], rax
+pattern_known:
+
+    mov rax, STEP * 2
     movq xmm2, rax
     punpcklqdq xmm2, xmm2
 
-    mov qword ptr [r15 + S_PAGES], r13
-    movabs rax, MAGIC
-    mov qword ptr [r15 + S_MAGIC], rax
+    mov [r15 + S_PAGES], r13
+    mov rax, MAGIC
+    mov [r15 + S_MAGIC], rax
 
-    xor esi, esi                        # generation
-    xor r11d, r11d                      # page of the share
+    xor esi, esi                        ; generation
+    xor r11d, r11d                      ; page of the share
 fill:
     cmp r11, r13
     jae filled
@@ -100,103 +152,172 @@ fill:
     call page_address
     call write_page
     inc r11
-    mov qword ptr [r15 + S_FILLED], r11
+    mov [r15 + S_FILLED], r11
     jmp fill
 filled:
-    xor ebp, ebp
+    mov qword [rbx + LAP], 0
 
 lap:
-    xor r11d, r11d                      # hot page
-hot:
-    cmp r11, r12
-    jae hot_done
-.if PACE > 0
-    call wait_for_slot
-.endif
-    movabs rax, STRIDE
-    imul rax, r11
+    mov rax, [rbx + LAP]                ; cold pages: a sixteenth of the share
+    and eax, 15
+    mov rcx, r13
+    imul rcx, rax
+    lea rdx, [rcx + r13]
+    shr rcx, 4
+    shr rdx, 4
+    sub rdx, rcx
+    mov [rbx + COLD_FIRST], rcx
+    mov [rbx + COLD_NEXT], rcx
+    mov [rbx + COLD_PAGES], rdx
+
+    xor r11d, r11d                      ; step of the lap
+step:
+    cmp r11, [rbx + LAP_STEPS]
+    jae steps_done
+    call whose_turn
+    cmp rax, r12
+    jae nobody
+    imul rax, [STRIDE]
     call page_address
-    mov rsi, rbp
+    test r8, r8
+    jz in_its_turn
+    call wait_for_slot
+in_its_turn:
     call verify_page
     inc rsi
     call write_page
-    inc qword ptr [r15 + S_PROGRESS]
+nobody:
+    inc qword [r15 + S_PROGRESS]
     inc r11
-    jmp hot
-hot_done:
+    mov rax, [rbx + COLD_PAGES]
+    mul r11
+    div qword [rbx + LAP_STEPS]
+    call verify_cold
+    jmp step
+steps_done:
+    mov rax, [rbx + COLD_PAGES]         ; where there is no hot page there was no step
+    call verify_cold
 
-    mov rax, rbp                        # cold pages from r11 up to rbx, a sixteenth of the share
-    and eax, 15
-    mov rbx, r13
-    imul rbx, rax
-    mov r11, rbx
-    add rbx, r13
-    shr r11, 4
-    shr rbx, 4
-    xor esi, esi
-cold:
-    cmp r11, rbx
-    jae cold_done
-    mov rax, r11
-    xor edx, edx
-    movabs rcx, STRIDE
-    div rcx
-    test rdx, rdx
-    jnz is_cold
-    cmp rax, r12
-    jb cold_next                        # hot: seen in the lap
-is_cold:
-    mov rax, r11
-    call page_address
-    call verify_page
-cold_next:
-    inc r11
-    jmp cold
-cold_done:
-
-    inc rbp
-    mov qword ptr [r15 + S_LAPS], rbp
-    test ebp, 15
+    mov rax, [rbx + LAP]
+    inc rax
+    mov [rbx + LAP], rax
+    mov [r15 + S_LAPS], rax
+    test al, 15
     jnz lap
     call print_letter
     jmp lap
 
 
-# rax = rbx * rdi / CPUS: where the share of vCPU rdi begins when rbx pages are dealt out
-part:
-    mov rax, rbx
-    mul rdi
-    mov rcx, CPUS
-    div rcx
+; rax = hot page whose turn the next step is, rsi = its generation. r11 is the step's number in its lap.
+whose_turn:
+    cmp qword [PATTERN], 1
+    je shuffle
+    ja take_turns
+    mov rax, r11
+    mov rsi, [rbx + LAP]
     ret
 
-# rdi = address of page rax of the share
+shuffle:
+    mov rsi, [rbx + LAP]
+    mov rdi, C1                         ; the lap's key
+    imul rdi, rsi
+    mov rax, C3
+    add rdi, rax
+    mov rcx, [rbx + DEGREE]
+    mov edx, 1
+    shl rdx, cl
+    dec rdx                             ; the mask
+    shr ecx, 1
+    inc ecx                             ; how far its upper half is shifted onto the lower one
+    lea rax, [r11 + rdi]
+    shr rdi, 17
+    or rdi, 1
+    imul rax, rdi                       ; odd, so nothing is lost
+    and rax, rdx
+    mov rdi, rax
+    shr rdi, cl
+    xor rax, rdi
+    mov rdi, C1
+    imul rax, rdi
+    and rax, rdx
+    mov rdi, rax
+    shr rdi, cl
+    xor rax, rdi
+    ret
+
+take_turns:
+    mov rax, [r15 + S_PROGRESS]
+    xor edx, edx
+    div qword [rbx + DEGREE]              ; rax the classes' turn, rdx the class
+    mov ecx, edx
+    mov rsi, rax
+    shr rsi, cl                         ; every page of the class has had so many turns, or one more
+    mov edx, 1
+    shl rdx, cl
+    dec rdx
+    and rax, rdx
+    add rax, rdx
+    ret
+
+; Verify the cold ones of the lap's first rax pages, as far as they have not been.
+verify_cold:
+    add rax, [rbx + COLD_FIRST]
+    mov rbp, rax
+cold:
+    mov rax, [rbx + COLD_NEXT]
+    cmp rax, rbp
+    jae cold_done
+    xor edx, edx
+    div qword [STRIDE]
+    test rdx, rdx
+    jnz is_cold
+    cmp rax, r12
+    jb cold_next                        ; hot: its turn comes
+is_cold:
+    mov rax, [rbx + COLD_NEXT]
+    call page_address
+    xor esi, esi
+    call verify_page
+cold_next:
+    inc qword [rbx + COLD_NEXT]
+    jmp cold
+cold_done:
+    ret
+
+; rax = rbp * rdi / CPUS: where the share of vCPU rdi begins when rbp pages are dealt out
+part:
+    mov rax, rbp
+    mul rdi
+    div qword [rbx + CPUS]
+    ret
+
+; rdi = address of page rax of the share
 page_address:
     lea rdi, [rax + r14]
     shl rdi, 12
     add rdi, BOUNDARY
-    movabs rax, HOLE
+    mov rax, HOLE
     cmp rdi, rax
     jb below_hole
     add rdi, HOLE_SIZE
 below_hole:
     ret
 
-# rax = z of the first word of the page at rdi, generation rsi; rcx = STEP
+; rax = z of the first word of the page at rdi, generation rsi; rcx = STEP
 first_z:
     mov rax, rdi
     shr rax, 12
-    movabs rcx, C1
+    mov rcx, C1
     imul rax, rcx
-    movabs rcx, C2
+    mov rcx, C2
     imul rcx, rsi
     add rax, rcx
-    movabs rcx, C3
+    mov rcx, C3
     add rax, rcx
-    movabs rcx, STEP
+    mov rcx, STEP
     ret
 
-# xmm0 = z of the first two words
+; xmm0 = z of the first two words
 first_pair:
     call first_z
     movq xmm0, rax
@@ -205,26 +326,26 @@ first_pair:
     punpcklqdq xmm0, xmm1
     ret
 
-# xmm1 = the two words that belong to xmm0
-.macro WORDS
+; xmm1 = the two words that belong to xmm0
+%macro WORDS 0
     movdqa xmm1, xmm0
     psrlq xmm1, 32
     pxor xmm1, xmm0
     paddq xmm0, xmm2
-.endm
+%endmacro
 
-.macro WRITE offset
+%macro WRITE 1
     WORDS
-    movdqa xmmword ptr [rdi + rcx + \offset], xmm1
-.endm
+    movdqa oword [rdi + rcx + %1], xmm1
+%endmacro
 
-.macro VERIFY offset
+%macro VERIFY 1
     WORDS
-    pcmpeqd xmm1, xmmword ptr [rdi + rcx + \offset]
+    pcmpeqd xmm1, oword [rdi + rcx + %1]
     pand xmm3, xmm1
-.endm
+%endmacro
 
-# Give the page at rdi generation rsi.
+; Give the page at rdi generation rsi.
 write_page:
     call first_pair
     xor ecx, ecx
@@ -238,11 +359,11 @@ write_more:
     jb write_more
     ret
 
-# Return if all of the page at rdi is of generation rsi, and fail otherwise.
+; Return if all of the page at rdi is of generation rsi, and fail otherwise.
 verify_page:
     call first_pair
     xor ecx, ecx
-    pcmpeqd xmm3, xmm3                  # all ones as long as every word was right
+    pcmpeqd xmm3, xmm3                  ; all ones as long as every word was right
 verify_more:
     VERIFY 0
     VERIFY 16
@@ -256,9 +377,8 @@ verify_more:
     jne find_wrong_word
     ret
 
-.if PACE > 0
-# Spin until the next page is due. The clock may jump when the guest is moved: the wait is never longer than
-# one page's time from now, and a guest that is far too late does not run to catch up.
+; Spin until the next page is due. The clock may jump when the guest is moved: the wait is never longer than
+; one page's time from now, and a guest that is far too late does not run to catch up.
 wait_for_slot:
     rdtsc
     shl rdx, 32
@@ -280,48 +400,47 @@ is_due:
 in_time:
     add r9, r8
     ret
-.endif
 
 
-# The page at rdi is not of generation rsi: say so, and end.
+; The page at rdi is not of generation rsi: say so, and end.
 find_wrong_word:
-    inc qword ptr [r15 + S_FAILURES]
+    inc qword [r15 + S_FAILURES]
     call first_z
-    xor ebx, ebx                        # word
+    xor ebx, ebx                        ; word
 next_word:
     mov r12, rax
     shr r12, 32
-    xor r12, rax                        # expected
-    mov r13, qword ptr [rdi + rbx * 8]  # found
+    xor r12, rax                        ; expected
+    mov r13, qword [rdi + rbx * 8]      ; found
     cmp r12, r13
     jne say_it
     add rax, rcx
     inc ebx
     cmp ebx, 512
     jb next_word
-    dec ebx                             # all is right again? say so by printing the last word
+    dec ebx                             ; all is right again? say so by printing the last word
 say_it:
-    call lock_serial                    # for good: nobody prints after this line
-    lea rsi, [rip + text_fail]
+    call lock_serial                    ; for good: nobody prints after this line
+    lea rsi, [rel text_fail]
     call print_text
     mov rax, r15
     sub rax, STATUS
     shr rax, 6
     call print_decimal
-    lea rsi, [rip + text_page]
+    lea rsi, [rel text_page]
     call print_text
     mov r8, rdi
     shr r8, 12
     call print_hex
-    lea rsi, [rip + text_word]
+    lea rsi, [rel text_word]
     call print_text
     mov rax, rbx
     call print_decimal
-    lea rsi, [rip + text_expected]
+    lea rsi, [rel text_expected]
     call print_text
     mov r8, r12
     call print_hex
-    lea rsi, [rip + text_found]
+    lea rsi, [rel text_found]
     call print_text
     mov r8, r13
     call print_hex
@@ -333,12 +452,11 @@ ended:
     pause
     jmp ended
 
-# The letter of pass rbp / 16
+; The letter of pass rax / 16
 print_letter:
-    mov rax, rbp
     shr rax, 4
     dec rax
-    mov ebx, 26
+    mov ebp, 26
     mov ecx, 'A'
     mov rsi, r15
     sub rsi, STATUS
@@ -346,20 +464,20 @@ print_letter:
     mov ecx, 'a'
     cmp rsi, 64
     je letter_known
-    mov ebx, 10
+    mov ebp, 10
     mov ecx, '0'
 letter_known:
     xor edx, edx
-    div rbx
+    div rbp
     add ecx, edx
     call lock_serial
     call print_char
-    mov dword ptr [rip + serial_lock], 0
+    mov dword [rel serial_lock], 0
     ret
 
 lock_serial:
     mov eax, 1
-    xchg dword ptr [rip + serial_lock], eax
+    xchg dword [rel serial_lock], eax
     test eax, eax
     jz locked
     pause
@@ -367,20 +485,20 @@ lock_serial:
 locked:
     ret
 
-# Print the character in cl.
+; Print the character in cl.
 print_char:
     mov dx, SERIAL + 5
     in al, dx
-    test al, 0x20                       # THRE: the transmit register takes another byte
+    test al, 0x20                       ; THRE: the transmit register takes another byte
     jz print_char
     mov dx, SERIAL
     mov al, cl
     out dx, al
     ret
 
-# Print the text at rsi.
+; Print the text at rsi.
 print_text:
-    mov cl, byte ptr [rsi]
+    mov cl, byte [rsi]
     test cl, cl
     jz text_done
     call print_char
@@ -389,9 +507,9 @@ print_text:
 text_done:
     ret
 
-# Print eax, which is less than 1000.
+; Print eax, which is less than 1000.
 print_decimal:
-    xor r9d, r9d                        # digits so far
+    xor r9d, r9d                        ; digits so far
 more_digits:
     xor edx, edx
     mov ecx, 10
@@ -408,14 +526,14 @@ print_digits:
     jnz print_digits
     ret
 
-# Print r8 as 0x and its hexadecimal digits.
+; Print r8 as 0x and its hexadecimal digits.
 print_hex:
     mov cl, '0'
     call print_char
     mov cl, 'x'
     call print_char
     mov r9d, 16
-skip_zeros:                             # at most fifteen of them
+skip_zeros:                             ; at most fifteen of them
     mov rax, r8
     shr rax, 60
     jnz next_nibble
@@ -437,13 +555,13 @@ nibble_known:
     jnz next_nibble
     ret
 
-text_fail:     .asciz "\nFAIL dirtier: vcpu "
-text_page:     .asciz " page "
-text_word:     .asciz " word "
-text_expected: .asciz ": expected "
-text_found:    .asciz ", found "
+text_fail:     db 10, "FAIL dirtier: vcpu ", 0
+text_page:     db " page ", 0
+text_word:     db " word ", 0
+text_expected: db ": expected ", 0
+text_found:    db ", found ", 0
 
-.balign 4096                            # STATUS: code is never on a page that is written
-    .skip 16 * 64
+align 4096                              ; STATUS: code is never on a page that is written
+    times 16 * 64 db 0
 serial_lock:
-    .long 0
+    dd 0

@@ -13,10 +13,13 @@ import numpy.typing as npt
 
 from kvmmig.errors import BadConfig
 from kvmmig.guests.check import Check
+from kvmmig.guests.patterns import C1 as C1
+from kvmmig.guests.patterns import C3 as C3
+from kvmmig.guests.patterns import PATTERNS, Pattern
 from kvmmig.machine.memory import HOLE, PAGE_SIZE, GuestMemory
 from kvmmig.units import format_size
 
-C1, C2, C3 = 0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x27220A95FE47C21B
+C2 = 0xC2B2AE3D27D4EB4F
 STEP = 0xD6E8FEB86659FD93
 MAGIC = 0x7265697472696421
 STATUS = 0x101000
@@ -39,6 +42,7 @@ class Share:
     pages: int
     hot: int
     stride: int
+    pattern: int
 
     def gfns(self, start: int, end: int) -> Words:
         """Guest-physical address / 4096 of the share's pages from index ``start`` up to ``end``."""
@@ -51,7 +55,7 @@ class Status:
 
     pages: int
     filled: int
-    progress: int
+    progress: int  # steps
     laps: int
     failures: int
 
@@ -66,6 +70,8 @@ def validate(*, memory: int, cpus: int, parameters: Mapping[str, int]) -> None:
         raise BadConfig(
             f"dirtier: stride={stride} is no stride; use 1 for every page, 2 for every second one"
         )
+    if parameters.get("pattern", 0) not in PATTERNS:
+        raise BadConfig(f"dirtier: there is no pattern {parameters['pattern']}; use 0 to {max(PATTERNS)}")
     if hot < 0 or hot % PAGE_SIZE:
         raise BadConfig(f"dirtier: hot={hot} is not a whole number of pages; use a multiple of {PAGE_SIZE}")
     if memory < 2 * BOUNDARY:
@@ -91,7 +97,8 @@ def shares(*, memory: int, cpus: int, parameters: Mapping[str, int]) -> tuple[Sh
         start, end = (owned * i // cpus for i in (vcpu, vcpu + 1))
         hot_start, hot_end = (hot * i // cpus for i in (vcpu, vcpu + 1))
         first = BOUNDARY // PAGE_SIZE + start
-        dealt.append(Share(vcpu, first, end - start, hot_end - hot_start, parameters["stride"]))
+        pattern = parameters.get("pattern", 0)  # a guest that was saved before there was another than 0
+        dealt.append(Share(vcpu, first, end - start, hot_end - hot_start, parameters["stride"], pattern))
     return tuple(dealt)
 
 
@@ -155,7 +162,7 @@ def read_status(memory: GuestMemory, share: Share, faults: list[str]) -> Status 
     elif status.pages != share.pages:
         nonsense = f"tells of {status.pages} pages, and this vCPU has {share.pages}"
     elif status.filled > share.pages or (status.filled < share.pages and status.progress):
-        nonsense = f"tells of {status.filled} filled pages and {status.progress} rewritten ones"
+        nonsense = f"tells of {status.filled} filled pages and {status.progress} steps"
     if nonsense:
         faults.append(f"vcpu {share.vcpu}: its status block {nonsense}")
         return None
@@ -167,12 +174,13 @@ def read_status(memory: GuestMemory, share: Share, faults: list[str]) -> Status 
 def _wrong_pages(memory: GuestMemory, share: Share, status: Status) -> Iterator[str]:
     """A sentence for each page that does not hold what it must."""
     # The page that the vCPU was busy with: each word may be as before or as after.
-    lap, done = divmod(status.progress, share.hot) if share.hot else (0, 0)
+    pattern: Pattern | None = None
     busy = -1
     if status.filled < share.pages:
         busy = status.filled
     elif share.hot:
-        busy = done * share.stride
+        pattern = PATTERNS[share.pattern](share.hot, status.progress)
+        busy = -1 if pattern.next is None else pattern.next * share.stride
 
     shape = (_BLOCK, PAGE_SIZE // 8)
     whole, scratch = np.empty(shape, np.uint64), np.empty(shape, np.uint64)
@@ -180,7 +188,7 @@ def _wrong_pages(memory: GuestMemory, share: Share, status: Status) -> Iterator[
     for start in range(0, share.pages, _BLOCK):
         end = min(start + _BLOCK, share.pages)
         n = end - start
-        generations = _generations(share, lap, done, start, end)
+        generations = _generations(share, pattern, start, end)
         frames = share.gfns(start, end)
         expected = contents(frames, generations, whole[:n], scratch[:n])
         expected[max(status.filled - start, 0) :] = 0
@@ -201,11 +209,11 @@ def _wrong_pages(memory: GuestMemory, share: Share, status: Status) -> Iterator[
             )
 
 
-def _generations(share: Share, lap: int, done: int, start: int, end: int) -> Words:
+def _generations(share: Share, pattern: Pattern | None, start: int, end: int) -> Words:
     index = np.arange(start, end, dtype=np.uint64)
-    if start >= share.hot * share.stride:
-        return np.zeros_like(index)
-    k, off = np.divmod(index, np.uint64(share.stride))
-    hot = (off == 0) & (k < np.uint64(share.hot))
-    generation = np.uint64(lap) + (k < np.uint64(done)).astype(np.uint64)
-    return np.where(hot, generation, np.uint64(0))
+    generations = np.zeros_like(index)
+    if pattern is not None and start < share.hot * share.stride:
+        k, off = np.divmod(index, np.uint64(share.stride))
+        hot = (off == 0) & (k < np.uint64(share.hot))
+        generations[hot] = pattern.generations(k[hot])
+    return generations

@@ -1,15 +1,18 @@
-# echo: types back what is typed at its serial port; Ctrl-D ends it
-#@ entry real16
-#
-# In real mode, because there it may handle interrupts and halt in between: a guest that waits costs nothing.
-# Needs the machine's interrupt controller. Loaded at 0:7c00.
+; echo: types back what is typed at its serial port; Ctrl-D ends it
+;@ entry real16
+;
+; In real mode, because there it may handle interrupts and halt in between: a guest that waits costs nothing.
+; Needs the machine's interrupt controller. Loaded at 0:7c00.
 
-SERIAL = 0x3f8          # the UART's registers: data +0, interrupts +1, modem +4, line status +5
-EXIT   = 0xf4           # a byte written here ends the guest with that status
-PIC    = 0x20           # the first interrupt controller; its mask is the next port
-IVT_OFFSET = 0x24 * 4   # where the handler of IRQ 4 is named: its vector is 0x24
-IVT_SEGMENT = 0x24 * 4 + 2
-CTRL_D = 4
+    bits 16
+    org 0x7c00
+
+SERIAL    equ 0x3f8             ; the UART's registers: data +0, interrupts +1, modem +4, line status +5
+EXIT      equ 0xf4              ; a byte written here ends the guest with that status
+PIC       equ 0x20              ; the first interrupt controller; its mask is the next port
+IVT_OFFSET equ 0x24 * 4         ; where the handler of IRQ 4 is named: its vector is 0x24
+IVT_SEGMENT equ 0x24 * 4 + 2
+CTRL_D    equ 4
 
     cli
     xor ax, ax
@@ -19,13 +22,13 @@ CTRL_D = 4
     jmp start
 
 greeting:
-    .asciz "Type, and I type it back. Ctrl-D ends me.\r\n"
+    db "Type, and I type it back. Ctrl-D ends me.", 13, 10, 0
 
-# IRQ 4: the UART has bytes for us.
+; IRQ 4: the UART has bytes for us.
 handler:
     mov dx, SERIAL + 5
     in al, dx
-    test al, 1                          # received data is ready
+    test al, 1                          ; received data is ready
     jz none_left
     mov dx, SERIAL
     in al, dx
@@ -35,17 +38,17 @@ handler:
 echo:
     mov dx, SERIAL + 5
     in al, dx
-    test al, 0x20                       # THRE: the transmit register takes another byte
+    test al, 0x20                       ; THRE: the transmit register takes another byte
     jz echo
     mov dx, SERIAL
     mov al, cl
     out dx, al
     cmp al, 13
     jne handler
-    mov cl, 10                          # a terminal's Return key sends 13 only
+    mov cl, 10                          ; a terminal's Return key sends 13 only
     jmp echo
 none_left:
-    mov al, 0x20                        # end of interrupt
+    mov al, 0x20                        ; end of interrupt
     out PIC, al
     iret
 
@@ -54,24 +57,24 @@ end:
     out EXIT, al
 
 start:
-    mov word ptr [IVT_SEGMENT], ax
+    mov word [IVT_SEGMENT], ax
     mov ax, handler
-    mov word ptr [IVT_OFFSET], ax
+    mov word [IVT_OFFSET], ax
 
-    mov al, 0x11                        # initialise: four command words follow
+    mov al, 0x11                        ; initialise: four command words follow
     out PIC, al
-    mov al, 0x20                        # IRQ 0 is vector 0x20
+    mov al, 0x20                        ; IRQ 0 is vector 0x20
     out PIC + 1, al
-    mov al, 4                           # the second controller is at IRQ 2
+    mov al, 4                           ; the second controller is at IRQ 2
     out PIC + 1, al
-    mov al, 1                           # 8086 mode
+    mov al, 1                           ; 8086 mode
     out PIC + 1, al
-    mov al, 0xef                        # all masked but IRQ 4
+    mov al, 0xef                        ; all masked but IRQ 4
     out PIC + 1, al
 
     mov si, greeting
 greet:
-    mov cl, byte ptr [si]
+    mov cl, byte [si]
     test cl, cl
     jz greeted
     mov dx, SERIAL + 5
@@ -87,12 +90,12 @@ greet_wait:
 greeted:
 
     mov dx, SERIAL + 4
-    mov al, 0x0b                        # DTR, RTS, and OUT2: without it no interrupt leaves a PC's UART
+    mov al, 0x0b                        ; DTR, RTS, and OUT2: without it no interrupt leaves a PC's UART
     out dx, al
     mov dx, SERIAL + 1
-    mov al, 1                           # interrupt when data is ready
+    mov al, 1                           ; interrupt when data is ready
     out dx, al
-wait:
+wait_for_more:
     sti
     hlt
-    jmp wait
+    jmp wait_for_more

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 
 from kvmmig.errors import BadConfig, BadImage
 from kvmmig.guests.toy import available, find
+from kvmmig.machine import bios
 from kvmmig.machine.boot import Entry, Program
 from kvmmig.units import format_size
 
 _ELF = b"\x7fELF"
-_BOOT_SECTOR = 512
 
 
 def find_program(
@@ -28,7 +28,10 @@ def find_program(
     names = [guest.name for guest in available()]
     if what in names or what.endswith(".asm") or not os.path.exists(what):
         guest = find(what)
-        if entry is not None and entry != guest.entry:
+        if guest.entry is None and not settings:
+            image = guest.assembled()
+            return Program(guest.name, _entry(what, image, entry), image)
+        if entry is not None and guest.entry is not None and entry != guest.entry:
             raise BadConfig(
                 f"--entry {entry}: {what} starts in {guest.entry}, as its source says; leave it out"
             )
@@ -66,7 +69,7 @@ def _entry(path: str, image: bytes, entry: str | None) -> Entry:
         return Entry(entry)
     if image.startswith(_ELF):
         return Entry.ELF
-    if len(image) == _BOOT_SECTOR and image.endswith(b"\x55\xaa"):
+    if bios.is_disk(image):
         return Entry.REAL16
     raise BadImage(
         f"{path}: it is neither an ELF nor a boot sector, so say how it starts: --entry real16 "

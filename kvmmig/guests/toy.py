@@ -2,13 +2,17 @@
 
 ::
 
-    # dirtier: fills its memory, rewrites a hot set for ever, and checks every page as it goes
-    #@ entry long64
-    #@ param hot = 64MiB    bytes that are rewritten over and over, shared by all vCPUs
-    #@ check dirtier
+    ; dirtier: fills its memory, rewrites a hot set for ever, and checks every page as it goes
+    ;@ entry long64
+    ;@ param hot = 64MiB|25%    bytes that are rewritten over and over, shared by all vCPUs
+    ;@ param pattern = sweep|random|zipf    in which order
+    ;@ check dirtier
 
-A parameter is a number with or without a unit, and a constant of its upper-case name in the source; MEMORY
-(bytes of RAM) and CPUS are constants too. So a copy that somebody has changed works just as a built-in does.
+A guest finds its parameters as 64-bit words at `PARAMETERS`, in the order in which it declares them, so one
+assembled image serves any setting, and a copy that somebody has changed works just as a built-in does. A
+parameter is a number with or without a unit, and the default may be the lesser of it and a share of the
+memory; or it is one of several words, the first of which is the default, and the guest finds its place among
+them, counted from 0. An .asm without such lines is taken as it is: from a book, say.
 """
 
 from __future__ import annotations
@@ -26,13 +30,14 @@ from kvmmig.guests import dirtier
 from kvmmig.guests.assembler import assemble
 from kvmmig.guests.check import Check
 from kvmmig.machine import Machine
-from kvmmig.machine.boot import LONG_START, REAL_START, Entry, Program
-from kvmmig.machine.memory import GuestMemory
+from kvmmig.machine.boot import LONG_START, MOST_PARAMETERS, REAL_START, Entry, Program
+from kvmmig.machine.memory import PAGE_SIZE, GuestMemory
 from kvmmig.units import PARAMETER, parse_size
 
-_TITLE = re.compile(r"#\s*([A-Za-z0-9][\w.-]*):\s*(\S.*)")
+_TITLE = re.compile(r";\s*([A-Za-z0-9][\w.-]*):\s*(\S.*)")
 _PARAMETER = re.compile(r"([a-z][a-z0-9_]*)\s*=\s*(\S+)\s*(.*)")
-_PREDEFINED = ("memory", "cpus")
+_SHARE = re.compile(r"([^|]+)\|([1-9][0-9]?)%")
+_CHOICES = re.compile(r"[a-z]\w*(\|[a-z]\w*)+")
 
 _Mode = tuple[Literal[16, 64], int]
 _MODES: Mapping[Entry, _Mode] = {Entry.REAL16: (16, REAL_START), Entry.LONG64: (64, LONG_START)}
@@ -53,11 +58,32 @@ _CHECKS: Mapping[str, HostCheck] = {"dirtier": dirtier}
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """Something that can be set when a toy guest is assembled. ``default`` is as its source has it: 64MiB."""
+    """Something that can be set when a toy guest is loaded. ``default`` is as its source has it: 64MiB."""
 
     name: str
     default: str
     help: str
+    share: int | None = None  # the default is at most so many per cent of the memory
+    choices: tuple[str, ...] = ()  # what it may be, where it is not a number
+
+    def __str__(self) -> str:
+        """Its name and default, as a person reads it."""
+        if self.share is not None:
+            return f"{self.name}={self.default}, at most {self.share}% of the memory"
+        return f"{self.name}={self.default}"
+
+    def value(self, given: int | str | None, memory: int) -> int:
+        """The number that the guest gets. Raises `ValueError` with a sentence."""
+        if self.choices:
+            chosen = self.default if given is None else given
+            if chosen not in self.choices:
+                raise ValueError(f"it can't be {chosen!r}; use {', '.join(self.choices)}")
+            return self.choices.index(str(chosen))
+        if given is None:
+            number = parse_size(self.default, PARAMETER)
+            most = memory * (self.share or 100) // 100 // PAGE_SIZE * PAGE_SIZE
+            return number if self.share is None else min(number, most)
+        return parse_size(given, PARAMETER) if isinstance(given, str) else PARAMETER.check_whole(given, "it")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,30 +92,32 @@ class ToyGuest:
 
     name: str
     summary: str
-    entry: Entry
+    entry: Entry | None  # None for a source without a header: its image tells, or the user
     parameters: tuple[Parameter, ...]
     check: str | None  # the host's check that knows this guest's memory
     source: str
-    path: str  # for errors
+    path: str  # for errors, and for what the source includes
+    image: bytes | None = None  # what nasm has made of it, for a built-in guest
 
     @classmethod
-    def parse(cls, source: str, path: str) -> ToyGuest:
+    def parse(cls, source: str, path: str, image: bytes | None = None) -> ToyGuest:
         """Read the header of a source. Raises `BadImage` that names ``path`` and the line."""
         lines = source.splitlines()
+        declared = [(number, line) for number, line in enumerate(lines, 1) if line.startswith(";@")]
         title = _TITLE.fullmatch(lines[0].strip()) if lines else None
+        if not declared and title is None:
+            return cls(Path(path).stem, "", None, (), None, source, path, image)
         if title is None:
-            raise BadImage(f"{path}:1: a guest begins with its name and what it does: # hello: prints a line")
+            raise BadImage(f"{path}:1: a guest begins with its name and what it does: ; hello: prints a line")
         entry: Entry | None = None
         check: str | None = None
         parameters: dict[str, Parameter] = {}
-        for number, line in enumerate(lines, 1):
-            if not line.startswith("#@"):
-                continue
+        for number, line in declared:
             word, _, rest = line[2:].strip().partition(" ")
             rest = rest.strip()
             complaint = ""
             if word == "entry":
-                complaint = "" if rest in _MODES else f"write {' or '.join(f'#@ entry {m}' for m in _MODES)}"
+                complaint = "" if rest in _MODES else f"write {' or '.join(f';@ entry {m}' for m in _MODES)}"
                 entry = Entry(rest) if not complaint else None
             elif word == "check":
                 complaint = "" if rest in _CHECKS else f"the host can check {', '.join(_CHECKS)}"
@@ -97,15 +125,15 @@ class ToyGuest:
             elif word == "param":
                 complaint = _add_parameter(parameters, rest)
             else:
-                complaint = "after #@ comes entry, param or check"
+                complaint = "after ;@ comes entry, param or check"
             if complaint:
                 raise BadImage(f"{path}:{number}: {complaint}: {line}")
-        if entry is None:
-            raise BadImage(f"{path}: it does not say how it starts; write #@ entry long64 (or real16)")
-        return cls(title[1], title[2], entry, tuple(parameters.values()), check, source, path)
+        if entry is None and declared:
+            raise BadImage(f"{path}: it does not say how it starts; write ;@ entry long64 (or real16)")
+        return cls(title[1], title[2], entry, tuple(parameters.values()), check, source, path, image)
 
     def program(self, *, memory: int, cpus: int, settings: Mapping[str, int | str]) -> Program:
-        """Assemble it for a machine with ``memory`` bytes and ``cpus`` vCPUs.
+        """What a machine with ``memory`` bytes and ``cpus`` vCPUs is to load.
 
         ``settings`` replaces defaults; `Program.parameters` has all of them, as numbers. The program bears
         the name of its check if it has one: that name travels with the machine, to where no source is.
@@ -117,23 +145,31 @@ class ToyGuest:
             if name not in known:
                 right = f"it has {', '.join(sorted(known))}" if known else "it has none"
                 raise BadConfig(f"{self.name} has no parameter {name!r}; {right}")
-        values = {p.name: self._number(p.name, settings.get(p.name, p.default)) for p in self.parameters}
+        values = {}
+        for parameter in self.parameters:
+            try:
+                values[parameter.name] = parameter.value(settings.get(parameter.name), memory)
+            except ValueError as error:
+                raise BadConfig(f"{self.name}: {parameter.name}: {error}") from error
         if self.check is not None:
             _CHECKS[self.check].validate(memory=memory, cpus=cpus, parameters=values)
-        constants = {"MEMORY": memory, "CPUS": cpus} | {name.upper(): value for name, value in values.items()}
-        bits, origin = _MODES[self.entry]
-        image = assemble(self.source, bits=bits, origin=origin, constants=constants, name=self.path)
-        if not image:
-            raise BadImage(f"{self.path}: there is no instruction in it")
+        if self.entry is None:
+            raise BadImage(f"{self.path}: it does not say how it starts; write ;@ entry long64 (or real16)")
+        image = self.image if self.image is not None else self.assembled()
         return Program(self.check or self.name, self.entry, image, values)
 
-    def _number(self, name: str, value: int | str) -> int:
-        try:
-            if isinstance(value, str):
-                return parse_size(value, PARAMETER)
-            return PARAMETER.check_whole(value, "it")
-        except ValueError as error:
-            raise BadConfig(f"{self.name}: {name}: {error}") from error
+    def assembled(self) -> bytes:
+        """What nasm makes of the source. Raises `BadImage`, as `assemble` does."""
+        folder = Path(self.path).parent
+        where = folder if folder.is_dir() else None
+        if self.entry is None:
+            image = assemble(self.source, name=self.path, directory=where)
+        else:
+            bits, origin = _MODES[self.entry]
+            image = assemble(self.source, name=self.path, bits=bits, origin=origin, directory=where)
+        if not image:
+            raise BadImage(f"{self.path}: there is no instruction in it")
+        return image
 
 
 def available() -> tuple[ToyGuest, ...]:
@@ -178,20 +214,36 @@ def _add_parameter(parameters: dict[str, Parameter], text: str) -> str:
     """Take one parameter's declaration, or say what is wrong with it."""
     match = _PARAMETER.fullmatch(text)
     if match is None:
-        return "write #@ param name = default  what it is, the name in lower case"
+        return "write ;@ param name = default  what it is, the name in lower case"
     name, default, help_ = match.groups()
-    if name in parameters or name in _PREDEFINED:
+    if name in parameters:
         return f"{name} is there already"
+    if len(parameters) == MOST_PARAMETERS:
+        return f"a guest has at most {MOST_PARAMETERS} parameters"
+    if _CHOICES.fullmatch(default):
+        choices = tuple(default.split("|"))
+        parameters[name] = Parameter(name, choices[0], help_, choices=choices)
+        return ""
+    shared = _SHARE.fullmatch(default)
+    number = shared[1] if shared else default
     try:
-        parse_size(default)
+        parse_size(number, PARAMETER)
     except ValueError as error:
         return str(error)
-    parameters[name] = Parameter(name, default, help_)
+    parameters[name] = Parameter(name, number, help_, share=int(shared[2]) if shared else None)
     return ""
 
 
 @cache
 def _built_in() -> tuple[ToyGuest, ...]:
-    files = (file for file in resources.files(__package__).iterdir() if file.name.endswith(".asm"))
-    guests = (ToyGuest.parse(file.read_text(encoding="utf-8"), file.name) for file in files)
+    folder = resources.files(__package__)
+    guests = [
+        ToyGuest.parse(
+            file.read_text(encoding="utf-8"),
+            file.name,
+            folder.joinpath(file.name.removesuffix(".asm") + ".bin").read_bytes(),
+        )
+        for file in folder.iterdir()
+        if file.name.endswith(".asm")
+    ]
     return tuple(sorted(guests, key=lambda guest: guest.name))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kvmmig.machine.boot import Entry, Program
 from kvmmig.machine.config import MachineConfig, MachineDescription
-from kvmmig.machine.cpu import Ending
+from kvmmig.machine.cpu import Ending, ExitHook
 from kvmmig.machine.dirty import DirtyTracker
 from kvmmig.machine.machine import Machine, State
 from kvmmig.machine.memory import PAGE_SIZE, GuestMemory
@@ -16,6 +16,7 @@ __all__ = [
     "DirtyTracker",
     "Ending",
     "Entry",
+    "ExitHook",
     "GuestMemory",
     "Machine",
     "MachineConfig",

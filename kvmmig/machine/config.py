@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import msgspec
 
@@ -13,6 +13,7 @@ from kvmmig.kvm.abi import KVM_CAP_IRQCHIP, KVM_CAP_MAX_VCPUS
 from kvmmig.machine.cpuid import CpuidTuple, missing_features
 from kvmmig.machine.devices import DEVICE_VERSIONS
 from kvmmig.machine.memory import MEMORY_UNIT, pc_regions
+from kvmmig.machine.populating import Reserve
 from kvmmig.units import CPUS, MEMORY, format_size
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ _Parameter = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 _Size = Annotated[int, msgspec.Meta(ge=0, le=1 << 52)]
 _Name = Annotated[str, msgspec.Meta(max_length=200)]
 
+OnHalt = Literal["end", "stay"]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MachineConfig:
@@ -30,7 +33,8 @@ class MachineConfig:
 
     ``memory`` is in bytes, ``cpus`` a number of vCPUs; without ``irqchip`` it has no interrupt
     controller. ``name`` is what a guest's check knows it by. ``parameters`` are what a toy guest was
-    assembled with; they travel with it, so that its memory can be checked wherever it is.
+    assembled with; they travel with it, so that its memory can be checked wherever it is. ``on_halt`` says
+    what becomes of a guest whose vCPUs can do nothing any more: it ends, or it stays, and travels on so too.
     """
 
     memory: int
@@ -38,6 +42,7 @@ class MachineConfig:
     irqchip: bool = True
     name: str = "guest"
     parameters: Mapping[str, int] = field(default_factory=dict)
+    on_halt: OnHalt = "end"
 
     def __post_init__(self) -> None:
         try:
@@ -51,19 +56,33 @@ class MachineConfig:
                 f"use a multiple of {MEMORY_UNIT // 1024} KiB"
             )
 
-    def check_host(self, system: System) -> None:
-        """Raise `BadConfig` when this host has not got the memory, or KVM not that many vCPUs."""
+    def check_host(self, system: System, held: int = 0) -> None:
+        """Raise `BadConfig` when this host has not got the memory, or KVM not that many vCPUs.
+
+        ``held`` bytes of memory are this machine's already.
+        """
         most = system.check_extension(KVM_CAP_MAX_VCPUS)
         if self.cpus > most:
             raise BadConfig(
                 f"{self.name}: this host's KVM has at most {most} vCPUs a machine, not {self.cpus}"
             )
-        available = available_memory()
+        available = available_memory() + held
         if self.memory > available:
             raise BadConfig(
                 f"{self.name}: {format_size(self.memory)} of guest memory are wanted and this host has "
                 f"{format_size(available)} available; use less memory"
             )
+
+
+def reserve_memory(size: int) -> Reserve:
+    """Memory for a guest of ``size`` bytes that is yet to come. Raises `BadConfig` for want of room."""
+    available = available_memory()
+    if size > available:
+        raise BadConfig(
+            f"{format_size(size)} of memory are to be reserved and this host has {format_size(available)} "
+            "available; reserve less"
+        )
+    return Reserve(size)
 
 
 def available_memory() -> int:
@@ -75,7 +94,9 @@ def available_memory() -> int:
     raise BadConfig("/proc/meminfo has no MemAvailable line, so it is unknown how much memory this host has")
 
 
-class MachineDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class MachineDescription(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True
+):
     """What a stream's hello says of the source's machine; all that the other side needs to build its twin."""
 
     memory: _Size  # bytes
@@ -88,6 +109,7 @@ class MachineDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     tsc_khz: _U32
     devices: Annotated[dict[_Name, _U32], msgspec.Meta(max_length=100)]  # name -> version of its state
     msrs: Annotated[list[_U32], msgspec.Meta(max_length=2048)]  # those that the state holds
+    on_halt: OnHalt = "end"
 
     def encode(self) -> bytes:
         """As JSON."""
@@ -98,7 +120,7 @@ class MachineDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=True
         """The reverse of `encode`. Raises `StateMismatch` for anything that is not a description."""
         try:
             return msgspec.json.decode(data, type=cls)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise StateMismatch(f"the source's description of its machine can't be read: {error}") from error
 
     def config(self) -> MachineConfig:
@@ -110,12 +132,16 @@ class MachineDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=True
                 irqchip=self.irqchip,
                 name=self.name,
                 parameters=dict(self.parameters),
+                on_halt=self.on_halt,
             )
         except BadConfig as error:
             raise StateMismatch(f"the source describes a machine that can't be built: {error}") from error
 
-    def check_fits(self, system: System) -> None:
-        """Raise `StateMismatch` when the source's guest can't live on this host, naming every reason."""
+    def check_fits(self, system: System, held: int = 0) -> None:
+        """Raise `StateMismatch` when the source's guest can't live on this host, naming every reason.
+
+        ``held`` as for `MachineConfig.check_host`.
+        """
         config = self.config()
         reasons: list[str] = []
         if self.regions != [(region.gpa, region.size) for region in pc_regions(config.memory)]:
@@ -129,7 +155,7 @@ class MachineDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=True
             reasons.append(f"this host's KVM lacks the MSRs {', '.join(f'{index:#x}' for index in unknown)}")
         reasons += _device_mismatches(self.devices)
         try:
-            config.check_host(system)
+            config.check_host(system, held)
         except BadConfig as error:
             reasons.append(str(error))
         if reasons:
@@ -151,6 +177,7 @@ def describe(
         tsc_khz=tsc_khz,
         devices=dict(DEVICE_VERSIONS),
         msrs=list(msrs),
+        on_halt=config.on_halt,
     )
 
 

@@ -17,6 +17,7 @@ from typing import Literal
 
 from kvmmig.errors import KvmmigError
 from kvmmig.kvm import (
+    Exit,
     Hlt,
     Interrupted,
     IoIn,
@@ -32,22 +33,28 @@ from kvmmig.machine.devices import PortBus
 
 KICK = signal.SIGRTMIN
 
+#: Asked first about every exit from the guest, in the vCPU's thread, where it must not block. It returns None
+#: for what is not its own. Else it has served it: the guest goes on, and a read gets what it returned.
+ExitHook = Callable[[Exit], bytes | None]
+
 
 @dataclass(frozen=True, slots=True)
 class Ending:
     """How a guest ended.
 
-    ``exit``: by itself, with ``status``. ``reset``: it asked for a reset, and there is none here. ``crash``:
-    ``report`` is a block of text for people. ``ended``: by command. ``moved``: it lives elsewhere now.
+    ``exit``: by itself, with ``status``. ``halted``: it does nothing any more, and nothing can change that;
+    ``report`` says why. ``reset``: it asked for a reset, and there is none here. ``crash``: ``report`` is a
+    block of text for people. ``ended``: by command. ``moved``: it lives elsewhere now.
     """
 
-    kind: Literal["exit", "reset", "crash", "ended", "moved"]
+    kind: Literal["exit", "halted", "reset", "crash", "ended", "moved"]
     status: int = 0
     report: str = ""
 
     def __str__(self) -> str:
         words = {
             "exit": f"it exited with status {self.status}",
+            "halted": "it halted for good",
             "reset": "it asked for a reset",
             "crash": "it crashed",
             "ended": "a command ended it",
@@ -66,7 +73,9 @@ class Cpu:
     """One vCPU with its thread, parked at first. Every method but `wait_parked` and `join` returns at once.
 
     ``on_end`` is called in the thread when the guest has come to its end; it must `park` every vCPU, this one
-    included. ``report_crash`` makes the text for what no guest survives, from this vCPU and one sentence.
+    included. ``on_look`` is called there after `look`, with the vCPU out of the guest, and ``on_halt`` when
+    it has halted where nothing can wake it. ``report_crash`` makes the text for what no guest survives, from
+    this vCPU and one sentence.
     """
 
     def __init__(
@@ -75,17 +84,24 @@ class Cpu:
         vcpu: Vcpu,
         bus: PortBus,
         on_end: Callable[[Ending], None],
+        on_look: Callable[[Cpu], None],
+        on_halt: Callable[[Cpu], None],
         report_crash: Callable[[Cpu, str], str],
+        on_exit: ExitHook | None,
     ) -> None:
         self.index = index
         self.vcpu = vcpu
         self._bus = bus
         self._on_end = on_end
+        self._on_look = on_look
+        self._on_halt = on_halt
         self._report_crash = report_crash
+        self._on_exit = on_exit
         self._changed = threading.Condition()
         self._wanted = _Wanted.PARK
         self._parked = True
         self._held_until = 0.0
+        self._look_wanted = False
         vcpu.set_signal_mask(signal.valid_signals() - {KICK})
         self._thread = threading.Thread(target=self._main, name=f"kvmmig vCPU {index}", daemon=False)
         # The thread inherits this mask, so there is no moment at which a kick could kill the process.
@@ -130,6 +146,13 @@ class Cpu:
         with self._changed:
             if self._wanted is _Wanted.RUN:
                 self._held_until = time.monotonic() + seconds
+                self._kick()
+
+    def look(self) -> None:
+        """Have ``on_look`` called in the thread soon, unless it is parked, or is to be."""
+        with self._changed:
+            if self._wanted is _Wanted.RUN:
+                self._look_wanted = True
                 self._kick()
 
     def _kick(self) -> None:
@@ -179,11 +202,30 @@ class Cpu:
             if self._wanted is _Wanted.RUN:  # else it is to be let out at once
                 self.vcpu.request_immediate_exit = False
 
+    def _halt(self) -> None:
+        """Wait until the thread is to leave the guest, which then is just before its hlt once more."""
+        regs = self.vcpu.get_regs()
+        regs.rip -= 1
+        self.vcpu.set_regs(regs)
+        self._on_halt(self)
+        with self._changed:
+            self._changed.wait_for(lambda: self._wanted is not _Wanted.RUN)
+
+    def _is_served(self, hook: ExitHook, exit_: Exit) -> bool:
+        """Has the hook served this exit?"""
+        answer = None if isinstance(exit_, Interrupted) else hook(exit_)
+        if answer is not None and isinstance(exit_, IoIn | MmioRead):
+            self.vcpu.complete_in(answer)
+        return answer is not None
+
     def _run(self) -> None:
         vcpu, bus = self.vcpu, self._bus
         vcpu.kvmclock_ctrl()
         while True:
-            match vcpu.run():
+            exit_ = vcpu.run()
+            if self._on_exit is not None and self._is_served(self._on_exit, exit_):
+                continue
+            match exit_:
                 case IoOut(port, size, data):
                     bus.write(port, size, data)
                 case IoIn(port, size, count):
@@ -192,13 +234,16 @@ class Cpu:
                     # Only here: an exit on the way to parking is served, and its access completed.
                     if self._wanted is not _Wanted.RUN:
                         return
+                    if self._look_wanted:
+                        self._look_wanted = False
+                        self._on_look(self)
                     self._stand_still()
                 case MmioRead(_, size):
                     vcpu.complete_in(b"\xff" * size)
                 case MmioWrite():
                     pass  # as on a bus where nobody listens
                 case Hlt():  # only without an irqchip, so nothing could ever wake it
-                    self._on_end(Ending("exit", report="the guest halted, and no interrupt can wake it"))
+                    self._halt()
                 case SystemEvent(type=kind) if kind == KVM_SYSTEM_EVENT_RESET:
                     self._on_end(Ending("reset"))
                 case SystemEvent(type=kind) if kind == KVM_SYSTEM_EVENT_SHUTDOWN:

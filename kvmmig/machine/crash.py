@@ -12,11 +12,13 @@ from kvmmig.kvm.abi import (
     kvm_regs,
     kvm_sregs,
 )
+from kvmmig.machine.diagnosis import decode, likely_cause
 from kvmmig.machine.memory import PAGE_SIZE, GuestMemory
 
 _GENERAL = [name for name, _ in kvm_regs._fields_][:16]
 _SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss", "tr")
 _CODE_BYTES = 16
+_WORD = (1 << 64) - 1
 _INTERNAL = {
     KVM_INTERNAL_ERROR_EMULATION: "KVM could not emulate an instruction",
     KVM_INTERNAL_ERROR_SIMUL_EX: "KVM met an exception while it delivered another",
@@ -25,14 +27,23 @@ _INTERNAL = {
 }
 
 
-def report(index: int, vcpu: Vcpu, memory: GuestMemory, what: str) -> str:
-    """What happened to vCPU ``index``, its registers, and the bytes at rip. For the vCPU's thread."""
-    lines = [f"vCPU {index} crashed: {what}"]
+def report(index: int, cpus: int, vcpu: Vcpu, memory: GuestMemory, what: str) -> str:
+    """What happened to vCPU ``index`` of ``cpus``, the instruction and the likely cause, its registers.
+
+    For the vCPU's thread.
+    """
+    lines = [f"vCPU {index}: {what}"]
     try:
         regs, sregs = vcpu.get_regs(), vcpu.get_sregs()
     except KvmError as error:
         return f"{lines[0]}\n  its registers can't be read: {error}"
-    lines.append(f"  rip {regs.rip:016x}  rflags {regs.rflags:08x}  bytes at rip: {_code(vcpu, memory)}")
+    code = code_at(vcpu, memory, regs.rip, _CODE_BYTES, sregs)
+    at = decode(code, regs.rip, sregs) if code else None
+    lines.append(f"  at {place(regs, sregs)}: {at or 'no instruction'}")
+    if cause := likely_cause(index, cpus, regs, sregs, code, at):
+        lines.append(f"  likely: {cause}")
+    shown = code.hex(" ") if code else "unknown (nothing is mapped there)"
+    lines.append(f"  rip {regs.rip:016x}  rflags {regs.rflags:08x}  bytes at rip: {shown}")
     for first in range(0, len(_GENERAL), 4):
         names = _GENERAL[first : first + 4]
         lines.append("  " + "  ".join(f"{name:<3} {getattr(regs, name):016x}" for name in names))
@@ -70,25 +81,30 @@ def say(reason: Exit) -> str:
             return f"an exit that is not served here ({other})"
 
 
-def _mode(regs: kvm_regs, sregs: kvm_sregs) -> str:
-    if not sregs.cr0 & 1:
-        return "real mode"
-    width = "64-bit" if sregs.cs.l else "32-bit" if sregs.cs.db else "16-bit"
-    return f"{width} mode at level {sregs.cs.selector & 3}"
+def place(regs: kvm_regs, sregs: kvm_sregs) -> str:
+    """Where a vCPU is, as people write it in its mode."""
+    return f"{regs.rip:#x}" if sregs.cr0 & 1 else f"{sregs.cs.selector:04x}:{regs.rip:04x}"
 
 
-def _code(vcpu: Vcpu, memory: GuestMemory) -> str:
-    """The bytes at rip, as far as they lie in one page that is mapped and in RAM."""
-    regs, sregs = vcpu.get_regs(), vcpu.get_sregs()
-    linear = regs.rip if sregs.cs.l else (sregs.cs.base + regs.rip) & 0xFFFFFFFF
+def code_at(vcpu: Vcpu, memory: GuestMemory, offset: int, most: int, sregs: kvm_sregs) -> bytes | None:
+    """Up to ``most`` bytes at ``offset`` of the code segment, as far as they lie in one page that is mapped
+    and in RAM; None where not even the first one does.
+    """
+    linear = offset & _WORD if sregs.cs.l else (sregs.cs.base + offset) & 0xFFFFFFFF
     try:
         physical = vcpu.translate(linear)
     except KvmError:
         physical = None
     if physical is None:
-        return "unknown (rip is not mapped)"
-    length = min(_CODE_BYTES, PAGE_SIZE - physical % PAGE_SIZE)
+        return None
     try:
-        return memory.read(physical, length).hex(" ")
+        return memory.read(physical, min(most, PAGE_SIZE - physical % PAGE_SIZE))
     except ValueError:
-        return f"unknown (rip is at {physical:#x}, outside RAM)"
+        return None
+
+
+def _mode(regs: kvm_regs, sregs: kvm_sregs) -> str:
+    if not sregs.cr0 & 1:
+        return "real mode"
+    width = "64-bit" if sregs.cs.l else "32-bit" if sregs.cs.db else "16-bit"
+    return f"{width} mode at level {sregs.cs.selector & 3}"

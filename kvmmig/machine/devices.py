@@ -19,6 +19,7 @@ DEVICE_VERSIONS: dict[str, int] = {
     "exit": 1,
     "system-control": 1,
     "keyboard-reset": 1,
+    "bios": 1,
 }
 
 

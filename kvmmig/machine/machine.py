@@ -16,13 +16,16 @@ from kvmmig.kvm import Vcpu, Vm
 from kvmmig.machine import boot, state
 from kvmmig.machine.board import Board
 from kvmmig.machine.config import MachineConfig, MachineDescription
-from kvmmig.machine.cpu import Ending
+from kvmmig.machine.cpu import Ending, ExitHook
 from kvmmig.machine.dirty import BitmapTracker, DirtyTracker
 from kvmmig.machine.memory import GuestMemory
+from kvmmig.machine.populating import Reserve
 from kvmmig.machine.serial import Serial
 from kvmmig.machine.state import StateSection
 
 T = TypeVar("T")
+
+#: Seconds from one look for vCPUs that have halted for good to the next. It costs each of them some 0.1 ms.
 
 
 class State(StrEnum):
@@ -41,15 +44,15 @@ class State(StrEnum):
 #
 #                 start, resume             end
 #     CREATED ---------------> RUNNING -----------> ENDED --> CLOSED    close works everywhere
-#                    pause |   ^   ^                  ^
-#                          v   | resume               |
-#                         PAUSED   | resume by force  |
+#        |           pause |   ^   ^                  ^
+#        | apply           v   | resume               |
+#        '--------------> PAUSED   | resume by force  |
 #               mark_moved |       |                  | end, from everywhere
 #                          v       |                  |
 #                         MOVED ---+------------------+
 _COMMANDS: Mapping[str, Mapping[State, State]] = {
     "load": {State.CREATED: State.CREATED},
-    "apply": {State.CREATED: State.CREATED},
+    "apply": {State.CREATED: State.PAUSED},
     "start": dict.fromkeys((State.CREATED, State.RUNNING, State.PAUSED), State.RUNNING),
     "resume": dict.fromkeys((State.RUNNING, State.PAUSED), State.RUNNING),
     "resume by force": dict.fromkeys((State.RUNNING, State.PAUSED, State.MOVED), State.RUNNING),
@@ -82,7 +85,9 @@ class Machine:
     nothing. A cancel takes effect while a command waits for its turn, never half way through it.
     """
 
-    def __init__(self, config: MachineConfig, output: Callable[[bytes], None]) -> None:
+    def __init__(
+        self, config: MachineConfig, output: Callable[[bytes], None], on_exit: ExitHook | None
+    ) -> None:
         """Use `open`."""
         #: What it was made from.
         self.config = config
@@ -93,6 +98,7 @@ class Machine:
             output=output,
             on_end=lambda: self._from_thread(self._note_end),
             on_room=lambda: self._from_thread(self._wake_feeders),
+            on_exit=on_exit,
         )
         self._token = trio.lowlevel.current_trio_token()
         self._lock = trio.Lock()
@@ -104,6 +110,7 @@ class Machine:
         self._ending: Ending | None = None
         self._ended = trio.Event()
         self._room = trio.Event()
+        self._captured = False  # what is typed now is not in the state that was captured
 
     @classmethod
     @asynccontextmanager
@@ -112,24 +119,27 @@ class Machine:
         config: MachineConfig,
         *,
         output: Callable[[bytes], None] | None = None,
+        on_exit: ExitHook | None = None,
         description: MachineDescription | None = None,
-        on_populate: Callable[[int, int], None] | None = None,
+        reserve: Reserve | None = None,
+        contents: Callable[[GuestMemory], None] | None = None,
     ) -> AsyncIterator[Self]:
         """Build a machine, and close it at the end of the block, whatever happens in it.
 
-        ``output`` gets what the guest sends to the serial port and the debug console. It is called in vCPU
-        threads and must not block. ``on_populate`` is told bytes done and bytes in all while memory is being
-        populated. With a ``description`` the machine is built just as the source's, which ``config`` must
-        agree with.
+        ``output`` gets what the guest sends to the serial port and the debug console. ``on_exit`` serves
+        ports and other exits of your own: it gets each `kvmmig.kvm.Exit` before anybody else, and returns
+        None for what is not its own, else what the guest reads, ``b""`` for a write; what it keeps is no part
+        of the guest's state. Both are called in vCPU threads and must not block. With a ``description`` the
+        machine is built just as the source's, which ``config`` must agree with. Its memory is that of
+        ``reserve``, if there is one; what is not populated yet is populated in the background. With
+        ``contents`` it is not: they are called with it, in a thread, to fill it or to map it from somewhere.
 
         Raises `BadConfig`, `StateMismatch`, `KvmError`. A cancel, or an error, leaves nothing behind.
         """
-        machine = cls(config, output or (lambda data: None))
+        machine = cls(config, output or (lambda data: None), on_exit)
         try:
             board = machine._board
-            await machine._in_thread(board.open, description)
-            await board.memory.populate(on_populate)
-            machine.description = await machine._in_thread(board.build, description)
+            machine.description = await machine._in_thread(board.build, description, reserve, contents)
             yield machine
         finally:
             with trio.CancelScope(shield=True):
@@ -278,25 +288,51 @@ class Machine:
     async def feed(self, data: bytes) -> None:
         """Type at the guest's serial port, waiting for room there. A cancel may leave any part of it typed.
 
-        Waits while the guest is paused too: what came after `capture` would be lost when the guest moves.
+        A paused guest takes as much as the port has room for, and has it with it wherever it goes. From
+        `capture` on nothing is taken, which would be lost there, until it is known where the guest runs.
         """
         await trio.lowlevel.checkpoint()
         while data:
             self._check("feed")
-            if self._state is not State.PAUSED:
+            if not self._captured:
                 data = data[self.serial.feed(data) :]
             if data:
                 await self._room.wait()
 
     async def capture(self) -> list[StateSection]:
-        """The paused machine's state, all but its memory. Raises `KvmError` that names the section."""
+        """The paused machine's state, all but its memory. Raises `KvmError` that names the section.
+
+        `feed` waits from here on, until the guest runs again or `forget_capture`.
+        """
         async with self._lock:
             self._check("capture")
+            self._captured = True
             return await self._in_thread(state.capture, self._board.parts(self.description))
+
+    async def forget_capture(self) -> None:
+        """The guest goes on, or stays paused, here: what is typed is taken again."""
+        await trio.lowlevel.checkpoint()
+        self._take_input()
 
     async def throttle(self, share: float) -> None:
         """Let the vCPUs stand still for ``share`` (0 to 0.99) of the time, in 10 ms slices; 0 undoes it."""
         await self._in_thread(self._board.throttle, share)
+
+    async def while_parked(self, call: Callable[[], T]) -> T:
+        """``call()`` in a thread, while no vCPU is in the guest; one that runs goes on right afterwards.
+
+        Nobody is told that it stood still, so be short. A cancel waits for it.
+        """
+        async with self._lock:
+            with trio.CancelScope(shield=True):
+                await self._park()
+                try:
+                    result = await self._in_thread(call)
+                finally:
+                    self._note_end()
+                    if self._state is State.RUNNING:
+                        self._board.run()
+        return result
 
     def dirty_tracker(self) -> DirtyTracker:
         """A new tracker of the pages that the guest and its devices write; not started yet."""
@@ -307,13 +343,14 @@ class Machine:
         return state.section_sizes(self._board.parts(self.description))
 
     async def apply(self, sections: Iterable[StateSection]) -> None:
-        """Take over captured state instead of loading a program. Raises `StateMismatch` or `KvmError`.
+        """Take over captured state instead of loading a program: the guest is paused, as it was captured.
 
-        After an error the machine is fit only to be closed.
+        Raises `StateMismatch` or `KvmError`. After an error the machine is fit only to be closed.
         """
         async with self._lock:
-            self._check("apply")
+            after = self._check("apply")
             await self._in_thread(state.apply, self._board.parts(self.description), list(sections))
+            self._go_to(after)
 
     async def aclose(self) -> None:
         """Take everything down, in order: threads, vCPUs, VM, memory. Idempotent; `open` calls it."""
@@ -345,7 +382,7 @@ class Machine:
             self._ending, self._ended = None, trio.Event()
         self._go_to(after)
         self._board.run()
-        self._wake_feeders()
+        self._take_input()
 
     # What vCPU threads tell, on the event loop
 
@@ -357,6 +394,10 @@ class Machine:
         if self._state is State.RUNNING and self._board.ending is not None:
             self._go_to(State.ENDED)
             self._set_ending(self._board.ending)
+
+    def _take_input(self) -> None:
+        self._captured = False
+        self._wake_feeders()
 
     def _wake_feeders(self) -> None:
         self._room.set()

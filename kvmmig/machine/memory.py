@@ -8,12 +8,7 @@ number (its place in RAM order) and one place in the mapping, whatever its physi
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import errno
-import mmap
-import os
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +17,7 @@ import trio
 
 from kvmmig.errors import BadConfig, WrongState
 from kvmmig.machine.pageset import PageSet, Runs, pages_of
+from kvmmig.machine.populating import Populating, Reserve, anonymous
 
 PAGE_SIZE = 4096
 #: Where the hole of a PC begins and ends: RAM goes on behind it.
@@ -29,11 +25,7 @@ HOLE = (3 << 30, 4 << 30)
 #: RAM comes in these units: 64 pages are one word of a dirty bitmap, so no word spans two regions.
 MEMORY_UNIT = 64 * PAGE_SIZE
 
-_MADV_HUGEPAGE = 14
-_MADV_POPULATE_WRITE = 23  # Linux 5.14, madvise(2)
-_POPULATE_CHUNK = 64 << 20
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_CLEAR_CHUNK = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +54,8 @@ class GuestMemory:
     after the VM that uses it. Views that are still held then keep the mapping alive until they go.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, reserve: Reserve | None = None) -> None:
+        """``reserve`` is memory that is there already, which this takes. Raises `BadConfig`."""
         if size <= 0 or size % MEMORY_UNIT:
             raise BadConfig(
                 f"a guest can't have {size} bytes of memory; use a multiple of {MEMORY_UNIT // 1024} KiB"
@@ -73,49 +66,28 @@ class GuestMemory:
         self.n_pages = size // PAGE_SIZE
         #: Where they lie for the guest.
         self.regions = pc_regions(size)
-        try:
-            self._map = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        except OSError as error:
-            raise BadConfig(
-                f"this host has no room for {size} bytes of guest memory: {error.strerror}"
-            ) from error
+        self._map = anonymous(size) if reserve is None else reserve.take(size)
         self._view = memoryview(self._map)
         #: All of RAM as 64-bit words, shape ``(n_pages, 512)``: a row is a page.
         self.words: npt.NDArray[np.uint64] = np.frombuffer(self._map, np.uint64).reshape(self.n_pages, 512)
         self._base = self.words.ctypes.data
-        _libc.madvise(self._base, size, _MADV_HUGEPAGE)  # only advice: no matter if the kernel has none
+        self._populating: Populating | None = None
         self._host_writes: PageSet | None = None
         self._lock = threading.Lock()
 
-    async def populate(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Touch every page now, in a thread, so that neither the guest nor a receiver pays for it later.
+    def populate(self) -> None:
+        """Touch every page from now on, in the background: neither the guest nor a receiver waits for it."""
+        self._populating = Populating(self._map)
 
-        ``progress`` is called on the loop with bytes done and bytes in all. A cancel leaves memory usable,
-        partly populated. Raises `BadConfig` where the host has not got the memory.
-        """
-        for start in range(0, self.size, _POPULATE_CHUNK):
-            length = min(_POPULATE_CHUNK, self.size - start)
-            await trio.to_thread.run_sync(self._populate, start, length)
-            if progress is not None:
-                progress(start + length, self.size)
-
-    def _populate(self, start: int, length: int) -> None:
-        if _libc.madvise(self._base + start, length, _MADV_POPULATE_WRITE) == 0:
-            return
-        code = ctypes.get_errno()
-        if code == errno.EINVAL:  # before Linux 5.14: write one word to each page
-            first, count = start // PAGE_SIZE, length // PAGE_SIZE
-            self.words[first : first + count, 0] |= np.uint64(0)
-            return
-        raise BadConfig(
-            f"this host has no room for {self.size} bytes of guest memory ({os.strerror(code)}); "
-            "use a smaller --memory"
-        )
+    def check_populated(self) -> None:
+        """Raise `BadConfig` where it has turned out that the host has not got the memory."""
+        if self._populating is not None:
+            self._populating.check()
 
     async def clear(self) -> None:
         """Make all of it zero, in a thread. No migration sees it. A cancel leaves part of it as it was."""
-        for start in range(0, self.size, _POPULATE_CHUNK):
-            await trio.to_thread.run_sync(self._clear, start, min(_POPULATE_CHUNK, self.size - start))
+        for start in range(0, self.size, _CLEAR_CHUNK):
+            await trio.to_thread.run_sync(self._clear, start, min(_CLEAR_CHUNK, self.size - start))
 
     def _clear(self, start: int, length: int) -> None:
         first = start // PAGE_SIZE
@@ -212,7 +184,9 @@ class GuestMemory:
                 self._host_writes.clear()
 
     def close(self) -> None:
-        """Give the memory back. Idempotent."""
+        """Give the memory back. Blocks for milliseconds while it is being populated. Idempotent."""
+        if self._populating is not None:
+            self._populating.stop()
         self._view.release()
         self.words = np.empty((0, 512), np.uint64)
         with contextlib.suppress(BufferError):  # somebody still reads it: it goes when they do

@@ -41,8 +41,8 @@ async def commit(
     """
 
     async def finish() -> None:
-        await _bounded(channel, peer, channel.flush, "did not take the last bytes", patience)
-        await _bounded(channel, peer, channel.aclose, "was not done", patience)
+        await bounded(channel, peer, channel.flush, "did not take the last bytes", patience)
+        await bounded(channel, peer, channel.aclose, "was not done", patience)
 
     if stores:
         # Nobody starts it from there by themselves: it stays ours until all of it is safe.
@@ -56,14 +56,15 @@ async def commit(
         channel.abort()
     else:
         # What keeps a reader from taking all of it is best found out now.
-        await _bounded(channel, peer, channel.flush, "did not take the last bytes", patience)
+        await bounded(channel, peer, channel.flush, "did not take the last bytes", patience)
         await send_go(offering=let_go)
         await finish()
 
 
-async def _bounded(
+async def bounded(
     channel: GuardedChannel, peer: Peer, call: Callable[[], Awaitable[None]], what: str, patience: float
 ) -> None:
+    """Await ``call()`` for ``patience`` seconds at most; then raise `MigrationError`: the peer ``what``."""
     with trio.move_on_after(patience) as scope:
         await call()
     if scope.cancelled_caught:

@@ -15,6 +15,7 @@ Its phases are a table, `kvmmig.migration.phases`. What holds throughout:
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -36,7 +37,9 @@ from kvmmig.errors import (
     WrongState,
 )
 from kvmmig.machine.machine import State
-from kvmmig.migration.pages import PageMap
+from kvmmig.migration.causes import alone, only_cancelled
+from kvmmig.migration.events import RecordedEvent
+from kvmmig.migration.pagemap import PageMap
 from kvmmig.migration.peer import Peer
 from kvmmig.migration.phases import PHASES, Phase
 from kvmmig.migration.policy import (
@@ -46,11 +49,14 @@ from kvmmig.migration.policy import (
     default_policy,
 )
 from kvmmig.migration.precopy import MigratableMachine, PreCopy
+from kvmmig.migration.recorder import Recorder
 from kvmmig.migration.report import MigrationStatistics
 from kvmmig.migration.steps import because
 from kvmmig.migration.undo import Undo
+from kvmmig.migration.welcome import check_destination
 from kvmmig.transport import Knob, Transport, TransportURI, transport_for
 from kvmmig.transport.guard import GuardedChannel
+from kvmmig.transport.peers import named
 from kvmmig.transport.phases import collecting
 from kvmmig.transport.supervision import connected, supervised
 from kvmmig.transport.toolkit import own_tasks
@@ -72,29 +78,43 @@ class OutgoingMigration:
         policy: Policy | None = None,
         limits: Limits | None = None,
         pause_before_switchover: bool = False,
+        keep_running: bool = False,
         on_phase: Callable[[Phase], None] | None = None,
         on_round: Callable[[RoundFigures], None] | None = None,
+        on_event: Callable[[RecordedEvent], None] | None = None,
+        record: str | os.PathLike[str] | None = None,
     ) -> None:
         """``transport`` may be a URI, which raises `BadURI` here where it is not understood.
 
         With ``pause_before_switchover`` the guest stands still after the last round until `proceed` is
-        called. ``on_phase`` is told each phase as it begins, ``on_round`` the figures of each round as it
-        ends; both are called on the event loop, and must be quick and not raise.
+        called. With ``keep_running`` the guest is only saved, and goes on here; a transport that does not
+        store is a `MigrationError` then. ``on_phase`` is told each phase as it begins, ``on_round`` each
+        round's figures as it ends, ``on_event`` all that a record has (docs/record.md): on the event loop, so
+        they must be quick and not raise. ``record`` is a file to append that to.
         """
         self._machine = machine
         self._transport = transport if isinstance(transport, Transport) else transport_for(transport)
+        if keep_running and not self._transport.stores:
+            raise MigrationError(
+                f"{self._transport.uri} stores nothing, so the guest would run there and here; only a guest "
+                "that is saved can go on running here"
+            )
         self._peer_name = str(self._transport.uri)
         self._peer = Peer(self._peer_name, lambda: self.phase)
+        self._recorder = Recorder("source", on_event, record)
         self._precopy = PreCopy(
             machine,
             name=self._peer_name,
-            policy=policy if policy is not None else default_policy(),
+            policy=policy if policy is not None else default_policy(stores=self._transport.stores),
             limits=limits if limits is not None else Limits(),
             pause_before_switchover=pause_before_switchover,
+            as_image=self._transport.random_access,
+            keep_running=keep_running,
             enter=self._enter,
             let_go=self._let_go,
             resume=self._resume,
             on_round=on_round,
+            recorder=self._recorder,
         )
         self._record = self._precopy.record
         self._channel: GuardedChannel | None = None
@@ -131,15 +151,18 @@ class OutgoingMigration:
         """
         if PHASES[self.phase].on_cancel is None:
             raise MigrationError("the guest has been handed over; it is too late to cancel the migration")
+        self._recorder.changed("cancel", why)
         self._end(MigrationCancelled(f"the migration to {self._peer_name} ended: {why}"))
 
     def set_bandwidth(self, bytes_per_second: float | None) -> None:
         """Change the limit while the migration runs; None is no limit. `ValueError` unless it is positive."""
         self._precopy.set_bandwidth(bytes_per_second)
+        self._recorder.changed("bandwidth", bytes_per_second)
 
     def set_policy(self, policy: Policy) -> None:
         """Have another policy decide, from the end of this round on. What the former one wanted is undone."""
         self._precopy.policy = policy
+        self._recorder.changed("policy", type(policy).__name__)
 
     def proceed(self) -> None:
         """Go on from the pre-switchover phase. `MigrationError` in any other one."""
@@ -148,6 +171,7 @@ class OutgoingMigration:
                 f"the migration is in its {self.phase} phase; it waits to be told to proceed only in "
                 f"the {Phase.PRE_SWITCHOVER} phase"
             )
+        self._recorder.changed("proceed")
         self._precopy.proceed.set()
 
     def page_map(self, blocks: int) -> PageMap:
@@ -167,6 +191,7 @@ class OutgoingMigration:
         if self._channel is None:
             raise KnobError(f"there is no {knob!r} to turn: the migration has no channel yet")
         self._channel.turn(knob, value)
+        self._recorder.changed(knob, value)
 
     async def run(self, strays: trio.Nursery | None = None) -> MigrationStatistics:
         """Migrate. Returns the final figures once the guest has moved.
@@ -185,6 +210,9 @@ class OutgoingMigration:
         async with AsyncExitStack() as stack:
             if strays is None:
                 strays = await stack.enter_async_context(own_tasks())
+            await stack.enter_async_context(self._recorder.recording())
+            stack.callback(lambda: self._recorder.ended_source(self.statistics()))
+            self._precopy.note_begin(str(self._transport.uri))
             with self._record.running():
                 try:
                     await self._watched(strays)
@@ -207,14 +235,14 @@ class OutgoingMigration:
 
     def _verdict(self, problem: BaseException) -> BaseException | None:
         """Enter the phase that ends it, as the table says. Returns what to raise; None where all is well."""
-        problem = _alone(problem)
+        problem = alone(problem)
         row, error = PHASES[self.phase], problem
         if row.on_error is Phase.UNKNOWN and (
             self._record.is_gone or self._peer.has_said(stream.Kind.RUNNING)
         ):
             self._enter(Phase.DONE)
             return None if isinstance(problem, Exception) else problem
-        cancelled = isinstance(problem, MigrationCancelled) or _only_cancelled(problem)
+        cancelled = isinstance(problem, MigrationCancelled) or only_cancelled(problem)
         if isinstance(problem, Exception) and not isinstance(problem, KvmmigError):
             _log.error("the migration to %s failed by a bug of kvmmig", self._peer_name, exc_info=problem)
             error = MigrationError(f"the migration failed by a bug of kvmmig: {problem!r}")
@@ -260,6 +288,8 @@ class OutgoingMigration:
 
     async def _watch_guest(self) -> None:
         ending = await self._machine.wait()
+        if self._precopy.keep_running and self._record.is_gone:
+            return  # it went on after it was saved
         if PHASES[self.phase].on_cancel is not None:
             self._end(GuestEnded(f"the guest ended before it had moved: {ending}"))
 
@@ -278,7 +308,8 @@ class OutgoingMigration:
     async def _migrate(self, strays: trio.Nursery, undo: Undo) -> None:
         self._enter(Phase.SETUP)
         async with self._connected(strays) as channel:
-            self._peer_name = channel.peer or self._peer_name
+            check_destination(channel)
+            self._peer_name = named(channel.peer, channel.identity) or self._peer_name
             self._peer = peer = Peer(self._peer_name, lambda: self.phase)
             self._record.notices = channel.notices
             self._channel = channel
@@ -294,7 +325,10 @@ class OutgoingMigration:
                 trio.move_on_after(self._precopy.limits.connect_timeout) as scope,
                 collecting(self._phase_listeners),
             ):
-                channel = await stack.enter_async_context(connected(self._transport, strays))
+                access = self._transport.random_access
+                channel = await stack.enter_async_context(
+                    connected(self._transport, strays, random_access=access)
+                )
             if scope.cancelled_caught:
                 raise ConnectFailed(
                     f"{self._transport.uri} gave no connection in {self._precopy.limits.connect_timeout:g} s"
@@ -362,16 +396,3 @@ class OutgoingMigration:
                 listener(str(self.phase))
             except Exception:
                 _log.exception("a listener of %s failed in the phase %s", self._transport.uri, self.phase)
-
-
-def _alone(problem: BaseException) -> BaseException:
-    """What failed, out of the group that a cancel at the same moment has put around it."""
-    while isinstance(problem, ExceptionGroup) and len(problem.exceptions) == 1:
-        problem = problem.exceptions[0]
-    return problem
-
-
-def _only_cancelled(problem: BaseException) -> bool:
-    if isinstance(problem, BaseExceptionGroup):
-        return all(_only_cancelled(part) for part in problem.exceptions)
-    return isinstance(problem, trio.Cancelled)

@@ -22,25 +22,13 @@ import trio
 from kvmmig import stream
 from kvmmig.machine.memory import GuestMemory
 from kvmmig.machine.pageset import Batch, PageNumbers, PageSet, Runs, runs_of
+from kvmmig.migration.pagemap import PageMap, SentCounts
 from kvmmig.stream import Cursor
 
 #: Runs shorter than this on average are gathered into one copy: a memcpy costs less than so many buffers.
 _GATHER_BELOW = 16
 #: The most pages that are copied in one go: 4 MiB.
 _COPIED_PAGES = 1024
-#: Sends are counted for groups of pages, so many of them at most, whatever the guest's size.
-_MOST_GROUPS = 4096
-_GROUP_STEP = 64  # a group is so many pages, or a multiple of it: whole words of a bitmap
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PageMap:
-    """A guest's memory as a row of blocks, for pictures. All lists have one number for each block."""
-
-    block_pages: int  # pages in a block; the last one may have fewer
-    pages: list[int]  # how many pages it has
-    pending: list[int]  # how many of them were written, and not yet accepted by the channel
-    sent: list[int]  # how often pages of it have been sent, or said to be zero, so far
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +69,7 @@ class PendingPages:
         self._busy = False
         self._ahead: Callable[[], _Prepared] | None = None
         self._done = trio.Event()
-        self._group = _GROUP_STEP * -(-memory.n_pages // (_GROUP_STEP * _MOST_GROUPS))
-        self._sent = np.zeros(-(-memory.n_pages // self._group), np.int64)
+        self._sent = SentCounts(memory.n_pages)
 
     def begin(self) -> None:
         """Start over from the first pending page. Nothing may be put into ``pending`` before all are sent."""
@@ -111,21 +98,8 @@ class PendingPages:
         self._batches, self._ahead = iter(()), None
 
     def page_map(self, blocks: int) -> PageMap:
-        """The guest's memory as at most ``blocks`` blocks, and never smaller ones than sends are counted for.
-
-        Takes microseconds a GiB, so it may be called on the event loop. `ValueError` unless ``blocks`` > 0.
-        """
-        if blocks <= 0:
-            raise ValueError(f"{blocks} blocks make no picture; ask for at least 1")
-        groups = -(-len(self._sent) // blocks)
-        n_pages, size = self._memory.n_pages, groups * self._group
-        count = -(-n_pages // size)
-        pages = [size] * (count - 1) + [n_pages - size * (count - 1)]
-        starts = np.arange(count)
-        words = np.bitwise_count(self._pending.words).astype(np.int64)
-        pending = np.add.reduceat(words, starts * (size // 64))
-        sent = np.add.reduceat(self._sent, starts * groups)
-        return PageMap(block_pages=size, pages=pages, pending=pending.tolist(), sent=sent.tolist())
+        """As `SentCounts.page_map`."""
+        return self._sent.page_map(blocks, self._pending)
 
     def _start(self) -> bool:
         """Have the thread prepare the next batch, if there is one."""
@@ -163,14 +137,8 @@ class PendingPages:
         for frame in prepared.frames:
             self._cursor.put(*self._encoder.page_runs(frame.runs, frame.data, frame.digest))
         batch = prepared.batch
-        self._count(batch.pages)
+        self._sent.add(batch.pages)
         self._cursor.put(accepted=lambda: self._pending.discard(batch.first, batch.stop - batch.first))
-
-    def _count(self, pages: PageNumbers) -> None:
-        if len(pages):
-            groups: npt.NDArray[np.int64] = pages // self._group
-            counts = np.bincount(groups - groups[0])
-            self._sent[groups[0] : groups[0] + len(counts)] += counts
 
 
 class _Slabs:

@@ -84,7 +84,7 @@ PHASES: Mapping[Phase, PhaseRow] = {
         _PAUSED,
         Phase.CANCELLED,
         Phase.FAILED,
-        (Phase.HANDED_OVER,),
+        (Phase.HANDED_OVER, Phase.DONE),
     ),
     Phase.HANDED_OVER: PhaseRow(
         "go was offered; two-way: wait for running; one-way: flush, close",
@@ -93,7 +93,7 @@ PHASES: Mapping[Phase, PhaseRow] = {
         Phase.UNKNOWN,
         (Phase.DONE,),
     ),
-    Phase.DONE: PhaseRow("", "the destination's", None, None, ()),
+    Phase.DONE: PhaseRow("", "the destination's; the source's, where it was only saved", None, None, ()),
     Phase.FAILED: PhaseRow("", _BACK, Phase.FAILED, None, ()),
     Phase.CANCELLED: PhaseRow("", _BACK, Phase.CANCELLED, None, ()),
     Phase.UNKNOWN: PhaseRow("", "the source's, paused, until an operator has looked there", None, None, ()),

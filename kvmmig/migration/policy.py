@@ -27,11 +27,13 @@ class Limits:
     step: float = 0.010
     #: Setting up the channel.
     connect_timeout: float = 10.0
-    #: The other side's answer to the hello; it makes its memory meanwhile. The guest runs.
+    #: The other side's answer to the hello, which it gives before it makes memory. The guest runs. On a
+    #: destination: a client's hello, and the first of its guest.
     setup_timeout: float = 60.0
-    #: Not one byte accepted for so long ends the migration.
+    #: Not one byte accepted for so long ends the migration. On a destination: not one that comes.
     stall_timeout: float = 30.0
     #: The other side's "ready" and its "running", or the disk's word that all is safe. The guest is stopped.
+    #: On a destination: the source's "go".
     handover_timeout: float = 60.0
     #: The whole migration; None is no limit.
     timeout: float | None = None
@@ -63,7 +65,9 @@ class RoundFigures:
     duration: float
     dirty_pages: int  # written meanwhile, so pending now
     rate: float  # sent bytes by duration
-    dirty_rate: float  # dirty pages' bytes by duration
+    dirty_rate: float  # dirty pages' bytes by duration: a page that is written twice counts once
+    link_rate: float = 0.0  # how fast pages went while they were sent, in the last round that had many
+    overhead: float = 0.0  # what a stop takes besides sending, as far as that is known
 
     @property
     def remaining_bytes(self) -> int:
@@ -72,8 +76,11 @@ class RoundFigures:
 
     @property
     def expected_downtime(self) -> float:
-        """How long sending that would take at this round's rate."""
-        return self.remaining_bytes / self.rate if self.rate else float("inf")
+        """How long the guest would stand still: sending that at the link's rate, and the overhead."""
+        if not self.remaining_bytes:
+            return self.overhead
+        rate = self.link_rate or self.rate
+        return self.overhead + (self.remaining_bytes / rate if rate else float("inf"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +114,8 @@ Decision: TypeAlias = Continue | Stop | GiveUp
 class Policy(ABC):
     """Decides after each round. One policy object serves one migration, so it may remember."""
 
-    def start(self) -> Continue:
-        """How to begin."""
+    def start(self) -> Continue | Stop:
+        """How to begin: with rounds while the guest runs, or without any."""
         return Continue()
 
     @abstractmethod
@@ -156,6 +163,41 @@ class NoProgress(Policy):
         else:
             self._idle += 1
         return Stop() if self._idle >= self.patience else Continue()
+
+
+class Saving(Policy):
+    """For what is only stored: few live rounds, so that it is whole soon, and small.
+
+    Stops when what is left fits into ``seconds``, when a round leaves more than half of what it has sent,
+    after ``rounds`` rounds, and when what is sent again would be more than half of the first round.
+    """
+
+    def __init__(self, seconds: float = 0.3, rounds: int = 4) -> None:
+        #: May be changed while the migration runs.
+        self.seconds = seconds
+        self.rounds = rounds
+        self._first = 0
+        self._again = 0
+
+    def decide(self, figures: RoundFigures) -> Decision:
+        if figures.round == 0:
+            self._first = figures.sent_bytes
+        else:
+            self._again += figures.sent_bytes
+        left = figures.remaining_bytes
+        done = figures.expected_downtime <= self.seconds or figures.round + 1 >= self.rounds
+        large = 2 * (self._again + left) > self._first or 2 * left > figures.sent_bytes
+        return Stop() if done or large else Continue()
+
+
+class Stopped(Policy):
+    """No live round at all: the guest stands still from the beginning, and no page is sent twice."""
+
+    def start(self) -> Stop:
+        return Stop()
+
+    def decide(self, figures: RoundFigures) -> Decision:
+        return Stop()
 
 
 class RateAdaptive(Policy):
@@ -218,8 +260,12 @@ class FirstOf(Policy):
     def __init__(self, *policies: Policy) -> None:
         self.policies = policies
 
-    def start(self) -> Continue:
-        return _merged([policy.start() for policy in self.policies])
+    def start(self) -> Continue | Stop:
+        beginnings = [policy.start() for policy in self.policies]
+        for beginning in beginnings:
+            if isinstance(beginning, Stop):
+                return beginning
+        return _merged([beginning for beginning in beginnings if isinstance(beginning, Continue)])
 
     def decide(self, figures: RoundFigures) -> Decision:
         decisions = [policy.decide(figures) for policy in self.policies]  # all see all rounds
@@ -235,6 +281,7 @@ def _merged(wishes: list[Continue]) -> Continue:
     return Continue(bandwidths[0] if bandwidths else None, throttles[0] if throttles else None)
 
 
-def default_policy() -> Policy:
-    """Stop when the expected downtime is at most 300 ms, or after 30 rounds."""
-    return FirstOf(DowntimeLimit(), MaxRounds())
+def default_policy(*, stores: bool = False) -> Policy:
+    """Stop when the expected downtime is at most 300 ms, or after 30 rounds; a transport that ``stores`` goes
+    by `Saving`."""
+    return Saving() if stores else FirstOf(DowntimeLimit(), MaxRounds())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from time import perf_counter
@@ -93,8 +94,10 @@ def stolen() -> float:
 class StallMeter(trio.abc.Instrument):
     """Measures the turns of the loop that it is entered on: ``with StallMeter() as meter: ...``."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_turn: Callable[[float, float, str], None] | None = None) -> None:
+        """``on_turn`` is told each turn: its begin, its end, the task that ran longest. Be quick."""
         self.turns = Histogram()
+        self._on_turn = on_turn
         #: The name of the task that ran longest in the worst turn.
         self.culprit = ""
         self._woke = 0.0
@@ -124,7 +127,10 @@ class StallMeter(trio.abc.Instrument):
             self._name = task.name
 
     def before_io_wait(self, timeout: float) -> None:
-        turn = perf_counter() - self._woke
+        now = perf_counter()
+        turn = now - self._woke
+        if self._on_turn is not None:
+            self._on_turn(self._woke, now, self._name)
         if turn > self.turns.worst:
             self.culprit = self._name
         self.turns.add(turn)

@@ -8,8 +8,9 @@ from time import perf_counter
 import trio
 
 from kvmmig.errors import MigrationError
+from kvmmig.image import PieceCursor
 from kvmmig.migration.policy import Limits
-from kvmmig.migration.stall_meter import Histogram
+from kvmmig.migration.record import Record
 from kvmmig.stream import Cursor
 from kvmmig.transport.guard import GuardedChannel
 from kvmmig.transport.toolkit.rate import TokenBucket
@@ -33,11 +34,16 @@ class Sender:
     """Sends the cursor in bounded steps: ``await send(more)``."""
 
     def __init__(
-        self, channel: GuardedChannel, cursor: Cursor, steps: Histogram, limits: Limits, bucket: TokenBucket
+        self,
+        channel: GuardedChannel,
+        cursor: Cursor | PieceCursor,
+        record: Record,
+        limits: Limits,
+        bucket: TokenBucket,
     ) -> None:
         self._channel = channel
         self._cursor = cursor
-        self._steps = steps
+        self._record = record
         self._limits = limits
         self._bucket = bucket
         self._most = channel.call_size
@@ -52,7 +58,10 @@ class Sender:
         `MigrationError` when not one byte was accepted for `Limits.stall_timeout`.
         """
         moved_at = perf_counter()
-        done = False
+        watch, done = self._record.watch, False
+        if watch is not None:
+            watch.begins()
+        self._bucket.begin()
         while not done:
             if enough():
                 return False
@@ -60,7 +69,10 @@ class Sender:
             with trio.move_on_after(max(self._limits.step - _LAST_CALL, self._limits.step / 2)):
                 done = await self._step(more)
             now = perf_counter()
-            self._steps.add(now - begin)
+            self._record.steps.add(now - begin)
+            self._record.mark()
+            if watch is not None:
+                watch.step(begin, now, self._cursor.accepted - before)
             if self._cursor.accepted != before or self._bucket.allowed() == 0:
                 moved_at = now
             elif now - moved_at > self._limits.stall_timeout:
@@ -71,13 +83,31 @@ class Sender:
         return True
 
     async def _step(self, more: Callable[[], Awaitable[bool]]) -> bool:
+        waits, watch = self._record.waits, self._record.watch
         while True:
-            if self._cursor.empty and not await more():
-                return True
+            if watch is not None:
+                watch.waits("cpu")
+            if self._cursor.empty:
+                with waits.on("pages"):
+                    if not await more():
+                        return True
             allowed = self._bucket.allowed()
             if allowed == 0:
-                await self._bucket.wait()
+                if watch is not None:
+                    watch.waits("limit")
+                with waits.on("limit"):
+                    await self._bucket.wait()
                 continue
-            count = await self._channel.send_some(self._cursor.head(min(allowed or self._most, self._most)))
+            if watch is not None:
+                watch.sends()
+            with waits.on("channel"):
+                count = await self._offer(min(allowed or self._most, self._most))
             self._cursor.advance(count)
+            if watch is not None:
+                watch.sent(count)
             self._bucket.spend(count)
+
+    async def _offer(self, most: int) -> int:
+        if isinstance(self._cursor, PieceCursor):
+            return await self._channel.write_some(self._cursor.head(most))
+        return await self._channel.send_some(self._cursor.head(most))

@@ -2,29 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import msgspec
+import trio
+from msgspec import UNSET, UnsetType
 
+from kvmmig.migration.policy import Stopped
+from kvmmig.migration.welcome import Welcome
 from kvmmig.monitor import targets
 from kvmmig.monitor.control import MachineControl
 from kvmmig.monitor.parameters import ParameterChanges
 from kvmmig.monitor.replies import migration_info
 from kvmmig.monitor.targets import Channels, Target
 from kvmmig.qmp import Arguments, CommandTable, NoArguments, QMPError, Session
+from kvmmig.units import CPUS, MEMORY
 
 
 class MigrateArguments(Arguments, frozen=True):
-    uri: str | None = None
-    channels: Channels | None = None
+    uri: str | UnsetType = UNSET
+    channels: Channels | UnsetType = UNSET
     detach: bool = True  # all it ever was is a wish of QEMU's human monitor
     resume: bool = False
+    x_kvmmig_live: bool = True
+    #: Only save the guest, which goes on here. QEMU has no such argument.
+    keep_running: bool = msgspec.field(name="x-kvmmig-keep-running", default=False)
 
 
 class IncomingArguments(Arguments, frozen=True):
-    uri: str | None = None
-    channels: Channels | None = None
-    exit_on_error: bool = True
+    ranges: ClassVar = {"x_kvmmig_max_memory": MEMORY, "x_kvmmig_max_cpus": CPUS}
+    uri: str | UnsetType = UNSET
+    channels: Channels | UnsetType = UNSET
+    exit_on_error: bool | None = None
+    x_kvmmig_max_memory: int | None = None
+    x_kvmmig_max_cpus: int | None = None
+    x_kvmmig_accept_from: list[str] = msgspec.field(default_factory=list)
+
+    def welcome(self) -> Welcome:
+        """Raises `QMPError`."""
+        try:
+            return Welcome.of(
+                max_memory=self.x_kvmmig_max_memory,
+                max_cpus=self.x_kvmmig_max_cpus,
+                accept_from=self.x_kvmmig_accept_from,
+            )
+        except ValueError as error:
+            raise QMPError(str(error)) from error
 
 
 class ContinueArguments(Arguments, frozen=True):
@@ -43,18 +66,29 @@ class CapabilitiesArguments(Arguments, frozen=True):
 def add_migration_commands(table: CommandTable, control: MachineControl) -> None:
     """Add them to the table."""
 
-    async def find_target(session: Session, uri: str | None, channels: Channels | None) -> Target:
-        return await targets.find_target(session, uri, channels, may_exec=control.settings.may_exec)
+    async def find_target(session: Session, arguments: MigrateArguments | IncomingArguments) -> Target:
+        return await targets.find_target(
+            session,
+            arguments.uri,
+            arguments.channels,
+            may_exec=control.settings.may_exec,
+            writing=isinstance(arguments, MigrateArguments),
+        )
 
     @table.command("migrate", MigrateArguments)
     async def migrate(session: Session, arguments: MigrateArguments) -> None:
         if arguments.resume:
-            raise QMPError("there is no paused post-copy migration to resume: post-copy does not exist here")
+            raise QMPError(
+                "Cannot resume if there is no paused migration: only post-copy pauses, and there is none here"
+            )
         await control.settled()
         control.outgoing.check()
-        target = await find_target(session, arguments.uri, arguments.channels)
+        target = await find_target(session, arguments)
         try:
-            control.outgoing.begin(target.transport, on_end=target.done)
+            policy = None if arguments.x_kvmmig_live else Stopped()
+            control.outgoing.begin(
+                target.transport, policy=policy, keep_running=arguments.keep_running, on_end=target.done
+            )
         except BaseException:
             target.leave(session)
             raise
@@ -79,9 +113,15 @@ def add_migration_commands(table: CommandTable, control: MachineControl) -> None
         if control.run_state() != "inmigrate":
             raise QMPError("'--incoming' was not specified on the command line, so no guest can arrive here")
         control.incoming.check()
-        target = await find_target(session, arguments.uri, arguments.channels)
+        welcome = await trio.to_thread.run_sync(arguments.welcome)  # it may look users up
+        target = await find_target(session, arguments)
         try:
-            await control.incoming.listen(target.transport, exit_on_error=arguments.exit_on_error)
+            await control.incoming.listen(
+                target.transport, exit_on_error=arguments.exit_on_error, welcome=welcome
+            )
+        except ValueError as error:
+            target.leave(session)
+            raise QMPError(str(error)) from error
         except BaseException:
             target.leave(session)
             raise

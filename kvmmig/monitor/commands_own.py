@@ -102,6 +102,8 @@ def describe(control: MachineControl) -> dict[str, object]:
     }
     if control.incoming.uri is not None:
         described["incoming"] = str(control.incoming.uri)
+    if control.incoming.peer:
+        described["incoming-peer"] = control.incoming.peer
     machine = control.machine
     if machine is not None:
         described |= {

@@ -14,6 +14,7 @@ import trio
 
 from kvmmig.errors import KvmmigError
 from kvmmig.machine import Ending, Machine, MachineConfig, Program, State
+from kvmmig.machine.populating import Reserve
 from kvmmig.monitor.dirty_rate import DirtyRate
 from kvmmig.monitor.events import Events, Listener
 from kvmmig.monitor.incoming import Incoming
@@ -43,7 +44,7 @@ class MachineControl:
         life: Life,
         *,
         output: Callable[[bytes], None] | None,
-        on_populate: Callable[[int, int], None] | None,
+        reserve: Reserve | None,
         stack: AsyncExitStack,
         machines: trio.Nursery,
         nursery: trio.Nursery,
@@ -63,16 +64,17 @@ class MachineControl:
         #: The guest that is to come, or has come, by migration.
         self.incoming = Incoming(
             life,
+            settings,
             self._events,
             output=output,
-            on_populate=on_populate,
+            reserve=reserve,
+            limits=settings.limits,
             on_here=self._adopt,
             on_failure=self._fail,
             machines=machines,
             strays=strays,
         )
         self._output = output
-        self._on_populate = on_populate
         self._stack = stack
         self._nursery = nursery
         self._here = trio.Event()
@@ -88,13 +90,13 @@ class MachineControl:
         *,
         name: str,
         output: Callable[[bytes], None] | None = None,
-        on_populate: Callable[[int, int], None] | None = None,
+        reserve: Reserve | None = None,
         guest_follows: bool = False,
     ) -> AsyncIterator[Self]:
         """Control a machine called ``name``; at the end of the block all of it is taken down.
 
-        ``output`` gets what the guest sends to its serial port, in vCPU threads, and must not block;
-        ``on_populate`` bytes done and in all while the guest's memory is being populated. With
+        ``output`` gets what the guest sends to its serial port, in vCPU threads, and must not block.
+        ``reserve`` is memory for the first guest that comes by migration; whoever made it closes it. With
         ``guest_follows`` what is asked of the guest waits for `load`, or for `incoming` to listen or to be
         deferred: a client may be there before them. A migration that runs when the block is left is cancelled
         first, so its other side gets no guest.
@@ -108,7 +110,7 @@ class MachineControl:
             yield cls(
                 Life(name, guest_follows=guest_follows),
                 output=output,
-                on_populate=on_populate,
+                reserve=reserve,
                 stack=stack,
                 machines=machines,
                 nursery=nursery,
@@ -138,8 +140,8 @@ class MachineControl:
     def subscribe(self, listener: Listener) -> None:
         """Tell ``listener`` of every event, on the event loop: its QMP name and its data.
 
-        STOP, RESUME, RESET, SHUTDOWN, GUEST_PANICKED; MIGRATION and MIGRATION_PASS while the capability
-        ``events`` is on.
+        STOP, RESUME, RESET, POWERDOWN, SHUTDOWN, GUEST_PANICKED; MIGRATION and MIGRATION_PASS while the
+        capability ``events`` is on.
         """
         self._events.subscribe(listener)
 
@@ -154,9 +156,7 @@ class MachineControl:
         self._life.enter("load")
         try:
             async with AsyncExitStack() as stack:
-                machine = await stack.enter_async_context(
-                    Machine.open(config, output=self._output, on_populate=self._on_populate)
-                )
+                machine = await stack.enter_async_context(Machine.open(config, output=self._output))
                 await machine.load(program)
                 if start:
                     await machine.start()
@@ -235,6 +235,10 @@ class MachineControl:
         finally:
             self._life.happened("reset is over")
         self._events.emit("RESET", {"guest": False, "reason": "host-qmp-system-reset"})
+
+    def power_down(self) -> None:
+        """Press the power button. There is no ACPI here, so it is up to the clients that are told of it."""
+        self._events.emit("POWERDOWN", {})
 
     # -- its end ------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""How fast does the guest write? ``calc-dirty-rate``: its dirty log, read once after some time."""
+"""How fast does the guest write? ``calc-dirty-rate``: its dirty log, or a sample of its pages, says so."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from kvmmig.machine import PAGE_SIZE, Machine
 from kvmmig.machine.dirty import DirtyTracker
 from kvmmig.machine.pageset import PageSet
 from kvmmig.monitor.life import Life
+from kvmmig.monitor.page_sampling import PageSample
 
 DirtyRateStatus: TypeAlias = Literal["unstarted", "measuring", "measured"]
+#: By the dirty log, exactly, or by a sample of the pages.
+DirtyRateMode: TypeAlias = Literal["dirty-bitmap", "page-sampling"]
 _log = logging.getLogger(__name__)
 
 
@@ -28,7 +31,11 @@ class DirtyRate:
         """Use `MachineControl.dirty_rate`."""
         self.status: DirtyRateStatus = "unstarted"
         #: Seconds, as it was asked for.
-        self.calc_time = 1.0
+        self.calc_time = 0.0
+        #: How it was measured.
+        self.mode: DirtyRateMode = "page-sampling"
+        #: Of each GiB; 0 where none were sampled.
+        self.sample_pages = 0
         #: When it began, in seconds since the host's boot.
         self.start_time = 0.0
         #: Bytes a second, once it is measured.
@@ -41,16 +48,19 @@ class DirtyRate:
         self._idle = trio.Event()
         self._idle.set()
 
-    def begin(self, seconds: float) -> None:
+    def begin(self, seconds: float, *, sample_pages: int = 0) -> None:
         """Begin to measure, in the background. A migration or a reset that begins meanwhile ends it.
 
+        With ``sample_pages`` so many of each GiB are looked at; without, the dirty log tells of all.
         Raises `WrongState` while another measurement, or a migration, is running.
         """
         machine = self._life.guest("measure")
         if self.status == "measuring":
-            raise WrongState("the dirty rate is being measured already; wait until query-dirty-rate has it")
+            raise WrongState("the dirty rate is already being measured. Wait until query-dirty-rate has it")
         self.status = "measuring"
         self.calc_time = seconds
+        self.mode = "page-sampling" if sample_pages else "dirty-bitmap"
+        self.sample_pages = sample_pages
         self.start_time = time.clock_gettime(time.CLOCK_BOOTTIME)
         self.rate = None
         self._scope = trio.CancelScope()
@@ -66,7 +76,7 @@ class DirtyRate:
         """After a cancel, and after `end`, the dirty log is off and there is no result."""
         try:
             with self._scope:
-                self.rate = await self._measure(machine)
+                self.rate = await (self._sample if self.sample_pages else self._measure)(machine)
         except KvmmigError as error:
             _log.warning("the dirty rate can't be measured: %s", error)
         finally:
@@ -87,6 +97,15 @@ class DirtyRate:
         finally:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(tracker.stop, limiter=self._limiter)
+
+    async def _sample(self, machine: Machine) -> float:
+        sample = await trio.to_thread.run_sync(
+            PageSample, machine.memory, self.sample_pages, limiter=self._limiter
+        )
+        begin = trio.current_time()
+        await trio.sleep(self.calc_time)
+        written = await trio.to_thread.run_sync(sample.written, limiter=self._limiter)
+        return written / (trio.current_time() - begin)
 
 
 def _start(tracker: DirtyTracker, pages: PageSet) -> None:

@@ -8,6 +8,17 @@ from kvmmig.machine import State
 from kvmmig.monitor.life import Life
 from kvmmig.monitor.parameters import MigrationSettings
 
+#: What is told, and the members of its data.
+EVENTS: Mapping[str, Mapping[str, type]] = {
+    "GUEST_PANICKED": {"action": str, "x-kvmmig-report": str},
+    "MIGRATION": {"status": str},
+    "MIGRATION_PASS": {"pass": int},
+    "POWERDOWN": {},
+    "RESET": {"guest": bool, "reason": str},
+    "RESUME": {},
+    "SHUTDOWN": {"guest": bool, "reason": str},
+    "STOP": {},
+}
 Listener = Callable[[str, Mapping[str, object]], None]
 
 

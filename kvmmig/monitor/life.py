@@ -43,7 +43,10 @@ _HAS_GUEST = dict.fromkeys(
     (_LOADING, _HERE, _RESETTING, _MIGRATING, _SWITCHING),
     "{name!r} has its guest already; start another machine for another one",
 )
-_AWAITS = dict.fromkeys((_OPENING, _LISTENING), "{name!r} waits for its guest at {source} already")
+_AWAITS = dict.fromkeys(
+    (_OPENING, _LISTENING),
+    "The incoming migration has already been started: {name!r} waits for its guest at {source}",
+)
 _NOT_FINAL = "Migration is not finalized yet; wait for its end, or cancel it"  # as QEMU says
 _IN_PROGRESS = "There's a migration process in progress"  # QEMU's sentence: tools look for it
 _BEING_RESET = "the guest is being reset; {command} it when that is done"
@@ -90,6 +93,7 @@ COMMANDS: Mapping[str, Mapping[LifeState, LifeState | str]] = {
     },
     "migrate": {
         **_NO_GUEST,
+        **dict.fromkeys((_AWAITING, _OPENING, _LISTENING), "Guest is waiting for an incoming migration"),
         _HERE: _MIGRATING,
         _RESETTING: _BEING_RESET,
         **dict.fromkeys((_MIGRATING, _SWITCHING), _IN_PROGRESS),

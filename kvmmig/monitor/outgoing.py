@@ -97,14 +97,17 @@ class Outgoing:
         *,
         policy: Policy | None = None,
         limits: Limits | None = None,
+        keep_running: bool = False,
         on_end: Callable[[], None] = lambda: None,
     ) -> OutgoingMigration:
         """Begin to move the guest, in the background; returns at once. ``on_end`` is called at its end.
 
-        ``policy`` and ``limits`` are for this migration alone, in the place of what the settings say.
+        ``policy`` and ``limits`` are for this migration alone, in the place of what the settings say. With
+        ``keep_running`` the guest is only saved, and goes on here.
 
         Finding a transport by its URI imports modules; to keep the loop free, do that in a thread and give
-        the `Transport`. Raises `BadURI`; `WrongState` where another migration runs or there is no guest.
+        the `Transport`. Raises `BadURI`; `MigrationError` where a guest that is to go on here would not be
+        stored; `WrongState` where another migration runs or there is no guest.
         """
         machine = self.check()
         transport = to if isinstance(to, Transport) else transport_for(to)
@@ -116,11 +119,13 @@ class Outgoing:
                 policy=policy,
                 limits=limits,
                 pause_before_switchover=self._settings.capabilities["pause-before-switchover"],
+                keep_running=keep_running,
                 on_phase=self._note_phase,
                 on_round=self._note_round,
+                record=self._settings.parameters.x_kvmmig_record or None,
             )
 
-        migration = self._settings.begin(make, policy, limits)
+        migration = self._settings.begin(make, policy, limits, stores=transport.stores)
         self._life.enter("migrate")
         self._attempt = _Attempt(migration)
         self._passes = 0
@@ -180,9 +185,12 @@ class Outgoing:
             self._life.happened("switchover")
             # To pause it is the next thing that the migration does.
             self._events.note_running(stopping=True)
+        # As in QEMU, the first reading of the dirty log is told before "active", the last one after "device".
+        if phase is Phase.ROUNDS:
+            self._tell_pass()
         if self.status != "cancelling":
             self._tell(status_of(phase))
-        if phase in (Phase.ROUNDS, Phase.FINAL):
+        if phase is Phase.FINAL:
             self._tell_pass()
 
     def _note_round(self, figures: RoundFigures) -> None:

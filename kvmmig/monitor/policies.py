@@ -13,6 +13,7 @@ from kvmmig.migration.policy import (
     NoProgress,
     Policy,
     RateAdaptive,
+    Saving,
 )
 from kvmmig.qmp import QMPError
 from kvmmig.units import RATE, ROUNDS, SHRINK, Range
@@ -56,6 +57,13 @@ POLICIES = (
         "stops when what is left fits into downtime-limit, or when the rounds no longer shrink",
         {"patience": _PATIENCE, "shrink": _SHRINK},
         lambda given: FirstOf(DowntimeLimit(), NoProgress(int(given["patience"]), given["shrink"])),
+    ),
+    NamedPolicy(
+        "saving",
+        "few live rounds, so that what is saved is whole soon, and small; until a policy is chosen, what is "
+        "only stored goes by it",
+        {"rounds": (4, ROUNDS, "rounds at the most")},
+        lambda given: Saving(rounds=int(given["rounds"])),
     ),
     NamedPolicy(
         "rate-adaptive",

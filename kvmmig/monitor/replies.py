@@ -88,8 +88,10 @@ def _incoming(incoming: Incoming, uri: TransportURI) -> dict[str, Any]:
     address = socket_address(uri)
     if incoming.status == "setup" and address is not None:
         info["socket-address"] = address
-    if incoming.error:
+    if incoming.error and incoming.status != "completed":
         info["error-desc"] = incoming.error
+    if incoming.peer:
+        info["x-kvmmig-peer"] = incoming.peer
     return info
 
 

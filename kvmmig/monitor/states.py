@@ -46,7 +46,7 @@ def run_state(machine: Machine | None, *, incoming: bool, phase: Phase | None) -
         case State.RUNNING:
             return "running"
         case State.CREATED:
-            return "paused" if incoming else "prelaunch"  # it was paused when it left
+            return "prelaunch"
         case State.PAUSED:
             return "finish-migrate" if phase in SWITCHING_OVER else "paused"
         case State.MOVED:

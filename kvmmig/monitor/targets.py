@@ -4,61 +4,81 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Any, Literal
 
 import msgspec
 import trio
+from msgspec import UNSET, UnsetType
 
 from kvmmig.qmp import QMPError, Session
 from kvmmig.transport import Transport, TransportURI, descriptors, transport_for
-from kvmmig.transport.places import check_place
+from kvmmig.transport.places import check_place, check_writable
 from kvmmig.transport.registry import target_is_path
 
+_ADDRESS = "channels[0].addr"
 _NO_OFFSET = "{where}: a saved guest begins at the beginning of its file here; leave the offset out"
 
 
 class _Address(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """QEMU's ``MigrationAddress``: which fields there are depends on ``transport`` and ``type``."""
 
-    transport: Literal["socket", "exec", "file"]
-    type: Literal["inet", "unix", "fd", ""] = ""
-    host: str = ""
-    port: str = ""
-    path: str = ""
-    str_: str = msgspec.field(default="", name="str")
-    args: list[str] = []
-    filename: str = ""
-    offset: int = 0
+    transport: Literal["socket", "exec", "rdma", "file"]
+    type: Literal["inet", "unix", "vsock", "fd"] | UnsetType = UNSET
+    host: str | UnsetType = UNSET
+    port: str | UnsetType = UNSET
+    path: str | UnsetType = UNSET
+    str_: str | UnsetType = msgspec.field(default=UNSET, name="str")
+    args: list[str] | UnsetType = UNSET
+    filename: str | UnsetType = UNSET
+    offset: int | UnsetType = UNSET
 
     def uri(self) -> TransportURI:
-        """Raises `QMPError` for an address that there can't be."""
-        match self.transport, self.type:
-            case "socket", "inet":
-                host = f"[{self.host}]" if ":" in self.host else self.host
-                return TransportURI("tcp", f"{host}:{self.port}")
-            case "socket", "unix":
-                return TransportURI("unix", self.path)
-            case "socket", "fd":
-                return TransportURI("fd", self.str_)
-            case "exec", "":
-                return TransportURI("exec", shlex.join(self.args))
-            case "file", "":
-                if self.offset:
-                    raise QMPError(_NO_OFFSET.format(where=self.filename))
-                return TransportURI("file", self.filename)
-        raise QMPError(
-            f"channels: an address of transport {self.transport!r} and type {self.type!r} is unknown"
-        )
+        """Raises `QMPError` for an address that there can't be, as QEMU does."""
+        match self.transport:
+            case "exec":
+                (args,) = self._only("args")
+                return TransportURI("exec", shlex.join(args))
+            case "file":
+                filename, offset = self._only("filename", "offset")
+                if offset:
+                    raise QMPError(_NO_OFFSET.format(where=filename))
+                return TransportURI("file", filename)
+            case "rdma":
+                raise QMPError("there is no RDMA here; use a socket")
+        match self.type:
+            case "inet":
+                _, host, port = self._only("type", "host", "port")
+                return TransportURI("tcp", f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+            case "unix":
+                return TransportURI("unix", self._only("type", "path")[1])
+            case "fd":
+                return TransportURI("fd", self._only("type", "str")[1])
+            case "vsock":
+                raise QMPError("there are no vsock sockets here; use inet, unix or fd")
+        self._only("type")
+        raise AssertionError("there is no such address")
+
+    def _only(self, *names: str) -> list[Any]:
+        """The fields of an address that has these and no others."""
+        given = msgspec.structs.asdict(self)
+        given["str"] = given.pop("str_")
+        for name in names:
+            if given[name] is UNSET:
+                raise QMPError(f"Parameter '{_ADDRESS}.{name}' is missing")
+        for name, value in given.items():
+            if name not in ("transport", *names) and value is not UNSET:
+                raise QMPError(f"Parameter '{_ADDRESS}.{name}' is unexpected")
+        return [given[name] for name in names]
 
 
 class Channel(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
     """QEMU's ``MigrationChannel``; only the main one exists here."""
 
-    channel_type: Literal["main"]
+    channel_type: Literal["main", "cpr"]
     addr: _Address
 
 
-Channels = Annotated[list[Channel], msgspec.Meta(min_length=1, max_length=1)]
+Channels = list[Channel]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +105,19 @@ class Target:
 
 
 async def find_target(
-    session: Session, uri: str | None, channels: list[Channel] | None, *, may_exec: bool
+    session: Session,
+    uri: str | UnsetType,
+    channels: Channels | UnsetType,
+    *,
+    may_exec: bool,
+    writing: bool,
 ) -> Target:
     """What ``uri``, or ``channels``, means for this client. Raises `QMPError`, `BadURI`, `TransportError`.
 
-    Unless it ``may_exec`` its target starts no program.
+    Unless it ``may_exec`` its target starts no program. ``writing``: a guest is to be saved there, and a file
+    that can't be made is an error already.
     """
-    target = await _find_any_target(session, uri, channels)
+    target = await _find_any_target(session, uri, channels, writing)
     if target.transport.starts_programs and not may_exec:
         raise QMPError(
             f"{target.transport.uri} would start a program, and this machine was told (--no-exec) that its "
@@ -100,19 +126,24 @@ async def find_target(
     return target
 
 
-async def _find_any_target(session: Session, uri: str | None, channels: list[Channel] | None) -> Target:
-    if (uri is None) == (channels is None):
-        raise QMPError("give either 'uri' or 'channels', and not both")
-    if uri is not None:
+async def _find_any_target(
+    session: Session, uri: str | UnsetType, channels: Channels | UnsetType, writing: bool
+) -> Target:
+    if uri is not UNSET and not channels:
         parsed = TransportURI.parse(uri)
         if parsed.scheme == "file" and ",offset=" in parsed.target:
             raise QMPError(_NO_OFFSET.format(where=uri))
-    else:
-        assert channels is not None
+    elif channels and uri is UNSET:
+        if len(channels) > 1 or channels[0].channel_type != "main":
+            raise QMPError("Channel list must have one main channel, and can have no others here")
         parsed = channels[0].addr.uri()
+    else:
+        raise QMPError("need either 'uri' or 'channels' argument")
     # These import modules, and look for packages that bring more of them: 20 ms, the first time.
     if await trio.to_thread.run_sync(target_is_path, parsed.scheme):
         await trio.to_thread.run_sync(check_place, parsed.target)
+        if writing:
+            await trio.to_thread.run_sync(check_writable, parsed.target)
     name = given = ""
     if parsed.scheme == "fd":
         name = parsed.target

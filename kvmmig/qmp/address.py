@@ -1,57 +1,52 @@
-"""Where a monitor listens: ``unix:PATH`` or ``tcp:HOST:PORT[,OPTION=VALUE]``, as QEMU's ``-qmp`` writes it.
+"""Where a monitor is: ``unix:PATH``, ``tcp:HOST:PORT`` or ``fd:NUMBER``, with options behind commas.
 
-A Unix socket's file is private to its user from the moment it exists, and takes the place only of one that
-a dead monitor has left behind. TCP has no such guard. On a loopback address, which is the default, the kernel
-says whose the other end is; elsewhere clients prove that they know a secret, or somebody has said aloud that
-nobody is asked.
+QEMU's spellings are understood too, and mean what they mean there: ``unix:PATH,server=on,wait=off`` as behind
+its ``-qmp``, ``socket,id=m,path=PATH,server=on`` as behind its ``-chardev``. One thing differs: an address
+without any option listens, and waits for nobody; QEMU's connects.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import re
-import socket
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-import trio
-
-from kvmmig.errors import BadURI, ConnectFailed
-from kvmmig.qmp.secret import read_secret
-from kvmmig.transport.toolkit import TCP_WORDS, tcpsockets, unixsockets, why
-from kvmmig.transport.toolkit.peers import is_loopback
+from kvmmig.errors import BadURI
 from kvmmig.units import PORT
 
-_LONGEST_PATH = 107  # bytes: sun_path of <sys/un.h> without its final zero
-_LOOPBACK = "127.0.0.1"
-_TCP = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+(?:%[^\]]+)?)\]|(?P<host>[^:\[\]]*)):(?P<port>[0-9]{1,5})")
-_HOW = "write unix:PATH, such as unix:/tmp/a.sock, or tcp:HOST:PORT, such as tcp:127.0.0.1:4444"
-_OPTION = re.compile(r",(?P<name>[^=,]*)=(?P<value>(?:[^,]|,,)*)")  # QEMU's: a comma in a value is doubled
-_OPTIONS = "there are secret-file=PATH, and insecure=on, which lets everybody in"
-_AGAIN = 0.01  # seconds between two attempts to connect where others wait already
-_BACKLOG = 64
+LOOPBACK = "127.0.0.1"
 
-_WORDS: Mapping[int, str] = {
-    **TCP_WORDS,
-    errno.ECONNREFUSED: "nobody listens there",
-    errno.ENOTDIR: "a part of that path is no directory",
-    errno.ENOTSOCK: "it is no socket",
-    errno.EPROTOTYPE: "it is no stream socket",
-    errno.EACCES: "you have no permission",
-    errno.EADDRINUSE: "another process listens there already",
+_LONGEST_PATH = 107  # bytes: sun_path of <sys/un.h> without its final zero
+_TCP = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+(?:%[^\]]+)?)\]|(?P<host>[^:\[\]]*)):(?P<port>[0-9]{1,5})")
+_FD = re.compile(r"0|[1-9][0-9]{0,9}")
+_HOW = "write unix:PATH, such as unix:/tmp/a.sock, tcp:HOST:PORT, such as tcp:127.0.0.1:4444, or fd:NUMBER"
+_PIECE = re.compile(r"(?:[^,]|,,)*")  # QEMU's: a comma in a value is doubled
+_SWITCH = {"on": True, "yes": True, "off": False, "no": False}
+_SHORT = {"server": "server=on", "wait": "wait=on", "nowait": "wait=off"}  # as QEMU took them for long
+_ENDS = "server=on|off, wait=on|off"
+_GUARDS = "secret-file=PATH, and insecure=on, which lets everybody in"
+_OPTIONS = {
+    "unix": frozenset({"server", "wait"}),
+    "tcp": frozenset({"server", "wait", "secret-file", "insecure"}),
+    "fd": frozenset({"server", "wait", "secret-file", "insecure"}),
 }
+_CHARDEV = {"unix": frozenset({"path"}), "tcp": frozenset({"host", "port"}), "fd": frozenset({"fd"})}
 
 
 @dataclass(frozen=True)
 class UnixAddress:
-    """A socket file."""
+    """A socket file. The monitor listens there, or it ``connects`` to who does.
+
+    ``waits``: a monitor that listens goes on only when its first client is there.
+    """
 
     path: str
+    connects: bool = False
+    waits: bool = False
 
     def __str__(self) -> str:
-        return f"unix:{self.path}"
+        return f"unix:{_escaped(self.path)}{',server=off' if self.connects else ''}"
 
 
 @dataclass(frozen=True)
@@ -59,164 +54,136 @@ class TcpAddress:
     """A host, by name or number, and a port; port 0 listens on any free one.
 
     ``secret_file`` has what both sides prove that they know. Without it a monitor serves only this user's and
-    root's processes of this host, unless it ``asks_nobody``.
+    root's processes of this host, unless it ``asks_nobody``. ``connects`` and ``waits`` as a Unix socket's.
     """
 
     host: str
     port: int
     secret_file: str = ""
     asks_nobody: bool = False
+    connects: bool = False
+    waits: bool = False
 
     def __str__(self) -> str:
         where = f"tcp:[{self.host}]:{self.port}" if ":" in self.host else f"tcp:{self.host}:{self.port}"
-        if self.secret_file:
-            where += f",secret-file={self.secret_file.replace(',', ',,')}"
-        return f"{where},insecure=on" if self.asks_nobody else where
-
-
-Address = UnixAddress | TcpAddress
+        return where + _guard(self) + (",server=off" if self.connects else "")
 
 
 @dataclass(frozen=True)
-class Listening:
-    """A socket that listens, and the secret of its clients, or None where there is none."""
+class FdAddress:
+    """A socket that this process was started with, connected or listening, by its descriptor's number.
 
-    socket: trio.socket.SocketType
-    address: Address
-    secret: bytes | None = None
+    ``secret_file`` and ``asks_nobody`` as a `TcpAddress`'s; a Unix socket needs neither.
+    """
+
+    number: int
+    secret_file: str = ""
+    asks_nobody: bool = False
+    waits: bool = False
+
+    def __str__(self) -> str:
+        return f"fd:{self.number}{_guard(self)}"
+
+
+Address = UnixAddress | TcpAddress | FdAddress
 
 
 def parse_address(text: str) -> Address:
     """Raises `BadURI`."""
-    kind, colon, rest = text.partition(":")
-    if kind == "unix" and colon:
-        if not rest or "\0" in rest:
-            raise BadURI(f"{text!r} names no socket: {_HOW}")
-        if (length := len(os.fsencode(rest))) > _LONGEST_PATH:
-            raise BadURI(
-                f"{text!r}: the path has {length} bytes, and a socket's may have {_LONGEST_PATH}; "
-                "choose a shorter one"
-            )
-        return UnixAddress(rest)
-    where, comma, options = rest.partition(",")
+    kind, where, given, plain = _split(text)
+    for name in given:
+        if name not in _OPTIONS[kind]:
+            raise BadURI(f"{text!r}: a monitor's address has no option {name!r}; {_there_are(kind)}")
+    server, wait, insecure = (_switch(text, kind, given, name) for name in ("server", "wait", "insecure"))
+    secret_file = given.get("secret-file", "")
+    if "secret-file" in given and (not secret_file or "\0" in secret_file):
+        raise BadURI(f"{text!r}: secret-file={secret_file} is not understood; {_there_are(kind)}")
+    if secret_file and insecure:
+        raise BadURI(f"{text!r}: with a secret it is not insecure; leave one of them out")
+    connects = not plain and not server if server is None else not server
+    waits = bool(server if wait is None else wait)
+    if connects and waits:
+        raise BadURI(f"{text!r} connects, so it waits for nobody: with wait=on goes server=on")
+    match kind:
+        case "unix":
+            return UnixAddress(_path(text, where), connects, waits)
+        case "fd":
+            if not _FD.fullmatch(where):
+                raise BadURI(f"{text!r} names no descriptor: {_HOW}")
+            return FdAddress(int(where), secret_file, bool(insecure), waits)
     match = _TCP.fullmatch(where)
-    if kind != "tcp" or match is None or int(match["port"]) not in PORT:
+    if match is None or int(match["port"]) not in PORT:
         raise BadURI(f"{text!r} is not a monitor's address: {_HOW}")
-    given = _parse_options(text, comma + options)
-    return TcpAddress(
-        match["v6"] or match["host"] or _LOOPBACK,
-        int(match["port"]),
-        secret_file=given.get("secret-file", ""),
-        asks_nobody=given.get("insecure") == "on",
-    )
+    host = match["v6"] or match["host"] or LOOPBACK
+    return TcpAddress(host, int(match["port"]), secret_file, bool(insecure), connects, waits)
 
 
-def _parse_options(text: str, options: str) -> dict[str, str]:
+def _split(text: str) -> tuple[str, str, dict[str, str], bool]:
+    """The kind, the place, the options; and whether kvmmig's own rule holds, by which it listens."""
+    kind, colon, rest = text.partition(":")
+    if kind in _OPTIONS and colon:
+        match = _PIECE.match(rest)
+        assert match is not None
+        given = _parse_options(text, kind, rest[match.end() :])
+        return kind, match[0].replace(",,", ","), given, not {"server", "wait"} & set(given)
+    if not text.startswith("socket,"):
+        raise BadURI(f"{text!r} is not a monitor's address: {_HOW}")
+    given = _parse_options(text, "tcp", text.removeprefix("socket"))
+    given.pop("id", None)
+    for kind, names in _CHARDEV.items():
+        if names <= set(given):
+            named = [given.pop(name) for name in sorted(names)]
+            if kind == "tcp" and ":" in named[0]:
+                named[0] = f"[{named[0]}]"
+            return kind, ":".join(named), given, False
+    raise BadURI(f"{text!r} names no socket: give path=PATH, host=HOST and port=PORT, or fd=NUMBER")
+
+
+def _parse_options(text: str, kind: str, options: str) -> dict[str, str]:
+    """Of ``,name=value,name=value``."""
     given: dict[str, str] = {}
     at = 0
     while at < len(options):
-        match = _OPTION.match(options, at)
-        if match is None:
-            raise BadURI(f"{text!r}: after the port come options, as in ,secret-file=PATH; {_OPTIONS}")
-        name, value = match["name"], match["value"].replace(",,", ",")
-        if name not in ("secret-file", "insecure"):
-            raise BadURI(f"{text!r}: a monitor's address has no option {name!r}; {_OPTIONS}")
+        match = _PIECE.match(options, at + 1)
+        assert match is not None
+        name, equals, value = _SHORT.get(match[0], match[0]).partition("=")
+        if not equals:
+            raise BadURI(f"{text!r}: behind a comma come options, as in ,server=on; {_there_are(kind)}")
         if name in given:
             raise BadURI(f"{text!r} gives {name!r} twice; give it once")
-        if (name == "insecure" and value not in ("on", "off")) or not value or "\0" in value:
-            raise BadURI(f"{text!r}: {name}={value} is not understood; {_OPTIONS}")
-        given[name] = value
+        given[name] = value.replace(",,", ",")
         at = match.end()
-    if "secret-file" in given and given.get("insecure") == "on":
-        raise BadURI(f"{text!r}: with a secret it is not insecure; leave one of them out")
     return given
 
 
-@asynccontextmanager
-async def open_listener(address: Address) -> AsyncIterator[Listening]:
-    """Listen as long as the block lasts. Raises `ConnectFailed`; `BadURI` where anybody could come in.
-
-    A socket file is removed at the end, unless another has taken its name meanwhile.
-    """
-    if isinstance(address, UnixAddress):
-        # A thread, because looking up a path may wait for a disk.
-        bound, file = await trio.to_thread.run_sync(_bind_unix, address)
-        listening = Listening(trio.socket.from_stdlib_socket(bound), address)
-    else:
-        listening, file = await _listen_tcp(address), None
-    try:
-        yield listening
-    finally:
-        if file is not None:
-            file.remove()
-        listening.socket.close()
+def _switch(text: str, kind: str, given: Mapping[str, str], name: str) -> bool | None:
+    if name not in given:
+        return None
+    if given[name] not in _SWITCH:
+        raise BadURI(f"{text!r}: {name}={given[name]} is not understood; {_there_are(kind)}")
+    return _SWITCH[given[name]]
 
 
-async def connect(address: Address) -> trio.socket.SocketType:
-    """Connect, and wait where the listener's queue is full. Raises `ConnectFailed`."""
-    if isinstance(address, UnixAddress):
-        return await _connect_unix(address)
-    addresses = await _resolve(address)
-    try:
-        sock = await tcpsockets.connect(addresses)
-    except OSError as error:
-        raise ConnectFailed(f"can't connect to {address}: {why(error, _WORDS)}") from error
-    tcpsockets.tune(sock)
-    return sock
+def _there_are(kind: str) -> str:
+    return f"there are {_ENDS}" if kind == "unix" else f"there are {_ENDS}, {_GUARDS}"
 
 
-async def _connect_unix(address: UnixAddress) -> trio.socket.SocketType:
-    while True:
-        await trio.lowlevel.checkpoint()
-        sock = _try_to_connect(address)
-        if sock is not None:
-            return sock
-        await trio.sleep(_AGAIN)
-
-
-def _try_to_connect(address: UnixAddress) -> trio.socket.SocketType | None:
-    try:
-        sock = unixsockets.try_connect(address.path)
-    except OSError as error:
-        words = "there is no such socket" if error.errno == errno.ENOENT else why(error, _WORDS)
-        raise ConnectFailed(f"can't connect to {address}: {words}") from error
-    return trio.socket.from_stdlib_socket(sock) if sock is not None else None
-
-
-def _bind_unix(address: UnixAddress) -> tuple[socket.socket, unixsockets.SocketFile]:
-    try:
-        sock, file = unixsockets.listen(address.path, _BACKLOG)
-    except unixsockets.PathTaken as taken:
-        what = "something that is no socket has that name" if taken.mode else "another process listens there"
-        raise ConnectFailed(f"can't listen on {address}: {what} already; choose another path") from taken
-    except OSError as error:
-        raise ConnectFailed(f"can't listen on {address}: {why(error, _WORDS)}") from error
-    sock.setblocking(False)
-    return sock, file
-
-
-async def _listen_tcp(address: TcpAddress) -> Listening:
-    """On the first address that the host's name stands for."""
-    secret = await trio.to_thread.run_sync(read_secret, address.secret_file) if address.secret_file else None
-    addresses = await _resolve(address)
-    if not (secret or address.asks_nobody or is_loopback(addresses[0][1][0])):
+def _path(text: str, path: str) -> str:
+    if not path or "\0" in path:
+        raise BadURI(f"{text!r} names no socket: {_HOW}")
+    if (length := len(os.fsencode(path))) > _LONGEST_PATH:
         raise BadURI(
-            f"{address} can be reached from other hosts, and whoever is let in may do all that you may: "
-            f"write tcp:{_LOOPBACK}:PORT for your own processes on this host, add ,secret-file=PATH for "
-            "clients that know a secret, or ,insecure=on to let everybody in"
+            f"{text!r}: the path has {length} bytes, and a socket's may have {_LONGEST_PATH}; "
+            "choose a shorter one"
         )
-    try:
-        sock = await tcpsockets.listen(addresses, _BACKLOG)
-    except OSError as error:
-        raise ConnectFailed(f"can't listen on {address}: {why(error, _WORDS)}") from error
-    host, port = sock.getsockname()[:2]
-    return Listening(sock, replace(address, host=host, port=port), secret)
+    return path
 
 
-async def _resolve(address: TcpAddress) -> list[tcpsockets.SocketAddress]:
-    try:
-        return await tcpsockets.resolve(address.host, address.port)
-    except (OSError, UnicodeError) as error:
-        raise ConnectFailed(
-            f"{address}: the host name {address.host!r} can't be resolved: {why(error, _WORDS)}"
-        ) from error
+def _guard(address: TcpAddress | FdAddress) -> str:
+    if address.secret_file:
+        return f",secret-file={_escaped(address.secret_file)}"
+    return ",insecure=on" if address.asks_nobody else ""
+
+
+def _escaped(path: str) -> str:
+    return path.replace(",", ",,")

@@ -12,10 +12,9 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import trio
-
-from kvmmig.qmp.address import Address, TcpAddress
-from kvmmig.transport.toolkit.peers import Peer
+from kvmmig.qmp.address import Address, UnixAddress
+from kvmmig.transport.boundedlog import BoundedLog
+from kvmmig.transport.peers import Peer
 
 _log = logging.getLogger("kvmmig.qmp")
 
@@ -23,8 +22,6 @@ _MOST = 64  # clients
 _MOST_BY_TCP = 48  # the others are for Unix sockets
 _MOST_OF_A_STRANGER = 16
 _SITE = 64  # bits: a host may have all IPv6 addresses that begin alike
-_MOST_LINES = 10  # in the log
-_LOG_PERIOD = 60.0  # seconds
 
 
 class Refused(Exception):
@@ -37,7 +34,7 @@ class Admission:
     def __init__(self) -> None:
         self._present: Counter[str] = Counter()
         self._by_tcp = 0
-        self._log = _BoundedLog()
+        self._log = BoundedLog(_log)
 
     @contextmanager
     def admit(self, peer: Peer, address: Address) -> Iterator[None]:
@@ -55,7 +52,7 @@ class Admission:
             _log.info("%s is a client of the monitor at %s", peer, address)
         else:
             self._log.warn(f"{peer} is connected to the monitor at {address}")
-        by_tcp = isinstance(address, TcpAddress)
+        by_tcp = peer.process is None
         self._present[whose] += 1
         self._by_tcp += by_tcp
         try:
@@ -70,9 +67,14 @@ class Admission:
         """Say in the log what a client has tried."""
         self._log.warn(f"{peer} {text}")
 
+    def check(self, peer: Peer, address: Address) -> None:
+        """Raise `Refused` for one who would not be admitted now."""
+        self._check(peer, address, _whose(peer))
+
     def _check(self, peer: Peer, address: Address, whose: str) -> None:
-        if isinstance(address, TcpAddress):
-            if not (peer.trusted or address.asks_nobody or address.secret_file):
+        if peer.process is None:
+            guarded = not isinstance(address, UnixAddress) and (address.asks_nobody or address.secret_file)
+            if not (peer.trusted or guarded):
                 raise Refused(f"this monitor is for its own user and root, and you are {_described(peer)}")
             if not peer.trusted and self._present[whose] >= _MOST_OF_A_STRANGER:
                 raise Refused(
@@ -84,24 +86,6 @@ class Admission:
             raise Refused(f"this monitor is for its own user and root, and you are {_described(peer)}")
         if self._present.total() >= _MOST:
             raise Refused(f"{_MOST} clients are connected already, and no more may be")
-
-
-class _BoundedLog:
-    """So many lines a minute: whoever connects again and again must not fill a disk."""
-
-    def __init__(self) -> None:
-        self._since = 0.0
-        self._lines = 0
-
-    def warn(self, text: str) -> None:
-        now = trio.current_time()
-        if not self._lines or now - self._since >= _LOG_PERIOD:
-            if self._lines > _MOST_LINES:
-                _log.warning("%d more lines about clients were left out", self._lines - _MOST_LINES)
-            self._since, self._lines = now, 0
-        self._lines += 1
-        if self._lines <= _MOST_LINES:
-            _log.warning("%s", text)
 
 
 def _whose(peer: Peer) -> str:

@@ -15,9 +15,10 @@ import msgspec
 import trio
 
 from kvmmig.errors import ChannelBroken, ChannelClosed, ConnectFailed
-from kvmmig.qmp.address import Address, TcpAddress, connect, parse_address
+from kvmmig.qmp.address import Address, parse_address
+from kvmmig.qmp.endpoint import connect, secret_of
 from kvmmig.qmp.messages import QMPError
-from kvmmig.qmp.secret import CHALLENGE, PROVE, Proofs, new_nonce, read_secret
+from kvmmig.qmp.secret import CHALLENGE, PROVE, Proofs, new_nonce
 
 _CONNECT_TIMEOUT = 5.0  # seconds
 _READ = 64 << 10  # bytes
@@ -102,7 +103,7 @@ class QMPClient:
         client: QMPClient | None = None
         try:
             with trio.move_on_after(timeout) as scope:
-                secret = await _secret_of(parsed)
+                secret = await secret_of(parsed)
                 client = cls(sock or await connect(parsed), parsed)
                 await client._negotiate(secret)
             if client is None or scope.cancelled_caught:
@@ -272,12 +273,6 @@ class QMPClient:
 
 
 _WORDS = "has closed the connection"
-
-
-async def _secret_of(address: Address) -> bytes | None:
-    if not isinstance(address, TcpAddress) or not address.secret_file:
-        return None
-    return await trio.to_thread.run_sync(read_secret, address.secret_file)
 
 
 class _Error(msgspec.Struct, frozen=True):

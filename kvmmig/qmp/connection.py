@@ -23,6 +23,7 @@ from kvmmig.qmp.messages import (
     encode_challenge,
     encode_error,
     encode_reply,
+    not_a_message,
     parse_id,
     parse_members,
     parse_proof,
@@ -122,7 +123,7 @@ class Connection:
                 for message in splitter.feed(data[start : start + _SCAN]):
                     self._in_a_row += 1
                     self._outbox.put_reply(await self._answer(message))
-                    if self._dismissed:
+                    if self._dismissed or self.session.ended:
                         return
                     if self.session.negotiated:
                         until_negotiated.deadline = math.inf
@@ -164,13 +165,15 @@ class Connection:
         request_id: msgspec.Raw | None = None
         try:
             if isinstance(message, Malformed):
-                raise NotQMP(f"JSON parse error, {message.reason}")
+                raise not_a_message(message.reason, is_value=message.is_value)
             members = parse_members(message)
             request_id = parse_id(members)
-            request = parse_request(members)
+            request = parse_request(members, out_of_band=self.session.out_of_band)
             if self._unproved is not None:
                 proof = self._check_proof(request, self._unproved)
                 return encode_reply({"proof": proof}, request_id) + self._greeting
+            if request.out_of_band:
+                self._table.check_out_of_band(request.execute)
             result = await self._table.execute(self.session, request.execute, request.arguments)
             reply = encode_reply(result, request_id)
             if len(reply) > _MAX_REPLY:

@@ -1,7 +1,8 @@
 """The messages of QMP, checked as they come in and spelled as QEMU spells them as they go out.
 
 A request is ``{"execute": NAME, "arguments": {...}, "id": ANYTHING}``; what is sent is a greeting, replies,
-errors and events, each one JSON object on a line of its own, ended by CR LF. Sans I/O. See "QEMU Machine
+errors and events, each one JSON object on a line of its own, ended by CR LF, with a space behind each colon
+and comma: scripts look for ``"running": true``. Sans I/O. See "QEMU Machine
 Protocol Specification", docs/interop/qmp-spec.rst in QEMU's sources.
 """
 
@@ -24,6 +25,17 @@ from kvmmig.units import Range
 ERROR_CLASSES = ("GenericError", "CommandNotFound", "DeviceNotActive", "DeviceNotFound", "KVMMissingCap")
 
 _END = b"\r\n"
+_STRING = re.compile(rb"""'(?:[^'\\]++|\\.)*+'|"(?:[^"\\]++|\\.)*+\"""", re.DOTALL)
+_SPECIAL = re.compile(rb'\\.|"', re.DOTALL)
+_LONGEST_QUOTED = 4 << 10  # bytes: beyond it single quotes are none. To read so many takes up to 1 ms
+_AS_JSON = {b"\\'": b"'", b'"': b'\\"'}
+_AS_QEMU_SAYS = {  # the decoder's words, and those of qobject/json-parser.c
+    "expected ':'": "missing : in object pair",
+    "expected ',' or '}'": "expected separator in dict",
+    "expected ',' or ']'": "expected separator in list",
+    "trailing comma in object": "expecting value",
+    "invalid escaped character": "invalid escape sequence in string",
+}
 _LONGEST_NAME = 80  # characters of a client's own words in an error
 
 
@@ -47,10 +59,12 @@ class NotQMP(QMPError):
 class Arguments(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
     """The base of every command's arguments: ``max_bandwidth`` here is ``max-bandwidth`` there.
 
-    ``ranges`` has those of its numbers that have one, by the name that they have here.
+    ``ranges`` has those of its numbers that have one, by the name that they have here; ``complaints`` what is
+    said of one outside of its range, where that is not what its `Range` says.
     """
 
     ranges: ClassVar[Mapping[str, Range]] = {}
+    complaints: ClassVar[Mapping[str, str]] = {}
 
 
 class NoArguments(Arguments, frozen=True):
@@ -84,6 +98,8 @@ class Request(msgspec.Struct, frozen=True):
 
     execute: str
     arguments: msgspec.Raw
+    #: It said ``exec-oob``: the client wants it carried out before those that wait.
+    out_of_band: bool = False
 
 
 class Proof(Arguments, frozen=True):
@@ -102,6 +118,8 @@ _NO_ARGUMENTS = msgspec.Raw(b"{}")
 
 def parse_members(text: bytes | bytearray) -> dict[str, msgspec.Raw]:
     """The members of one request. Raises `QMPError`."""
+    if b"'" in text and len(text) <= _LONGEST_QUOTED:
+        text = _STRING.sub(_double_quoted, text)
     try:
         text.decode()  # the decoder looks only at strings that it unpacks
         members = _members.decode(text)
@@ -111,6 +129,13 @@ def parse_members(text: bytes | bytearray) -> dict[str, msgspec.Raw]:
         raise NotQMP("QMP input must be a JSON object") from error
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise parse_error(error) from error
+
+
+def _double_quoted(string: re.Match[bytes]) -> bytes:
+    """A string as JSON has it, of one as QEMU takes it."""
+    if string[0].startswith(b'"') and b"\\'" not in string[0]:
+        return string[0]
+    return b'"%b"' % _SPECIAL.sub(lambda found: _AS_JSON.get(found[0], found[0]), string[0][1:-1])
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> None:
@@ -125,26 +150,24 @@ def parse_id(members: Mapping[str, msgspec.Raw]) -> msgspec.Raw | None:
     return None if text is None else msgspec.Raw(bytes(text).translate(None, b"\r\n"))
 
 
-def parse_request(members: Mapping[str, msgspec.Raw]) -> Request:
-    """What is to be done. Raises `QMPError`."""
+def parse_request(members: Mapping[str, msgspec.Raw], *, out_of_band: bool = False) -> Request:
+    """What is to be done. ``out_of_band``: the client may ask for that. Raises `QMPError`."""
     execute: str | None = None
     arguments = _NO_ARGUMENTS
     for name, text in members.items():
-        if name == "execute":
-            execute = _parse_command(text)
+        if name == "execute" or (name == "exec-oob" and out_of_band):
+            if execute is not None:
+                raise QMPError("QMP input member 'exec-oob' clashes with 'execute'")
+            execute = _parse_command(name, text)
         elif name == "arguments":
             if not bytes(text).startswith(b"{"):
                 raise QMPError("QMP input member 'arguments' must be an object")
             arguments = text
-        elif name == "exec-oob":
-            raise QMPError(
-                "QMP input member 'exec-oob' is unexpected: there is no out-of-band execution here"
-            )
         elif name != "id":
             raise QMPError(f"QMP input member '{shortened(name)}' is unexpected")
     if execute is None:
         raise QMPError("QMP input lacks member 'execute'")
-    return Request(execute, arguments)
+    return Request(execute, arguments, out_of_band="exec-oob" in members)
 
 
 def parse_proof(request: Request) -> Proof:
@@ -155,11 +178,11 @@ def parse_proof(request: Request) -> Proof:
         raise QMPError(f"'{request.execute}' needs 'nonce' and 'proof', both hexadecimal digits") from error
 
 
-def _parse_command(text: msgspec.Raw) -> str:
+def _parse_command(name: str, text: msgspec.Raw) -> str:
     try:
         return _string.decode(text)
     except msgspec.ValidationError as error:
-        raise QMPError("QMP input member 'execute' must be a string") from error
+        raise QMPError(f"QMP input member '{name}' must be a string") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise parse_error(error) from error
 
@@ -173,7 +196,16 @@ def parse_error(error: Exception) -> NotQMP:
             reason = "it is nested too deeply"
         case _:
             reason = str(error).removeprefix("JSON is malformed: ")
-    return NotQMP(f"JSON parse error, {reason[:1].lower()}{reason[1:]}")
+    reason = f"{reason[:1].lower()}{reason[1:]}"
+    for ours, qemus in _AS_QEMU_SAYS.items():
+        if reason.startswith(ours):
+            reason = qemus + reason.removeprefix(ours)
+    return NotQMP(f"JSON parse error, {reason}")
+
+
+def not_a_message(reason: str, *, is_value: bool) -> NotQMP:
+    """What is wrong with bytes that are no message; ``is_value``: they are JSON perhaps, but no object."""
+    return NotQMP("QMP input must be a JSON object" if is_value else f"JSON parse error, {reason}")
 
 
 def shortened(text: str) -> str:
@@ -202,13 +234,13 @@ def encode_error(
 
 
 def encode_event(event: str, data: Mapping[str, object] | None = None) -> bytes:
-    """An event of this moment."""
+    """An event of this moment; one without data has no member for it, as QEMU's."""
     seconds, microseconds = divmod(time.time_ns() // 1000, 1_000_000)
     message: dict[str, Any] = {
         "timestamp": {"seconds": seconds, "microseconds": microseconds},
         "event": event,
     }
-    if data is not None:
+    if data:
         message["data"] = data
     return _line(message)
 
@@ -216,4 +248,4 @@ def encode_event(event: str, data: Mapping[str, object] | None = None) -> bytes:
 def _line(message: dict[str, Any], request_id: msgspec.Raw | None = None) -> bytes:
     if request_id is not None:
         message["id"] = request_id
-    return _encoder.encode(message) + _END
+    return msgspec.json.format(_encoder.encode(message), indent=0) + _END

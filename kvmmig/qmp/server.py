@@ -11,15 +11,17 @@ from functools import partial
 
 import trio
 
-from kvmmig.qmp.address import Address, Listening, TcpAddress, open_listener, parse_address
+from kvmmig.errors import ConnectFailed
+from kvmmig.qmp.address import Address, FdAddress, UnixAddress, parse_address
 from kvmmig.qmp.admission import Admission, Refused
 from kvmmig.qmp.connection import Connection
+from kvmmig.qmp.endpoint import Listening, connect, listens, open_listener, secret_of
 from kvmmig.qmp.messages import encode_error, encode_event, encode_greeting
 from kvmmig.qmp.session import Session
 from kvmmig.qmp.session_commands import add_session_commands
 from kvmmig.qmp.table import CommandTable
+from kvmmig.transport.peers import Peer, peer_of
 from kvmmig.transport.toolkit import tcpsockets
-from kvmmig.transport.toolkit.peers import peer_of
 
 _log = logging.getLogger(__name__)
 
@@ -27,6 +29,8 @@ _MOST_FDS = 256  # of all clients together: a process may usually have 1024
 _STALL_LIMIT = 30.0  # seconds
 _TOO_MANY = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 _GONE = (errno.ECONNABORTED, errno.EPERM, errno.EPROTO)  # of one client only
+_ACCEPTED = 5.0  # seconds until who listens must have taken our connection
+_AGAIN = 0.01  # seconds
 _PAUSE = 0.1  # seconds until there may be a descriptor again
 
 
@@ -77,24 +81,57 @@ class QMPServer:
     async def serve(
         self, address: str | Address, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Listen until cancelled; ``task_status.started`` gets the address as text, with the real port.
+        """Serve an address until cancelled; ``task_status.started`` gets it as text, with the real port.
 
-        Several may run at once, and share their clients' quotas. Raises `BadURI` and `ConnectFailed` before
-        it has started. A cancel ends every session of this address: what has been answered is still sent as
-        far as it goes without waiting.
+        One that connects, or that is a connected socket, has one client, and this returns when it has gone.
+        One that ``waits`` has started when its first client is there. Several may run at once, and share
+        their clients' quotas. Raises `BadURI` and `ConnectFailed` before it has started. A cancel ends every
+        session of this address: what has been answered is still sent as far as it goes without waiting.
         """
         parsed = parse_address(address) if isinstance(address, str) else address
+        if not isinstance(parsed, FdAddress) and parsed.connects:
+            secret = await secret_of(parsed)
+            await self._serve_one(Listening(await connect(parsed), parsed, secret), task_status)
+            return
         async with open_listener(parsed) as listening:
+            if not listens(listening.socket):
+                await self._serve_one(listening, task_status)
+                return
             text = str(listening.address)
-            if self._notices is not None and isinstance(parsed, TcpAddress) and parsed.asks_nobody:
+            if self._notices is not None and not isinstance(parsed, UnixAddress) and parsed.asks_nobody:
                 self._notices(
                     f"the monitor listens on {text}: anyone who reaches that port controls the machine, "
                     "and may run programs with your rights"
                 )
             async with trio.open_nursery() as nursery:
+                if parsed.waits:
+                    if self._notices is not None:
+                        self._notices(f"the machine waits for a client on {text}, as wait=on says")
+                    nursery.start_soon(self._greet, await self._accept(listening.socket), listening)
                 task_status.started(text)
                 while True:
                     nursery.start_soon(self._greet, await self._accept(listening.socket), listening)
+
+    async def _serve_one(self, connected: Listening, task_status: trio.TaskStatus[str]) -> None:
+        """The client at the other end of a socket that is connected already."""
+        where = connected.address
+        try:
+            peer = await _peer_that_has_accepted(connected.socket)
+            self._admission.check(peer, where)
+        except OSError as error:
+            connected.socket.close()
+            raise ConnectFailed(f"no monitor is served at {where}: the other end has gone") from error
+        except Refused as error:
+            connected.socket.close()
+            raise ConnectFailed(
+                f"no monitor is served at {where}: it is for this user and root, and there is {peer}; add "
+                ",secret-file=PATH for one who knows the secret, or ,insecure=on to let everybody in"
+            ) from error
+        except BaseException:  # a cancel
+            connected.socket.close()
+            raise
+        task_status.started(str(connected.address))
+        await self._greet(connected.socket, connected)
 
     async def _accept(self, listener: trio.socket.SocketType) -> trio.socket.SocketType:
         while True:
@@ -139,3 +176,13 @@ class QMPServer:
 
     def _room_for_fds(self) -> int:
         return _MOST_FDS - sum(connection.session.held for connection in self._connections)
+
+
+async def _peer_that_has_accepted(sock: trio.socket.SocketType) -> Peer:
+    """Who is at the other end. Of a TCP socket on this host the kernel knows it only when it was accepted."""
+    peer = peer_of(sock)
+    with trio.move_on_after(_ACCEPTED):
+        while peer.local and peer.user is None:
+            await trio.sleep(_AGAIN)
+            peer = peer_of(sock)
+    return peer

@@ -21,6 +21,10 @@ class Session:
         self._room = room
         #: Whether it has sent ``qmp_capabilities``: only then it may do anything else, and gets events.
         self.negotiated = False
+        #: Whether it may ask for out-of-band execution, which no command here has.
+        self.out_of_band = False
+        #: Whether it has sent its last command: nothing is answered behind a ``quit``.
+        self.ended = False
         #: Descriptors named by ``getfd``. Who takes one out of it owns it.
         self.fds: dict[str, int] = {}
         self._received: deque[int] = deque()

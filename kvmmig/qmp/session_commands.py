@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from kvmmig.qmp.messages import Arguments, NoArguments, QMPError
 from kvmmig.qmp.session import Session
 from kvmmig.qmp.table import CommandTable
 
 
 class CapabilitiesArguments(Arguments, frozen=True):
-    enable: tuple[str, ...] = ()
+    enable: tuple[Literal["oob"], ...] = ()
 
 
 class FdArguments(Arguments, frozen=True):
@@ -34,8 +36,7 @@ async def _negotiate(session: Session, arguments: CapabilitiesArguments) -> None
         raise QMPError(
             "Capabilities negotiation is already complete, command ignored", error_class="CommandNotFound"
         )
-    if arguments.enable:
-        raise QMPError(f"Capability '{arguments.enable[0]}' is not available: this monitor offers none")
+    session.out_of_band = "oob" in arguments.enable
     session.negotiated = True
 
 

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 
@@ -33,6 +33,7 @@ HandlerT = TypeVar("HandlerT", bound=Callable[..., Awaitable[object]])
 class _Command:
     arguments: msgspec.json.Decoder[Any]
     ranges: Mapping[str, Range]
+    complaints: Mapping[str, str]
     handler: Handler[Any]
     before_negotiation: bool
 
@@ -72,8 +73,9 @@ class CommandTable:
             raise TypeError(f"{schema.__name__} would take unknown arguments; derive it from Arguments")
         if name in self._commands:
             raise ValueError(f"there is a command {name!r} already")
-        ranges = schema.ranges if issubclass(schema, Arguments) else {}
-        self._commands[name] = _Command(msgspec.json.Decoder(schema), ranges, handler, before_negotiation)
+        known = schema if issubclass(schema, Arguments) else Arguments
+        decoder = msgspec.json.Decoder(schema)
+        self._commands[name] = _Command(decoder, known.ranges, known.complaints, handler, before_negotiation)
 
     def command(
         self, name: str, arguments: type[msgspec.Struct] | None = None
@@ -89,8 +91,24 @@ class CommandTable:
     def names(self) -> list[str]:
         return sorted(self._commands)
 
+    def arguments(self, name: str) -> type[msgspec.Struct]:
+        """What that command takes."""
+        schema: type[msgspec.Struct] = self._commands[name].arguments.type
+        return schema
+
+    def replies(self, name: str) -> bool:
+        """Whether its reply may have anything in it: a handler that is annotated to return None says no."""
+        annotations = getattr(self._commands[name].handler, "__annotations__", {})
+        return annotations.get("return", object) not in (None, "None")
+
     def __contains__(self, name: str) -> bool:
         return name in self._commands
+
+    def check_out_of_band(self, name: str) -> None:
+        """Raise `QMPError`: each command's turn comes when those before it are done."""
+        if name not in self._commands:
+            raise _not_found(name)
+        raise QMPError(f"The command {name} does not support OOB")
 
     async def execute(self, session: Session, name: str, arguments: msgspec.Raw | bytes = b"{}") -> object:
         """Carry out one command whose arguments are a JSON object's text.
@@ -104,19 +122,22 @@ class CommandTable:
                 "Expecting capabilities negotiation with 'qmp_capabilities'", error_class="CommandNotFound"
             )
         if command is None:
-            raise QMPError(f"The command {shortened(name)} has not been found", error_class="CommandNotFound")
+            raise _not_found(name)
         try:
             checked = command.arguments.decode(arguments)
         except msgspec.ValidationError as error:
-            known = command.arguments.type.__struct_encode_fields__
-            raise QMPError(_sentence(str(error), known, command.ranges)) from error
+            raise QMPError(_sentence(str(error), command.arguments.type, command.ranges)) from error
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise parse_error(error) from error
         for parameter, within in command.ranges.items():
             value = getattr(checked, parameter)
             if value not in (None, UNSET) and value not in within:
-                raise QMPError(_expects(_spelled(parameter), within))
+                raise QMPError(command.complaints.get(parameter) or _expects(_spelled(parameter), within))
         return await command.handler(session, checked)
+
+
+def _not_found(name: str) -> QMPError:
+    return QMPError(f"The command {shortened(name)} has not been found", error_class="CommandNotFound")
 
 
 # msgspec's words -> QEMU's, in qapi/qobject-input-visitor.c. The path is "$.a[0].b" or missing.
@@ -129,24 +150,27 @@ _AT = re.compile(r" - at `(?:key in )?\$(?P<path>[^`]*)`$")
 _TYPES = {"str": "string", "int": "integer", "float": "number", "bool": "boolean"}
 
 
-def _sentence(message: str, known: Sequence[str], ranges: Mapping[str, Range]) -> str:
-    """What is wrong with an argument, in QEMU's words."""
+def _sentence(message: str, schema: type[msgspec.Struct], ranges: Mapping[str, Range]) -> str:
+    """What is wrong with an argument, in QEMU's words; for a name that is not known, those that are."""
     at = _AT.search(message)
     path = "" if at is None else at["path"].removeprefix(".")
     what = message if at is None else message[: at.start()]
     if match := _MISSING.fullmatch(what):
         return f"Parameter '{_joined(path, match['name'])}' is missing"
     if match := _UNKNOWN.fullmatch(what):
+        known = schema.__struct_encode_fields__
         there = "" if path else f"; there are {', '.join(known)}" if known else "; there are none"
         return f"Parameter '{_joined(path, shortened(match['name']))}' is unexpected{there}"
+    if match := _VALUE.fullmatch(what):
+        return f"Parameter '{path.rpartition('.')[2]}' does not accept value {shortened(match['value'])}"
+    within = {_spelled(name): within for name, within in ranges.items()}
+    if path in within:  # a number that has a range is of an unsigned type
+        return f"Parameter '{path}' expects uint64"
     if match := _TYPE.fullmatch(what):
         kinds = [_TYPES.get(kind, kind) for kind in match["type"].split(" | ") if kind != "null"]
         return f"Invalid parameter type for '{path}', expected: {' or '.join(kinds)}"
-    if match := _VALUE.fullmatch(what):
-        return f"Parameter '{path}' does not accept value {shortened(match['value'])}"
     if _OUT_OF_RANGE.fullmatch(what):  # so far out that it can't even be read
-        within = {_spelled(name): within for name, within in ranges.items()}
-        return _expects(path, within[path]) if path in within else f"Parameter '{path}' is out of range"
+        return f"Parameter '{path}' is out of range"
     return f"Parameter '{path}' expects {what.removeprefix('Expected ').replace('`', '')}"
 
 

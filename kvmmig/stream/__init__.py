@@ -4,6 +4,7 @@ from kvmmig.stream.cursor import MAX_BUFFERS as MAX_BUFFERS
 from kvmmig.stream.cursor import Cursor as Cursor
 from kvmmig.stream.decoder import Decoder as Decoder
 from kvmmig.stream.encoder import Encoder as Encoder
+from kvmmig.stream.format import IDENTITY_SIZE as IDENTITY_SIZE
 from kvmmig.stream.format import MAGIC as MAGIC
 from kvmmig.stream.format import MAX_FRAME_PAGES as MAX_FRAME_PAGES
 from kvmmig.stream.format import MAX_HELLO as MAX_HELLO

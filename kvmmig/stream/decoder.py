@@ -71,6 +71,8 @@ class Decoder:
         self._sections: set[str] = set()
         self._came: npt.NDArray[np.bool_] | None = None  # for each page, once there is a first one
         self._opening = b""  # the preamble but its identity
+        #: That of the stream, once it is known.
+        self.identity = b""
         self._checks = Checks(b"")
         self.limit_sections(MAX_SECTIONS, MAX_SECTION, MAX_STATE)
         #: Bytes taken so far: where in the stream an error is.
@@ -146,6 +148,7 @@ class Decoder:
                 self._take_preamble(data)
                 self._expect(IDENTITY_SIZE)
             else:
+                self.identity = data
                 self._checks = Checks(self._opening + data)
                 self.state = FIRST[self._direction]
                 self._expect(HEADER.size)
@@ -329,5 +332,5 @@ class Decoder:
 def _json(body: bytes, type_: type[_T]) -> _T:
     try:
         return msgspec.json.decode(body, type=type_)
-    except (msgspec.DecodeError, msgspec.ValidationError, RecursionError) as problem:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as problem:
         raise StreamError(f"a {type_.__name__.upper()} frame can't be read: {problem}") from problem

@@ -43,6 +43,8 @@ class Encoder:
         self._direction = direction
         self._lane = lane
         identity = os.urandom(IDENTITY_SIZE) if identity is None else identity
+        #: The stream's.
+        self.identity = identity
         self._preamble = PREAMBLE.pack(MAGIC, VERSION, direction) + identity
         self._checks = Checks(self._preamble)
         self.state = StreamState.PREAMBLE

@@ -11,7 +11,7 @@ from kvmmig.testing._ends import (
     stream_ends,
     transport_ends,
 )
-from kvmmig.testing.conformance import CHECKS, CLOGGED_CHECKS, checks_for
+from kvmmig.testing.conformance import CHECKS, CLOGGED_CHECKS, RANDOM_ACCESS_CHECKS, checks_for
 from kvmmig.testing.leftovers import leftovers
 from kvmmig.testing.memory import MemoryChannel, MemoryTransport, memory_channel_pair
 from kvmmig.testing.plans import Call, Plan, check_plan, plans
@@ -19,6 +19,7 @@ from kvmmig.testing.plans import Call, Plan, check_plan, plans
 __all__ = [
     "CHECKS",
     "CLOGGED_CHECKS",
+    "RANDOM_ACCESS_CHECKS",
     "Call",
     "Check",
     "Ends",

@@ -46,8 +46,15 @@ from kvmmig.testing.checks.listening import (
     check_junk_clients_are_survived,
     check_listener_that_ends_while_accepting,
     check_second_accept,
+    check_silent_clients_hold_up_nobody,
 )
 from kvmmig.testing.checks.loop import check_no_call_holds_the_loop
+from kvmmig.testing.checks.random_access import (
+    check_aborted_write_never_appears,
+    check_bytes_are_found_at_their_offsets,
+    check_cancelled_write_accepts_nothing,
+    check_settled_buffers_can_be_used_again,
+)
 from kvmmig.testing.checks.saying import (
     check_attributes,
     check_counters_at_any_time,
@@ -103,7 +110,10 @@ _LISTENING: tuple[Check, ...] = (
     check_connect_to_nobody,
     check_cancelled_connect_leaves_nothing,
     check_junk_clients_are_survived,
+    check_silent_clients_hold_up_nobody,
 )
+#: Those that connect a bare socket to where it listens.
+_BARE = (check_junk_clients_are_survived, check_silent_clients_hold_up_nobody)
 _TWO_WAY: tuple[Check, ...] = (
     check_both_ways_at_once,
     check_waiting_for_an_answer_hinders_no_sender,
@@ -115,8 +125,19 @@ _STORED: tuple[Check, ...] = (
     check_cancelled_commit_leaves_nothing,
 )
 
+#: For a transport that has random access, besides the others.
+RANDOM_ACCESS_CHECKS: tuple[Check, ...] = (
+    check_bytes_are_found_at_their_offsets,
+    check_settled_buffers_can_be_used_again,
+    check_cancelled_write_accepts_nothing,
+    check_aborted_write_never_appears,
+)
+
 #: All of them, for any transport.
-CHECKS: tuple[Check, ...] = (*_ALL, *_SAYING, *_STREAM, *_LISTENING, *_TWO_WAY, *_STORED)
+CHECKS: tuple[Check, ...] = (
+    *(*_ALL, *_SAYING, *_STREAM, *_LISTENING, *_TWO_WAY, *_STORED),
+    *RANDOM_ACCESS_CHECKS,
+)
 
 #: For a sender that nothing leaves: also for a store, if it is made so that its disk hangs.
 CLOGGED_CHECKS: tuple[Check, ...] = (
@@ -138,5 +159,5 @@ def checks_for(
         return (*_ALL, *_SAYING, *_STORED)
     listening = () if arrives_at_once else _LISTENING
     if not has_socket:
-        listening = tuple(check for check in listening if check is not check_junk_clients_are_survived)
+        listening = tuple(check for check in listening if check not in _BARE)
     return (*_ALL, *_SAYING, *_STREAM, *listening, *(_TWO_WAY if two_way else ()))

@@ -60,6 +60,8 @@ class FakeMachine:
         self.state = State.RUNNING
         self.sections = sections or [StateSection("cpu0/regs", 1, b"state")]
         self.tracker = FakeTracker(self.memory.n_pages)
+        #: It has no vCPUs, so no threads.
+        self.thread_ids: Sequence[int] = ()
         #: Every share that `throttle` was told.
         self.throttled: list[float] = []
         self._ending = trio.Event()
@@ -94,6 +96,9 @@ class FakeMachine:
         await trio.lowlevel.checkpoint()
         assert self.state is State.PAUSED, "only a stopped guest's state means anything"
         return self.sections
+
+    async def forget_capture(self) -> None:
+        await trio.lowlevel.checkpoint()
 
     async def wait(self) -> Ending:
         await self._ending.wait()

@@ -9,6 +9,7 @@ from kvmmig.transport.contract import Channel as Channel
 from kvmmig.transport.contract import Knob as Knob
 from kvmmig.transport.contract import Listener as Listener
 from kvmmig.transport.contract import Option as Option
+from kvmmig.transport.contract import RandomAccessChannel as RandomAccessChannel
 from kvmmig.transport.contract import ReceiveChannel as ReceiveChannel
 from kvmmig.transport.contract import SendChannel as SendChannel
 from kvmmig.transport.contract import Transport as Transport

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import ClassVar, Self
 
 from kvmmig.errors import BadURI, KnobError
+from kvmmig.transport.peers import Peer
 from kvmmig.transport.uri import TransportURI
 
 
@@ -60,6 +61,12 @@ class AnyChannel(ABC):
 
     #: Who or what is at the other end, for people: ``127.0.0.1:4444``, ``/var/tmp/a.img``.
     peer: str = ""
+    #: What the kernel says of the other end; None where it says nothing, as of a file.
+    identity: Peer | None = None
+    #: The other end is known to be the right one: it has proved that, by a secret or a certificate, or
+    #: whoever wrote the URI has said whose it is. Else a user of this host who is a stranger gets no guest,
+    #: and gives none.
+    proved: bool = False
     #: Sentences that the user should see and that are no errors, such as a fall-back that was taken.
     notices: tuple[str, ...] = ()
     #: What both ends know of this one connection, and whoever stands between them does not: a proof that is
@@ -155,6 +162,10 @@ class SendChannel(AnyChannel):
 class ReceiveChannel(AnyChannel):
     """A stream of bytes from one other side. At most one task may receive at a time."""
 
+    #: A descriptor of the regular file that holds exactly the bytes that are received, where there is one: it
+    #: may be read and mapped while the channel lasts. The channel closes it.
+    file: int | None = None
+
     @abstractmethod
     async def receive_some(self, buffer: memoryview) -> int:
         """Fill a prefix of ``buffer`` (not empty) and say how much; 0 is the end of the stream, and stays 0.
@@ -168,11 +179,45 @@ class Channel(SendChannel, ReceiveChannel):
     """Both directions, to one other side that can answer: one task sends while another receives."""
 
 
+class RandomAccessChannel(AnyChannel):
+    """Into a store that takes bytes at any offset, in any order, and again: a file, a block device.
+
+    What it accepts it need not copy: buffers are the channel's until `settle` or `flush` has returned. Until
+    then nobody offers bytes for the same offsets again. At most one task may use it at a time.
+    """
+
+    #: So many bytes are best offered at a time. The engine offers no more.
+    call_size: int = 32 << 20
+
+    @abstractmethod
+    async def write_some(self, pieces: Sequence[tuple[int, memoryview]]) -> int:
+        """Accept a prefix of ``pieces``: offsets, and the bytes that belong there, not empty; at least one.
+
+        Offsets and lengths are multiples of 4096; buffers that begin at one too are written fastest. Returns
+        how many bytes were accepted: at least 4096 and a multiple of it, at most all. **Cancelled means that
+        nothing was accepted.** Always a checkpoint, and as quick as `SendChannel.send_some`. A buffer may be
+        live guest memory.
+
+        Bytes that were never written are zero. Raises `ChannelBroken`, `ChannelClosed`, `ChannelBusy`.
+        """
+
+    @abstractmethod
+    async def settle(self) -> None:
+        """Return when no accepted buffer will be read any more. A cancel leaves the channel usable."""
+
+    @abstractmethod
+    async def flush(self) -> None:
+        """Settle, and have all that was accepted on the disk. A cancel leaves the channel usable."""
+
+
 class Listener(ABC):
     """A place where channels can be accepted, one after the other."""
 
     #: Where it listens in fact, for people and for the other side: with the port that the kernel chose.
     uri: TransportURI
+    #: Several tasks may wait in `accept` at a time. Where a handshake is a part of it they must: a client
+    #: that says nothing would hold up all others. A `Wrapper`'s listener has it already.
+    several: bool = False
 
     @abstractmethod
     def accept(self) -> AbstractAsyncContextManager[ReceiveChannel]:
@@ -198,6 +243,8 @@ class Transport(ABC):
     #: `AnyChannel.aclose` has returned. So until then the guest is the source's, whatever happens. "kvmmig
     #: save" and "restore" take such transports.
     stores: bool = False
+    #: It can also write at any offset: `connect_random_access`. An image is written so where it can be.
+    random_access: bool = False
     #: What `listen` receives is there when it begins, as a file is; otherwise it waits for a source.
     arrives_at_once: bool = False
     #: It runs a program that the URI names: where a machine's clients may start none, it is refused to them.
@@ -224,6 +271,10 @@ class Transport(ABC):
         The channel may own tasks: they live in the block. Leaving it ends the channel: in order, unless it
         was ended before or the block fails. Raises `ConnectFailed`; a cancel leaves nothing.
         """
+
+    def connect_random_access(self) -> AbstractAsyncContextManager[RandomAccessChannel]:
+        """As `connect`, for a transport that says ``random_access``; no other one has this."""
+        raise NotImplementedError
 
     @abstractmethod
     def listen(self) -> AbstractAsyncContextManager[Listener]:

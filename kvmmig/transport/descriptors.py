@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from kvmmig.errors import BadURI, ConnectFailed
 
 _STANDARD = 3  # below it are those that every process expects to be open
-_NUMBER = re.compile(r"0|[1-9][0-9]{0,9}")
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,99}")
 _LIKE_A_NUMBER = re.compile(r"[+-]?\d", re.UNICODE)
 _LISTED = re.compile(rb"^tfd:\s*(\d+)", re.MULTILINE)  # in the fdinfo of an epoll instance
 

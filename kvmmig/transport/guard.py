@@ -27,11 +27,13 @@ from kvmmig.transport.contract import (
     AnyChannel,
     Channel,
     Knob,
+    RandomAccessChannel,
     ReceiveChannel,
     SendChannel,
     Transport,
     find_knob,
 )
+from kvmmig.transport.peers import Peer
 
 T = TypeVar("T")
 _log = logging.getLogger("kvmmig.transport")
@@ -97,7 +99,8 @@ def _ctrl_c_raises() -> bool:
 class GuardedChannel(Channel):
     """What the engine sees of a channel: it keeps the contract, whatever ``channel`` does.
 
-    It has both directions; of one that goes one way only that one may be used, and `two_way` is False.
+    It has all calls; of a channel that goes one way, or has random access, only its own may be used, and
+    `two_way` is False.
     """
 
     def __init__(self, channel: AnyChannel, who: str) -> None:
@@ -108,14 +111,20 @@ class GuardedChannel(Channel):
             self.peer = str(channel.peer)
             self.notices = tuple(str(notice) for notice in channel.notices)
             self.binding = bytes(channel.binding)
+            self.identity = channel.identity if isinstance(channel.identity, Peer) else None
+            self.proved = channel.proved is True
             self._two_way = bool(channel.two_way)
+            if isinstance(channel, ReceiveChannel) and channel.file is not None:
+                self.file = int(channel.file)
             if isinstance(channel, SendChannel):
                 self.copies = bool(channel.copies)
+            if isinstance(channel, SendChannel | RandomAccessChannel):
                 self.call_size = max(int(channel.call_size), 1)
         self._who = who
         self._channel = channel
         self._send = channel if isinstance(channel, SendChannel) else None
         self._receive = channel if isinstance(channel, ReceiveChannel) else None
+        self._access = channel if isinstance(channel, RandomAccessChannel) else None
         self._turns = _turns()
         self._without = 0
         #: Seconds after which the engine cancels a `send_some`.
@@ -132,23 +141,35 @@ class GuardedChannel(Channel):
         return self._two_way
 
     async def send_some(self, buffers: Sequence[memoryview]) -> int:
+        assert self._send is not None, "a channel that has no send_some"
+        send = self._send.send_some
+        return await self._offer("send_some", lambda: send(buffers), buffers)
+
+    async def write_some(self, pieces: Sequence[tuple[int, memoryview]]) -> int:
+        """As `RandomAccessChannel.write_some`, for a channel that is one."""
+        assert self._access is not None, "a channel without random access"
+        write = self._access.write_some
+        return await self._offer("write_some", lambda: write(pieces), [data for _, data in pieces], 4096)
+
+    async def _offer(
+        self, call: str, offer: Callable[[], Awaitable[int]], buffers: Sequence[memoryview], unit: int = 1
+    ) -> int:
         self._check()
-        assert self._send is not None, "a channel that only receives"
         turns, before = self._turns.count, self._sending_since
         self._sending_since = trio.current_time()
         try:
-            count = await self._send.send_some(buffers)
+            count = await offer()
         except BaseException as problem:
             await self._explained(problem)
-            self._raise(problem, "send_some")
+            self._raise(problem, call)
         finally:
             self._sending_since = before
-        if type(count) is not int or not 0 < count <= len(buffers[0]):
+        if type(count) is not int or not 0 < count <= len(buffers[0]) or count % unit:
             offered = sum(len(buffer) for buffer in buffers)
-            if type(count) is not int or not 0 < count <= offered:
-                raise self._broke(f"returned {count!r} from send_some where {offered} bytes were offered")
+            if type(count) is not int or not 0 < count <= offered or count % unit:
+                raise self._broke(f"returned {count!r} from {call} where {offered} bytes were offered")
         if self._failure or turns == self._turns.count:
-            await self._checkpoint("send_some")
+            await self._checkpoint(call)
         else:
             self._without = 0
         return count
@@ -172,8 +193,15 @@ class GuardedChannel(Channel):
 
     async def flush(self) -> None:
         self._check()
-        assert self._send is not None, "a channel that only receives"
-        await self._call("flush", self._send.flush)
+        channel = self._send or self._access
+        assert channel is not None, "a channel that only receives"
+        await self._call("flush", channel.flush)
+
+    async def settle(self) -> None:
+        """As `RandomAccessChannel.settle`, for a channel that is one."""
+        self._check()
+        assert self._access is not None, "a channel without random access"
+        await self._call("settle", self._access.settle)
 
     async def aclose(self) -> None:
         if self._failure:
@@ -230,7 +258,7 @@ class GuardedChannel(Channel):
         """A sentence about a call that was cancelled `GRACE` ago and has not ended; else empty."""
         late = [name for name, due in self._due.items() if due + GRACE < trio.current_time()]
         if self._sending_since + self.send_bound + GRACE < trio.current_time():
-            late.append("send_some")
+            late.append("send_some" if self._access is None else "write_some")
         return f"{self._who} did not return from {late[0]} {GRACE:g} s after it was cancelled" if late else ""
 
     @property

@@ -5,13 +5,14 @@ It imports little: the command line looks in here before it forks.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shlex
 import stat
 from pathlib import Path
 
-from kvmmig.errors import BadURI
+from kvmmig.errors import BadURI, ConnectFailed
 
 _NOT_FOR_FILES = ("/dev", "/proc", "/sys")
 _MEMORY_ON_PURPOSE = "/dev/shm"
@@ -24,6 +25,12 @@ _protected: set[str] = set()
 def protect(directory: Path) -> None:
     """From here on, no guest is saved into that directory."""
     _protected.add(os.path.realpath(directory))
+
+
+def is_protected(path: str) -> bool:
+    """Whether it is in a directory that was protected."""
+    real = os.path.realpath(path)
+    return any(_is_in(real, directory) for directory in _protected)
 
 
 def descriptor_of(path: str) -> int | None:
@@ -55,7 +62,7 @@ def check_place(path: str) -> None:
         raise BadURI(
             f"{path}: its name has {length} bytes; a file's may have {_LONGEST_NAME}: choose a shorter one"
         )
-    if any(_is_in(real, directory) for directory in _protected):
+    if is_protected(real):
         raise BadURI(f"{path} is in the directory of kvmmig's own sockets and locks; choose another place")
     try:
         mode = os.stat(real).st_mode
@@ -71,6 +78,27 @@ def check_place(path: str) -> None:
             f"{path} is not there, and in {parent} a file would be in memory, or can't be; is a device's "
             "name mistyped? Else choose a directory on a disk"
         )
+
+
+def check_writable(path: str) -> None:
+    """Raise `ConnectFailed` where no file can be made at ``path``; whoever makes one may still fail later."""
+    if "\0" in path:
+        return  # whoever opens it says so
+    real = os.path.realpath(path)
+    parent = os.path.dirname(real)
+    try:
+        if not stat.S_ISDIR(os.stat(parent).st_mode):
+            number = errno.ENOTDIR
+        elif os.path.isdir(real):
+            number = errno.EISDIR
+        elif os.statvfs(parent).f_flag & os.ST_RDONLY:
+            number = errno.EROFS
+        else:
+            number = 0 if os.access(parent, os.W_OK | os.X_OK) else errno.EACCES
+    except OSError as error:
+        number = error.errno or errno.EIO
+    if number:
+        raise ConnectFailed(f"Could not create '{path}': {os.strerror(number)}")  # word for word as QEMU's
 
 
 def _is_in(path: str, directory: str) -> bool:

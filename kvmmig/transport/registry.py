@@ -42,6 +42,9 @@ _BUILT_IN_WRAPPERS = {
     "fault": "kvmmig_transports.fault:FaultWrapper",
     "tls": "kvmmig_transports.tls:TlsWrapper",
     "secret": "kvmmig_transports.secret:SecretWrapper",
+    "zstd": "kvmmig_transports.zstd:ZstdWrapper",
+    "checksum": "kvmmig_transports.checksum:ChecksumWrapper",
+    "tap": "kvmmig_transports.tap:TapWrapper",
 }
 _registered: dict[str, type[Transport]] = {}
 _registered_wrappers: dict[str, type[Wrapper]] = {}

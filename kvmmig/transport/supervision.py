@@ -12,9 +12,16 @@ from typing import Generic, TypeVar
 
 import trio
 
-from kvmmig.errors import ChannelBroken, ConnectFailed, TransportError
+from kvmmig.errors import ChannelBroken, ConnectFailed, KvmmigError, TransportError
 from kvmmig.transport import guard
-from kvmmig.transport.contract import AnyChannel, Listener, ReceiveChannel, SendChannel, Transport
+from kvmmig.transport.contract import (
+    AnyChannel,
+    Listener,
+    RandomAccessChannel,
+    ReceiveChannel,
+    SendChannel,
+    Transport,
+)
 from kvmmig.transport.guard import GuardedChannel, blaming, culprit
 from kvmmig.transport.uri import TransportURI
 
@@ -132,13 +139,23 @@ async def _channel(
 
 
 @asynccontextmanager
-async def connected(transport: Transport, strays: trio.Nursery) -> AsyncIterator[GuardedChannel]:
+async def connected(
+    transport: Transport, strays: trio.Nursery, *, random_access: bool = False
+) -> AsyncIterator[GuardedChannel]:
     """Connect; the block has the channel, guarded, and ends it: by `abort`, unless it was closed before.
 
-    Its tasks live in ``strays``: one that does not end when it is told to stays there. Raises `ConnectFailed`
-    and other `TransportError`.
+    With ``random_access`` it is a `RandomAccessChannel`, which the transport must have. Its tasks live in
+    ``strays``: one that does not end when it is told to stays there. Raises `ConnectFailed` and other
+    `TransportError`.
     """
-    async with _channel(transport.connect, culprit(transport), "connect", SendChannel, strays) as channel:
+    who = culprit(transport)
+    if random_access:
+        made = _channel(
+            transport.connect_random_access, who, "connect_random_access", RandomAccessChannel, strays
+        )
+    else:
+        made = _channel(transport.connect, who, "connect", SendChannel, strays)
+    async with made as channel:
         yield channel
 
 
@@ -148,6 +165,8 @@ class GuardedListener:
     def __init__(self, listener: Listener, who: str, strays: trio.Nursery) -> None:
         with blaming(who, "its attributes", ConnectFailed):
             uri: object = listener.uri
+            #: Several tasks may wait in `accept` at a time; else they take turns.
+            self.several = listener.several is True
         if not isinstance(uri, TransportURI):
             raise ConnectFailed(f"{who} gave a listener whose uri is {uri!r}, and no TransportURI")
         #: Where it listens in fact.
@@ -158,7 +177,7 @@ class GuardedListener:
 
     @asynccontextmanager
     async def accept(self) -> AsyncIterator[GuardedChannel]:
-        """As `Listener.accept`; the channel may outlive the listener's own block."""
+        """As `Listener.accept`; the channel may outlive the listener's own block, and be left by any task."""
         async with _channel(
             self._listener.accept, self._who, "accept", ReceiveChannel, self._strays
         ) as channel:
@@ -197,13 +216,16 @@ async def supervised(
     strays: trio.Nursery,
     *,
     stuck: Callable[[], str] = lambda: "",
+    overdue: Callable[[], KvmmigError | None] = lambda: None,
     patience: Callable[[], float] = lambda: 0.0,
 ) -> T:
     """Await ``call()``, which uses channels, in a task of its own: one that can't be ended is left behind.
 
     ``stuck`` is asked now and then, see `GuardedChannel.stuck`; where it says something, that is raised as a
-    `ChannelBroken`. A cancel gives the call ``patience()`` seconds to come to its end by itself, and after
-    that `guard.GRACE` seconds to be cancelled.
+    `ChannelBroken`. So is ``overdue``, and what it returns is raised.
+
+    A cancel gives the call ``patience()`` seconds to come to its end by itself, and after that `guard.GRACE`
+    seconds to be cancelled.
     """
     work = _Work(call)
     strays.start_soon(work.run)
@@ -213,6 +235,8 @@ async def supervised(
                 await work.done.wait()
             if not work.done.is_set() and (sentence := stuck()):
                 raise ChannelBroken(sentence)
+            if not work.done.is_set() and (error := overdue()) is not None:
+                raise error
     finally:
         if not work.done.is_set():
             with trio.move_on_after(patience(), shield=True):

@@ -7,12 +7,13 @@ import logging
 import math
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from typing import ClassVar, cast
 
 import trio
 
 from kvmmig.errors import ConnectFailed, TransportError
+from kvmmig.transport.boundedlog import BoundedLog
 from kvmmig.transport.contract import (
     AnyChannel,
     Channel,
@@ -24,7 +25,9 @@ from kvmmig.transport.contract import (
 from kvmmig.transport.guard import GuardedChannel, blaming, culprit
 from kvmmig.transport.uri import TransportURI
 
-_log = logging.getLogger("kvmmig.transport")
+_log = BoundedLog(logging.getLogger("kvmmig.transport"))
+#: Handshakes of clients that go on at the same time.
+_MOST_HANDSHAKES = 16
 
 
 class Side(enum.Enum):
@@ -38,7 +41,7 @@ class Wrapper(Transport):
     """A transport around a transport: it wraps channels. It stores, and arrives at once, as what it wraps.
 
     A client whose handshake fails, or takes longer than ``handshake_timeout``, is passed over: the listener
-    goes on listening.
+    goes on listening. Several may shake hands at a time; of too many the slowest makes room.
     """
 
     #: Seconds that entering `wrap` may take.
@@ -52,6 +55,7 @@ class Wrapper(Transport):
         self.arrives_at_once = inner.arrives_at_once
         self.starts_programs = self.starts_programs or inner.starts_programs
         self._given = self._take_options(uri.wrappers[0], uri.unwrapped()[0])
+        self._shaking = _Shaking()
 
     @abstractmethod
     def wrap(self, channel: AnyChannel, *, side: Side) -> AbstractAsyncContextManager[AnyChannel]:
@@ -83,34 +87,62 @@ class Wrapper(Transport):
     async def _wrapped(self, channel: AnyChannel, side: Side) -> AsyncIterator[AnyChannel]:
         below = GuardedChannel(channel, culprit(self.inner))
         with trio.CancelScope(deadline=trio.current_time() + self.handshake_timeout) as scope:
+            if side is Side.DESTINATION:
+                self._shaking.begin(scope)
             async with self.wrap(below, side=side) as wrapped:
                 if not isinstance(wrapped, AnyChannel):
                     raise ConnectFailed(
                         f"{culprit(self)} gave a {type(wrapped).__name__} from wrap where a channel is due"
                     )
+                wrapped.identity = wrapped.identity or below.identity
+                wrapped.proved = wrapped.proved or below.proved
                 scope.deadline = math.inf
+                self._shaking.end(scope)
                 yield wrapped
+        self._shaking.end(scope)
         if scope.cancelled_caught:
+            bound = f"{self.handshake_timeout:g} s" if scope.deadline > 0 else "the time that others left it"
             raise ConnectFailed(
-                f"{channel.peer} did not finish the handshake of {self.uri.wrappers[0]}+ within "
-                f"{self.handshake_timeout:g} s"
+                f"{channel.peer} did not finish the handshake of {self.uri.wrappers[0]}+ within {bound}"
             )
+
+
+class _Shaking:
+    """The handshakes with clients that go on; a new one ends the oldest where there are too many."""
+
+    def __init__(self) -> None:
+        self._scopes: list[trio.CancelScope] = []
+
+    def begin(self, scope: trio.CancelScope) -> None:
+        self._scopes.append(scope)
+        if len(self._scopes) > _MOST_HANDSHAKES:
+            self._scopes.pop(0).deadline = -math.inf
+
+    def end(self, scope: trio.CancelScope) -> None:
+        with suppress(ValueError):
+            self._scopes.remove(scope)
 
 
 class _WrappedListener(Listener):
     """Says where the inner one listens: the other side need not have the same wrapper."""
 
+    several = True
+
     def __init__(self, inner: Listener, wrapper: Wrapper) -> None:
         self.uri = inner.uri
         self._inner = inner
         self._wrapper = wrapper
+        # One client's handshake must not hold up another's, and the inner listener may take one task only.
+        self._turn = nullcontext() if inner.several else trio.Lock()
 
     @asynccontextmanager
     async def accept(self) -> AsyncIterator[ReceiveChannel]:
         while True:
             accepted = shaken = False
             try:
-                async with self._inner.accept() as channel:
+                async with AsyncExitStack() as stack:
+                    async with self._turn:
+                        channel = await stack.enter_async_context(self._inner.accept())
                     accepted = True
                     with blaming(culprit(self._wrapper), "wrap", ConnectFailed):
                         async with self._wrapper._wrapped(channel, Side.DESTINATION) as wrapped:
@@ -120,7 +152,7 @@ class _WrappedListener(Listener):
             except TransportError as error:
                 if not accepted or shaken or self._wrapper.arrives_at_once:
                     raise
-                _log.warning("a client was passed over: %s", error)
+                _log.warn(f"a client was passed over: {error}")
 
 
 class PassingChannel(Channel):
@@ -134,6 +166,8 @@ class PassingChannel(Channel):
         self.peer = below.peer
         self.notices = below.notices
         self.binding = below.binding
+        self.identity = below.identity
+        self.proved = below.proved
         self.knobs = dict(below.knobs)
         if isinstance(below, SendChannel):
             self.copies = below.copies

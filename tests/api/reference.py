@@ -71,7 +71,7 @@ GROUPS = (
         "After each round a policy decides how the migration goes on; "
         "[`examples/own_policy.py`](../examples/own_policy.py) is one of one's own.",
         "Policy Decision Continue Stop GiveUp "
-        "DowntimeLimit MaxRounds NoProgress RateAdaptive AutoConverge FirstOf",
+        "DowntimeLimit MaxRounds NoProgress Saving Stopped RateAdaptive AutoConverge FirstOf",
     ),
     Group(
         "Transports",

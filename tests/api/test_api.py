@@ -11,6 +11,7 @@ import trio
 import kvmmig
 from kvmmig import guests
 from tests.api.lab import PATIENCE, SINK, running_dirtier, state_of
+from tests.assembling import need_nasm
 
 MIB = 1 << 20
 STALLED = f"fault+{SINK}?fault.what=stall&fault.at=1MiB"
@@ -49,11 +50,12 @@ async def test_a_flat_image_runs_from_its_entry(tmp_path: Path, as_path: type[st
 
 @pytest.mark.kvm
 async def test_an_asm_runs_with_its_settings(tmp_path: Path) -> None:
-    source = "# leaves: ends\n#@ entry real16\n#@ param with = 1\nmov al, WITH\nout 0xf4, al\n"
+    need_nasm()
+    source = "; leaves: ends\n;@ entry long64\n;@ param with = 1\nmov al, [0x9f000]\nout 0xf4, al\n"
     (tmp_path / "leaves.asm").write_text(source)
     with trio.fail_after(PATIENCE):
         async with kvmmig.open_machine(
-            tmp_path / "leaves.asm", memory="1MiB", settings={"with": 7}
+            tmp_path / "leaves.asm", memory="4MiB", settings={"with": 7}
         ) as machine:
             await machine.start()
             assert (await machine.wait()).status == 7
@@ -65,7 +67,7 @@ async def test_an_asm_runs_with_its_settings(tmp_path: Path) -> None:
         ({"guest": "hello", "memory": "much"}, "memory: 'much' is not a size; write it like 64MiB"),
         ({"guest": "hello", "memory": 5}, "a machine's memory can't be 5B; use 1MiB to 64GiB"),
         ({"guest": "hello", "cpus": 0}, "a machine's number of vCPUs can't be 0"),
-        ({"guest": "helo"}, "there is no guest 'helo'; use dirtier, echo, hello"),
+        ({"guest": "helo"}, "there is no guest 'helo'; use dirtier, echo, heartbeat, hello"),
         ({"guest": "hello", "settings": {"hot": 1}}, "hello has no parameter 'hot'"),
         ({"guest": os.devnull, "entry": "bios"}, "entry 'bios': a program starts in real16, long64, elf"),
         ({"guest": __file__}, 'in Python, entry="real16"'),
@@ -113,7 +115,7 @@ async def test_a_paused_guest_is_saved_and_received_from_the_file_to_be_started(
         await machine.pause()
         await kvmmig.migrate(machine, kvmmig.transport_for(uri))
     async with kvmmig.receive(uri) as machine:
-        assert state_of(machine) is kvmmig.State.CREATED
+        assert state_of(machine) is kvmmig.State.PAUSED
         await machine.start()
         assert await memory_is_right(machine)
 

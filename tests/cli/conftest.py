@@ -17,6 +17,8 @@ import pytest
 
 from kvmmig.cli import main, rundir
 from kvmmig.cli.holder import send_signal
+from kvmmig.transport import descriptors
+from tests.assembling import need_nasm
 
 from .screens import Screen
 
@@ -121,6 +123,7 @@ class Kvmmig:
         return running
 
     def program(self, name: str, source: str) -> str:
+        need_nasm()
         path = self.directory / name
         path.write_text(source)
         return str(path)
@@ -133,6 +136,12 @@ def runtime_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="kvmmig-") as short:
         monkeypatch.setenv("XDG_RUNTIME_DIR", short)
         yield Path(short) / "kvmmig"
+
+
+@pytest.fixture(autouse=True)
+def _descriptors_of_this_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a command run in this process decides about its descriptors is not decided for the next test."""
+    monkeypatch.setattr(descriptors, "_table", type(descriptors._table)())
 
 
 @pytest.fixture

@@ -183,7 +183,10 @@ def test_a_failed_one_is_a_sentence_and_the_guest_goes_on(
     background: Background, command: Command, tmp_path: Path
 ) -> None:
     background("run", *SMALL)
-    status, _, said = command("save", "a", str(tmp_path / "absent" / "a.img"))
+    status, _, said = command("save", "a", str(tmp_path / "nowhere" / "a.img"))
+    assert (status, said.endswith("nowhere/a.img': No such file or directory\n")) == (1, True), said
+    assert "nowhere" not in command("status", "a")[1], "that was none"
+    status, _, said = command("migrate", "a", f"unix:{tmp_path}/absent")
     assert status == 1
     assert "absent" in said.splitlines()[0]
     assert said.endswith("the guest of 'a' is here as before: running\n")

@@ -74,7 +74,7 @@ def test_what_a_crashed_one_said_last_is_in_its_log(
     background: Background, kvmmig: Kvmmig, runtime_directory: Path, command: Command
 ) -> None:
     source = (
-        "# crash: dies on a key\n#@ entry long64\nmov dx, 0x3fd\nwait: in al, dx\ntest al, 1\njz wait\nud2\n"
+        "; crash: dies on a key\n;@ entry long64\nmov dx, 0x3fd\nlook: in al, dx\ntest al, 1\njz look\nud2\n"
     )
     background("run", kvmmig.program("crash.asm", source), "--name", "a", "--memory", "8MiB")
     key = kvmmig.start("console", "a", stdin=-1)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kvmmig.cli import main
-from kvmmig.guests import assemble
+from tests.assembling import assembled, need_nasm
 
 from .conftest import Kvmmig
 
@@ -27,8 +27,7 @@ LETTER_THEN_END = """
 
 
 def boot_sector() -> bytes:
-    code = assemble(LETTER_THEN_END, bits=16, origin=0x7C00, constants={}, name="sector")
-    return code.ljust(510, b"\0") + b"\x55\xaa"
+    return assembled(LETTER_THEN_END, bits=16, origin=0x7C00).ljust(510, b"\0") + b"\x55\xaa"
 
 
 def test_a_toy_guest_prints_and_its_status_is_the_commands(kvmmig: Kvmmig) -> None:
@@ -37,6 +36,7 @@ def test_a_toy_guest_prints_and_its_status_is_the_commands(kvmmig: Kvmmig) -> No
 
 
 def test_a_copy_that_was_changed_by_hand_runs(kvmmig: Kvmmig) -> None:
+    need_nasm()
     source = kvmmig("guests", "hello").stdout
     changed = source.replace("Hello", "Howdy").replace("xor eax, eax", "mov eax, 7")
     howdy = kvmmig("run", kvmmig.program("howdy.asm", changed))
@@ -74,7 +74,7 @@ def test_a_boot_sector_needs_no_entry(kvmmig: Kvmmig, tmp_path: Path) -> None:
 
 
 def test_a_flat_image_is_asked_how_it_starts(kvmmig: Kvmmig, tmp_path: Path) -> None:
-    (tmp_path / "image").write_bytes(boot_sector() * 2)
+    (tmp_path / "image").write_bytes(assembled(LETTER_THEN_END, bits=16, origin=0x7C00).ljust(1024, b"\0"))
     assert "--entry real16" in kvmmig("run", "image").stderr
     ran = kvmmig("run", "image", "--entry", "real16", "--memory", "2MiB")
     assert (ran.stdout, ran.process.returncode) == ("K", 5)
@@ -93,14 +93,14 @@ def test_an_elf_is_known_by_its_magic(kvmmig: Kvmmig, tmp_path: Path) -> None:
 
 
 def test_a_crash_is_a_report_and_status_70(kvmmig: Kvmmig) -> None:
-    crashed = kvmmig("run", kvmmig.program("crash.asm", "# crash: dies\n#@ entry long64\nud2\n"))
+    crashed = kvmmig("run", kvmmig.program("crash.asm", "; crash: dies\n;@ entry long64\nud2\n"))
     assert crashed.process.returncode == 70
     assert "the guest crashed" in crashed.stderr
     assert "rip" in crashed.stderr
 
 
 def test_a_reset_is_a_sentence_and_status_0(kvmmig: Kvmmig) -> None:
-    source = "# reset: resets\n#@ entry long64\nmov al, 0xfe\nout 0x64, al\nhere: jmp here\n"
+    source = "; reset: resets\n;@ entry long64\nmov al, 0xfe\nout 0x64, al\nhere: jmp here\n"
     reset = kvmmig("run", kvmmig.program("reset.asm", source))
     assert reset.process.returncode == 0
     assert "it asked for a reset" in reset.stderr
@@ -145,7 +145,7 @@ def test_an_output_that_breaks_ends_the_guest_with_a_sentence(kvmmig: Kvmmig) ->
 def test_an_output_that_nobody_reads_holds_up_neither_guest_nor_ctrl_c(kvmmig: Kvmmig) -> None:
     source, sink = os.pipe()
     try:
-        noise = "# noise: prints for ever\n#@ entry long64\nmov dx, 0x3f8\nmore: out dx, al\njmp more\n"
+        noise = "; noise: prints for ever\n;@ entry long64\nmov dx, 0x3f8\nmore: out dx, al\njmp more\n"
         noisy = kvmmig.start("run", kvmmig.program("noise.asm", noise), stdout=sink)
         os.close(sink)
         while len(os.read(source, 1)) == 0:
@@ -169,6 +169,8 @@ def test_an_output_that_nobody_reads_holds_up_neither_guest_nor_ctrl_c(kvmmig: K
         (["run", "hello", "--cpus", "many"], 2, "--cpus"),
         (["run", "hello", "--entry", "real16"], 2, "--entry real16"),
         (["run", "hello", "--entry", "smm"], 2, "--entry"),
+        (["run", "hello", "--reserve", "1GiB"], 2, "it needs --incoming URI"),
+        (["run", "--incoming", "tcp:127.0.0.1:0", "--reserve", "65GiB"], 2, "use 1MiB to 64GiB"),
         (["run", "hello", "--set", "hot"], 2, "is not a setting"),
         (["run", "hello", "--set", "hot=1"], 2, "hello has no parameter 'hot'"),
         (["run", "dirtier", "--set", "hot=9GiB"], 2, "hot="),

@@ -55,7 +55,7 @@ def test_bash_gets_what_is_behind_a_colon_or_an_equals_sign(tmp_path: Path) -> N
         (("migrate", "a", "'throttle+file:x?throttle.r"), ["throttle+file:x?throttle.rate="]),
         (("run", "--incoming", "de"), ["defer"]),
         (("run", "dirtier", "--set", "h"), ["hot="]),
-        (("guests", "h"), ["hello"]),
+        (("guests", "hel"), ["hello"]),
         (("set", "a", "down"), ["downtime-limit"]),
         (("set", "a", "policy", "max"), ["max-rounds"]),
         (("set", "a", "auto-converge", ""), ["on", "off"]),

@@ -71,7 +71,9 @@ async def receive(uri: str, kept_back: str) -> None:
 
         if uri != "fd:0":
             nursery.start_soon(obey)
-        incoming = IncomingMigration(transport, on_listening=lambda where: print(where, flush=True))
+        incoming = IncomingMigration(
+            transport, keep_listening=False, on_listening=lambda where: print(where, flush=True)
+        )
         async with incoming.machine():
             await trio.sleep_forever()
 

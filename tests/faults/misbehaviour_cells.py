@@ -179,6 +179,7 @@ class _Run:
     error: KvmmigError | None = None
     there_error: KvmmigError | None = None
     there: Machine | None = None
+    begun: bool = False  # the destination has a source that sends a guest
     took: float | None = None
     problems: list[str] = field(default_factory=list)
     late: list[str] = field(default_factory=list)
@@ -253,7 +254,8 @@ async def _attempt(run: _Run, source: Source) -> None:
                 run.late.append(f"the source took {run.took:.1f} s")
             if cell.way is not Way.STORED:
                 with trio.move_on_after(
-                    0.1 if (cell.waits_for_ever or cell.passed_over) and not run.there else PATIENCE
+                    # Who has not begun to send is passed over: the destination goes on listening.
+                    0.1 if (cell.waits_for_ever or not run.begun) and not run.there else PATIENCE
                 ):
                     await ended.wait()
             if cell.runs_there:  # the guest runs before its channel is closed
@@ -304,7 +306,9 @@ async def _destination(
         incoming = IncomingMigration(
             transport,
             limits=_LIMITS,
+            keep_listening=False,
             on_listening=lambda uri: listens.set(),
+            on_connected=lambda: setattr(run, "begun", True),
             on_here=lambda machine: setattr(run, "there", machine),
             strays=strays,
         )
@@ -373,6 +377,7 @@ def _sentence(run: _Run) -> list[str]:
     error = run.error if cell.side is Side.SOURCE else run.there_error
     if (
         cell.passed_over
+        or (cell.side is Side.DESTINATION and not run.begun and cell.point is not Point.LISTEN)
         or cell.runs_there
         or cell.may_go_unnoticed
         or (cell.handed_over and run.error is None)

@@ -76,6 +76,14 @@ def run() -> Run:
     return run_guest
 
 
+@asynccontextmanager
+async def machine_with(program: Program, memory: int, screen: Screen) -> AsyncIterator[Machine]:
+    """A machine with this program in it, to be started."""
+    async with Machine.open(MachineConfig(memory=memory, name=program.name), output=screen.output) as machine:
+        await machine.load(program)
+        yield machine
+
+
 Move = Callable[[Running], AbstractAsyncContextManager[Running]]
 
 

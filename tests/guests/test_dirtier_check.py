@@ -145,7 +145,7 @@ def test_a_status_block_that_is_nonsense_is_a_fault(memory: GuestMemory) -> None
     memory.write(dirtier.STATUS, struct.pack("<2Q", dirtier.MAGIC, 5))
     assert faults(memory) == (f"vcpu 0: its status block tells of 5 pages, and this vCPU has {PAGES}",)
     status(memory, filled=PAGES - 1, progress=1)
-    assert "filled pages and 1 rewritten ones" in faults(memory)[0]
+    assert "filled pages and 1 steps" in faults(memory)[0]
 
 
 def test_what_the_guest_found_itself_is_a_fault(memory: GuestMemory) -> None:

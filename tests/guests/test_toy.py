@@ -13,31 +13,35 @@ from hypothesis import strategies as st
 from kvmmig.errors import BadConfig, BadImage
 from kvmmig.guests import Parameter, ToyGuest, available, find
 from kvmmig.machine import Entry
+from tests.assembling import need_nasm
 
 MIB = 1 << 20
-HEADER = "# mine: does a thing\n#@ entry long64\n"
+HEADER = "; mine: does a thing\n;@ entry long64\n"
 
 
 def test_the_built_in_guests_are_there() -> None:
-    assert [guest.name for guest in available()] == ["dirtier", "echo", "hello", "registers"]
+    assert [guest.name for guest in available()] == ["dirtier", "echo", "heartbeat", "hello", "registers"]
     assert all(find(guest.name) is guest for guest in available())
 
 
 @pytest.mark.parametrize("guest", available(), ids=lambda guest: guest.name)
-def test_every_built_in_guest_assembles_and_is_called_as_its_file_is(guest: ToyGuest) -> None:
+def test_every_built_in_guest_is_called_as_its_file_is_and_its_defaults_fit_the_least_memory(
+    guest: ToyGuest,
+) -> None:
     assert guest.path == f"{guest.name}.asm"
-    assert guest.program(memory=128 * MIB, cpus=2, settings={}).image
+    for memory in (4 * MIB, 64 * MIB, 64 << 30):
+        assert guest.program(memory=memory, cpus=16, settings={}).image
 
 
 def test_the_header_says_what_a_guest_is() -> None:
-    guest = ToyGuest.parse(HEADER + "#@ param hot = 64MiB   how much\n#@ check dirtier\nnop\n", "mine.asm")
+    guest = ToyGuest.parse(HEADER + ";@ param hot = 64MiB   how much\n;@ check dirtier\nnop\n", "mine.asm")
     assert (guest.name, guest.summary, guest.entry) == ("mine", "does a thing", Entry.LONG64)
     assert guest.parameters == (Parameter("hot", "64MiB", "how much"),)
     assert guest.check == "dirtier"
 
 
 names = st.text(string.ascii_lowercase + string.digits + "_", max_size=8).map("p_".__add__)
-words = st.text(string.ascii_letters + string.digits + " .,;:'=#@", max_size=30).map(" ".join("x").__add__)
+words = st.text(string.ascii_letters + string.digits + " .,;:'=;@", max_size=30).map(" ".join("x").__add__)
 
 
 @given(
@@ -49,8 +53,8 @@ words = st.text(string.ascii_letters + string.digits + " .,;:'=#@", max_size=30)
 def test_every_header_comes_back_as_it_was_written(
     name: str, summary: str, entry: Entry, parameters: dict[str, tuple[int, str]]
 ) -> None:
-    lines = [f"# {name}: {summary}", f"#@ entry {entry}"]
-    lines += [f"#@ param {key} = {default} {text}" for key, (default, text) in parameters.items()]
+    lines = [f"; {name}: {summary}", f";@ entry {entry}"]
+    lines += [f";@ param {key} = {default} {text}" for key, (default, text) in parameters.items()]
     guest = ToyGuest.parse("\n".join([*lines, "nop"]), "x.asm")
     assert (guest.name, guest.summary, guest.entry) == (name, summary.strip(), entry)
     assert guest.parameters == tuple(
@@ -58,7 +62,7 @@ def test_every_header_comes_back_as_it_was_written(
     )
 
 
-@given(st.text() | st.text().map((HEADER + "#@").__add__))
+@given(st.text() | st.text().map((HEADER + ";@").__add__))
 def test_any_text_is_a_header_or_a_bad_image(text: str) -> None:
     with suppress(BadImage):
         ToyGuest.parse(text, "x.asm")
@@ -67,16 +71,15 @@ def test_any_text_is_a_header_or_a_bad_image(text: str) -> None:
 @pytest.mark.parametrize(
     ("source", "sentence"),
     [
-        ("", "x.asm:1: a guest begins with its name"),
-        ("nop\n", "x.asm:1: a guest begins with its name"),
-        ("# mine: does a thing\nnop\n", "x.asm: it does not say how it starts"),
-        ("# mine: does a thing\n#@ entry elf\n", "x.asm:2: write #@ entry real16 or #@ entry long64"),
-        (HEADER + "#@ check nothing\n", "x.asm:3: the host can check dirtier: #@ check nothing"),
-        (HEADER + "#@ parm a = 1\n", "x.asm:3: after #@ comes entry, param or check: #@ parm a = 1"),
-        (HEADER + "#@ param A = 1\n", "x.asm:3: write #@ param name = default"),
-        (HEADER + "#@ param a = many\n", "x.asm:3: 'many' is not a size"),
-        (HEADER + "#@ param a = 1\n#@ param a = 2\n", "x.asm:4: a is there already"),
-        (HEADER + "#@ param memory = 1\n", "x.asm:3: memory is there already"),
+        (";@ entry real16\nnop\n", "x.asm:1: a guest begins with its name"),
+        ("; mine: does a thing\n;@ check dirtier\n", "x.asm: it does not say how it starts"),
+        ("; mine: does a thing\n;@ entry elf\n", "x.asm:2: write ;@ entry real16 or ;@ entry long64"),
+        (HEADER + ";@ check nothing\n", "x.asm:3: the host can check dirtier: ;@ check nothing"),
+        (HEADER + ";@ parm a = 1\n", "x.asm:3: after ;@ comes entry, param or check: ;@ parm a = 1"),
+        (HEADER + ";@ param A = 1\n", "x.asm:3: write ;@ param name = default"),
+        (HEADER + ";@ param a = many\n", "x.asm:3: 'many' is not a size"),
+        (HEADER + ";@ param a = 1\n;@ param a = 2\n", "x.asm:4: a is there already"),
+        (HEADER + ";@ param a = 1KiB|120%\n", "x.asm:3: '1KiB|120%' is not a size"),
     ],
 )
 def test_a_wrong_header_names_file_and_line(source: str, sentence: str) -> None:
@@ -85,22 +88,42 @@ def test_a_wrong_header_names_file_and_line(source: str, sentence: str) -> None:
     assert str(caught.value).startswith(sentence)
 
 
-def test_parameters_become_constants_and_stay_with_the_program() -> None:
-    guest = ToyGuest.parse(HEADER + "#@ param a = 1KiB\n#@ param b = 2\n.quad A, B, MEMORY, CPUS\n", "x.asm")
+def test_parameters_stay_with_the_program_in_their_order() -> None:
+    guest = ToyGuest.parse(HEADER + ";@ param a = 1KiB\n;@ param b = 2\n", "x.asm", image=b"\x90")
     program = guest.program(memory=4 * MIB, cpus=3, settings={"b": "5k"})
-    expected = (1024, 5120, 4 * MIB, 3)
-    assert program.image == b"".join(value.to_bytes(8, "little") for value in expected)
-    assert program.parameters == {"a": 1024, "b": 5120}
-    assert (program.name, program.entry) == ("mine", Entry.LONG64)
+    assert list(program.parameters.items()) == [("a", 1024), ("b", 5120)]
+    assert (program.name, program.entry, program.image) == ("mine", Entry.LONG64, b"\x90")
+
+
+def test_a_default_may_be_a_share_of_the_memory_and_what_is_given_is_not_changed() -> None:
+    (parameter,) = ToyGuest.parse(HEADER + ";@ param a = 64MiB|25%  b\n", "x.asm").parameters
+    assert str(parameter) == "a=64MiB, at most 25% of the memory"
+    assert parameter.value(None, 1 << 30) == 64 * MIB
+    assert parameter.value(None, 64 * MIB) == 16 * MIB
+    assert parameter.value("60MiB", 64 * MIB) == 60 * MIB
+
+
+def test_a_parameter_may_be_one_of_several_words() -> None:
+    (parameter,) = ToyGuest.parse(HEADER + ";@ param a = red|green|blue  b\n", "x.asm").parameters
+    assert [parameter.value(given, MIB) for given in (None, "red", "blue")] == [0, 0, 2]
+    with pytest.raises(ValueError, match="it can't be 'pink'; use red, green, blue"):
+        parameter.value("pink", MIB)
+
+
+def test_a_source_without_a_header_is_taken_as_it_is() -> None:
+    guest = ToyGuest.parse("; my first one\nnop\n", "first.asm")
+    assert (guest.name, guest.entry, guest.parameters) == ("first", None, ())
 
 
 def test_an_error_in_a_source_names_the_line_of_the_file() -> None:
-    guest = ToyGuest.parse(HEADER + "#@ param a = 1\n\nbogus\n", "some/x.asm")
+    need_nasm()
+    guest = ToyGuest.parse(HEADER + ";@ param a = 1\n\nbogus eax\n", "some/x.asm")
     with pytest.raises(BadImage, match=r"some/x\.asm:5: .*: bogus"):
         guest.program(memory=MIB, cpus=1, settings={})
 
 
 def test_a_source_without_instructions_is_no_guest() -> None:
+    need_nasm()
     with pytest.raises(BadImage, match=r"x\.asm: there is no instruction in it"):
         ToyGuest.parse(HEADER, "x.asm").program(memory=MIB, cpus=1, settings={})
 
@@ -108,7 +131,7 @@ def test_a_source_without_instructions_is_no_guest() -> None:
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"hott": 1}, "dirtier has no parameter 'hott'; it has hot, pace, stride"),
+        ({"hott": 1}, "dirtier has no parameter 'hott'; it has hot, pace, pattern, stride"),
         ({"hot": "lots"}, "dirtier: hot: 'lots' is not a size"),
         ({"pace": -1}, "dirtier: pace: it can't be -1; use 0 to 9223372036854775807"),
         ({"pace": 1 << 63}, "dirtier: pace: it can't be 9223372036854775808"),
@@ -143,7 +166,7 @@ def test_too_little_memory_for_the_dirtier_is_one_sentence() -> None:
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(
-        BadImage, match=r"there is no guest 'dirtyer'; use dirtier, echo, hello, registers, or"
+        BadImage, match=r"there is no guest 'dirtyer'; use dirtier, echo, heartbeat, hello, registers, or"
     ):
         find("dirtyer")
 
@@ -158,9 +181,10 @@ def test_a_file_that_is_missing_or_no_text_is_one_sentence(tmp_path: Path) -> No
 
 def test_a_changed_copy_of_the_dirtier_is_found_by_path_and_keeps_its_check(tmp_path: Path) -> None:
     copy = tmp_path / "my-dirtier.asm"
-    copy.write_text(find("dirtier").source.replace("# dirtier:", "# my-dirtier:", 1))
+    copy.write_text(find("dirtier").source.replace("; dirtier:", "; my-dirtier:", 1))
     guest = find(str(copy))
     assert guest.name == "my-dirtier"
-    program = guest.program(memory=64 * MIB, cpus=1, settings={"hot": "8MiB"})
+    need_nasm()
+    program = guest.program(memory=64 * MIB, cpus=1, settings={"hot": "8MiB", "pattern": "zipf"})
     assert program.name == "dirtier"
-    assert program.parameters == {"hot": 8 * MIB, "stride": 1, "pace": 0}
+    assert program.parameters == {"hot": 8 * MIB, "stride": 1, "pace": 0, "pattern": 2}

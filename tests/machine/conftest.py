@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-import keystone
 import pytest
 import trio
 
 from kvmmig.machine import Entry, Program
+from tests.assembling import assembled
 
 Assemble = Callable[[str], Program]
 WaitUntil = Callable[[Callable[[], object]], Awaitable[None]]
@@ -19,8 +19,8 @@ SERIAL_INTERRUPTS = """
     cli
     xor ax, ax
     mov ds, ax
-    mov word ptr [0x90], 0x7d00
-    mov word ptr [0x92], 0
+    mov word [0x90], 0x7d00
+    mov word [0x92], 0
     mov al, 0x11
     out 0x20, al
     mov al, 0x20
@@ -37,22 +37,16 @@ SERIAL_INTERRUPTS = """
 """
 
 
-def _assembled(source: str, mode: int, origin: int) -> bytes:
-    code, _ = keystone.Ks(keystone.KS_ARCH_X86, mode).asm(source, origin, as_bytes=True)
-    assert code
-    return bytes(code)
-
-
 @pytest.fixture
 def long64() -> Assemble:
     """Assemble a guest for 64-bit mode."""
-    return lambda source: Program("test", Entry.LONG64, _assembled(source, keystone.KS_MODE_64, 0x100000))
+    return lambda source: Program("test", Entry.LONG64, assembled(source, bits=64, origin=0x100000))
 
 
 @pytest.fixture
 def real16() -> Assemble:
     """Assemble a guest for real mode."""
-    return lambda source: Program("test", Entry.REAL16, _assembled(source, keystone.KS_MODE_16, 0x7C00))
+    return lambda source: Program("test", Entry.REAL16, assembled(source, bits=16, origin=0x7C00))
 
 
 @pytest.fixture
@@ -64,7 +58,7 @@ def counter(long64: Assemble) -> Program:
 @pytest.fixture
 def spinner(long64: Assemble) -> Program:
     """Increments the quadword at 2 MiB for ever, and never leaves the guest."""
-    return long64("mov rbx, 0x200000; again: inc qword ptr [rbx]; jmp again")
+    return long64("mov rbx, 0x200000; again: inc qword [rbx]; jmp again")
 
 
 @pytest.fixture

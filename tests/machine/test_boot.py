@@ -164,8 +164,8 @@ def test_an_elf_file_that_cannot_be_loaded_is_refused_in_one_sentence(image: byt
 
 
 def test_a_real_mode_image_may_fill_conventional_memory_and_no_more() -> None:
-    with pytest.raises(BadImage, match="must end by 0x9fc00; 622593 bytes do not fit"):
-        load(Program("big", Entry.REAL16, bytes(0x98000 + 1)))
+    with pytest.raises(BadImage, match="must end by 0x9f000; 619521 bytes do not fit"):
+        load(Program("big", Entry.REAL16, bytes(0x97400 + 1)))
 
 
 @pytest.mark.parametrize("entry", [Entry.REAL16, Entry.LONG64])
@@ -191,7 +191,7 @@ def words(data: bytes) -> list[int]:
 @pytest.mark.parametrize("end", [4 << 20, (4 << 20) + (256 << 10), 3 << 30, (4 << 30) + 1, 65 << 30])
 def test_every_address_up_to_the_end_of_ram_is_mapped_to_itself_for_level_3(end: int) -> None:
     area = boot.boot_area(end, 1)
-    directories = 0x54000
+    directories, first_table = 0x5E000, 0x4000
 
     def entry(table: int, index: int) -> int:
         if table >= directories:
@@ -211,13 +211,31 @@ def test_every_address_up_to_the_end_of_ram_is_mapped_to_itself_for_level_3(end:
         found = entry(table, address >> 21 & 511)
         if not found & 1:
             return None
+        if found & ~0xFFF == first_table:
+            found = entry(first_table, address >> 12 & 511)
+            assert found & 0xFFF in (0, 0x67)
+            return found & ~0xFFF | address & 0xFFF if found & 1 else None
         assert found & 0xFFF == 0xE7
         return found & ~0x1FFFFF | address & 0x1FFFFF
 
-    for address in (0, 0x100000, end // 2, 0xFEE00000, 1 << 32, end - 1):
+    for address in (0x1000, 0x100000, end // 2, 0xFEE00000, 1 << 32, end - 1):
         if address < end:
             assert translate(address) == address
     assert translate(-(-end // (2 << 20)) * (2 << 20)) is None
+    assert translate(0) is None
+    assert translate(boot.stack_guard(0, 1)) is None
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 3, 16])
+def test_below_every_stack_there_is_a_page_that_is_not_mapped(cpus: int) -> None:
+    table = words(boot.boot_area(4 << 20, cpus)[0x4000])
+    missing = {page * 4096 for page, entry in enumerate(table) if not entry & 1}
+    guards = [boot.stack_guard(index, cpus) for index in range(cpus)]
+    assert missing == {0, *guards}
+    assert boot.stack_size(cpus) >= 12 << 10
+    tops = [guard + 4096 + boot.stack_size(cpus) for guard in guards]
+    assert tops[:-1] == guards[1:]
+    assert tops[-1] <= 0x5E000
 
 
 def test_the_boot_area_has_room_for_sixteen_vcpus_and_the_most_memory_and_nothing_overlaps() -> None:

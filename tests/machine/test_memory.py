@@ -83,14 +83,6 @@ def test_gathered_pages_scatter_back_to_their_places() -> None:
     two.close()
 
 
-async def test_populate_reports_every_byte_once() -> None:
-    memory = GuestMemory(96 << 20)
-    seen: list[tuple[int, int]] = []
-    await memory.populate(lambda done, total: seen.append((done, total)))
-    assert seen == [(64 << 20, 96 << 20), (96 << 20, 96 << 20)]
-    memory.close()
-
-
 def test_closing_twice_or_while_a_view_lives_is_no_error() -> None:
     memory = GuestMemory(MEMORY_UNIT)
     view = memory.pages(0)

@@ -27,7 +27,7 @@ async def test_a_reset_guest_has_its_memory_and_its_state_as_right_after_its_loa
     # It leaves something of its own in memory, in the vector registers, and in the UART.
     vandal = long64(
         "mov rbx, 0x200000; mov rax, -1; movq xmm5, rax; mov dx, 0x3ff; mov al, 0x5a; out dx, al;"
-        "mov byte ptr [0x100000], 0xcc; again: inc qword ptr [rbx]; jmp again"
+        "mov byte [0x100000], 0xcc; again: inc qword [rbx]; jmp again"
     )
     with trio.fail_after(60):
         async with Machine.open(SMALL) as machine:
@@ -74,7 +74,7 @@ async def test_a_reset_boot_sector_is_back_in_real_mode(real16: Assemble, wait_u
     sector = real16(
         "mov al, 0x41; out 0xe9, al; cli; lgdt [gdtr]; mov eax, cr0; or al, 1; mov cr0, eax;"
         "mov ax, 8; mov ds, ax; again: jmp again;"
-        "gdt: .quad 0; .quad 0x00cf93000000ffff; gdtr: .word 15; .long gdt"
+        "gdt: dq 0; dq 0x00cf93000000ffff; gdtr: dw 15; dd gdt"
     )
     with trio.fail_after(60):
         async with Machine.open(SMALL, output=output.extend) as machine:

@@ -67,7 +67,7 @@ async def test_a_guest_goes_on_in_another_machine_where_it_was_stopped(
 async def test_two_vcpus_go_on_in_another_machine_several_times(
     long64: Assemble, irqchip: bool, wait_until: WaitUntil
 ) -> None:
-    source = "again: inc qword ptr [rdi * 8 + 0x200000]; inc rax; cvtsi2sd xmm5, rax; jmp again"
+    source = "again: inc qword [rdi * 8 + 0x200000]; inc rax; cvtsi2sd xmm5, rax; jmp again"
 
     def counts(machine: Machine) -> tuple[int, int]:
         first, second = struct.unpack("<QQ", machine.memory.read(0x200000, 16))
@@ -97,7 +97,7 @@ async def test_what_is_applied_is_captured_again_byte_for_byte(
     long64: Assemble, wait_until: WaitUntil
 ) -> None:
     source = """
-        again: inc qword ptr [rbx + 0x200000]
+        again: inc qword [rbx + 0x200000]
         inc rax
         cvtsi2sd xmm7, rax
         fld1
@@ -166,12 +166,12 @@ async def test_an_interrupt_that_was_pending_is_delivered_in_the_other_machine(
     source = f"""{SERIAL_INTERRUPTS}
         mov al, '>'
         out 0xe9, al
-        wait: cmp byte ptr [0x9000], 0
-        je wait
+        waiting: cmp byte [0x9000], 0
+        je waiting
         sti
         again: hlt
         jmp again
-        .balign 0x100
+        align 0x100
         mov dx, 0x3f8
         in al, dx
         out 0xf4, al
@@ -199,7 +199,7 @@ async def test_a_halted_vcpu_is_still_halted_in_the_other_machine_and_wakes_up_t
         hlt
         mov al, 1
         out 0xf4, al
-        .balign 0x100
+        align 0x100
         mov dx, 0x3f8
         in al, dx
         out 0xe9, al
@@ -232,8 +232,8 @@ async def test_a_halted_vcpu_is_still_halted_in_the_other_machine_and_wakes_up_t
 
 async def test_input_that_was_typed_but_not_read_moves_with_the_guest(long64: Assemble) -> None:
     source = """
-        wait: cmp byte ptr [0x200000], 0
-        je wait
+        waiting: cmp byte [0x200000], 0
+        je waiting
         again: mov dx, 0x3fd
         in al, dx
         test al, 1

@@ -20,7 +20,7 @@ C, R, P, M, E, X = State.CREATED, State.RUNNING, State.PAUSED, State.MOVED, Stat
 # Where each command leads from each state; None: it raises WrongState and changes nothing.
 EXPECTED: dict[str, dict[State, State | None]] = {
     "load": {C: C, R: None, P: None, M: None, E: None, X: None},
-    "apply": {C: C, R: None, P: None, M: None, E: None, X: None},
+    "apply": {C: P, R: None, P: None, M: None, E: None, X: None},
     "start": {C: R, R: R, P: R, M: None, E: None, X: None},
     "resume": {C: None, R: R, P: R, M: None, E: None, X: None},
     "force": {C: None, R: R, P: R, M: R, E: None, X: None},
@@ -164,7 +164,7 @@ async def test_a_guest_that_ends_itself_takes_the_machine_to_ended(quitter: Prog
 async def test_a_guest_that_has_ended_is_not_set_running_by_a_resume_that_came_too_late(
     long64: Callable[[str], Program],
 ) -> None:
-    source = "out 0xf4, al; again: inc qword ptr [0x200000]; jmp again"
+    source = "out 0xf4, al; again: inc qword [0x200000]; jmp again"
     with trio.fail_after(60):
         async with Machine.open(SMALL) as machine:
             await machine.load(long64(source))

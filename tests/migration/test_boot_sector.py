@@ -9,31 +9,30 @@ import numpy as np
 import pytest
 import trio
 
-from kvmmig import guests
 from kvmmig.machine import Entry, Machine, MachineConfig, Program
 from kvmmig.migration.incoming import IncomingMigration
 from kvmmig.migration.outgoing import OutgoingMigration
+from tests.assembling import assembled
 
 pytestmark = pytest.mark.kvm
 
 MIB = 1 << 20
 FIRST, LAST, SIZE = 1 * MIB, 12 * MIB, 16 * MIB
 
-# It is loaded at 0x7c00; the GDT lies behind it at 0x7d00, built by the test as no assembler need know of it.
-REAL = """
+SECTOR = f"""
     cli
     xor ax, ax
     mov ds, ax
     in al, 0x92
     or al, 2
     out 0x92, al
-    lgdt [0x7d20]
+    lgdt [gdtr]
     mov eax, cr0
     or al, 1
     mov cr0, eax
-"""
-FAR_JUMP = b"\xea\x80\x7c\x08\x00"  # jmp 0x08:0x7c80, which enters 32-bit code
-FLAT = f"""
+    jmp 8:flat
+    bits 32
+flat:
     mov ax, 0x10
     mov ds, ax
     mov dx, 0x3f8
@@ -42,27 +41,22 @@ FLAT = f"""
 pass:
     mov eax, {FIRST}
 page:
-    inc byte ptr [eax]
+    inc byte [eax]
     add eax, 4096
     cmp eax, {LAST}
     jb page
     mov al, 'B'
     out dx, al
     jmp pass
+    align 8
+gdt:
+    dq 0, 0x00cf9a000000ffff, 0x00cf92000000ffff
+gdtr:
+    dw 23
+    dd gdt
+    times 510 - ($ - $$) db 0
+    dw 0xaa55
 """
-
-
-def boot_sector() -> bytes:
-    image = bytearray(512)
-    real = guests.assemble(REAL, bits=16, origin=0x7C00, constants={}, name="real") + FAR_JUMP
-    flat = guests.assemble(FLAT, bits=32, origin=0x7C80, constants={}, name="flat")
-    image[: len(real)] = real
-    image[0x80 : 0x80 + len(flat)] = flat
-    descriptors = (0, 0x00CF9A000000FFFF, 0x00CF92000000FFFF)
-    image[0x100:0x118] = b"".join(one.to_bytes(8, "little") for one in descriptors)
-    image[0x120:0x126] = (23).to_bytes(2, "little") + (0x7D00).to_bytes(4, "little")
-    image[510:] = b"\x55\xaa"
-    return bytes(image)
 
 
 async def consistent(machine: Machine) -> int:
@@ -77,7 +71,7 @@ async def consistent(machine: Machine) -> int:
 
 @pytest.mark.parametrize("scheme", ["tcp", "pipe", "file"])
 async def test_a_boot_sector_moves_and_its_memory_is_of_one_moment(scheme: str, tmp_path: Path) -> None:
-    program = Program("boot", Entry.REAL16, boot_sector())
+    program = Program("boot", Entry.REAL16, assembled(SECTOR, bits=16, origin=0x7C00))
     where = "tcp:127.0.0.1:0" if scheme == "tcp" else f"{scheme}:{tmp_path}/guest.img"
     printed = bytearray()
     async with Machine.open(MachineConfig(memory=SIZE), output=printed.extend) as source:

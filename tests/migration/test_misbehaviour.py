@@ -206,6 +206,7 @@ class Outcome:
     """Who runs when both sides have come to their end, and what they were told."""
 
     source: State = State.CREATED
+    begun: bool = False  # at the destination
     arrived: bool = False
     errors: tuple[KvmmigError, ...] = ()
 
@@ -235,7 +236,9 @@ async def move(plan: Plan, around: str = "") -> Outcome:
                     transport_for(uri if plan.side is Side.DESTINATION else TransportURI("bad", name)),
                     limits=limits,
                     strays=strays,
+                    keep_listening=False,
                     on_listening=lambda uri: task_status.started(),
+                    on_connected=lambda: setattr(outcome, "begun", True),
                 )
                 async with incoming.machine() as machine:
                     outcome.arrived = machine.state is State.RUNNING
@@ -258,6 +261,8 @@ async def move(plan: Plan, around: str = "") -> Outcome:
                 errors.append(error)
             over.set()
             nursery.cancel_scope.deadline = trio.current_time() + (5 if waits else 30)
+            if not outcome.begun:
+                nursery.cancel_scope.cancel()  # it goes on listening for a source that gets further
         outcome.source, outcome.errors = source.state, tuple(errors)
         if outcome.unknown:
             await source.resume(force=True)
@@ -287,7 +292,7 @@ async def judge(plan: Plan, around: str = "") -> None:
         assert outcome.source is State.MOVED, where
     else:
         assert runs_here, f"nobody runs it, {where}"
-    its_log_says_it = outcome.arrived and plan.side is Side.DESTINATION
+    its_log_says_it = (outcome.arrived or not outcome.begun) and plan.side is Side.DESTINATION
     if outcome.errors and not its_log_says_it and plan.method.endswith("some") and plan.slip in WORDS:
         said = " ".join(map(str, outcome.errors))
         assert "the transport 'bad' (from this program)" in said, where

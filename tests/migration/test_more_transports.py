@@ -215,7 +215,7 @@ async def test_a_standard_input_that_is_neither_socket_nor_pipe_is_a_sentence() 
         done = await trio.run_process(
             command, stdin=subprocess.DEVNULL, capture_stdout=True, capture_stderr=True, check=False
         )
-    assert "descriptor 0 is a character device; give a socket or a pipe" in done.stderr.decode()
+    assert "fd:0 is a character device; give a socket or a pipe" in done.stderr.decode()
 
 
 @pytest.mark.parametrize("how", ["--incoming", "live=on", ""])

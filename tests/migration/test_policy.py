@@ -19,7 +19,9 @@ from kvmmig.migration.policy import (
     Policy,
     RateAdaptive,
     RoundFigures,
+    Saving,
     Stop,
+    Stopped,
     default_policy,
 )
 
@@ -115,3 +117,27 @@ def test_wishes_of_several_policies_are_kept_together() -> None:
     first, second = decide_all(policy, [1000, 1000])
     assert first == Continue(bandwidth=ROUND.dirty_rate + RateAdaptive.INCREMENT)
     assert second == Continue(bandwidth=ROUND.dirty_rate + RateAdaptive.INCREMENT, throttle=0.5)
+
+
+def saving(*rounds: tuple[int, int]) -> list[object]:
+    """What `Saving` decides after rounds that sent, and left, so many pages."""
+    policy = Saving()
+    return [
+        policy.decide(
+            replace(ROUND, round=i, sent_bytes=sent * 4096, dirty_pages=left, rate=1.0, link_rate=1.0)
+        )
+        for i, (sent, left) in enumerate(rounds)
+    ]
+
+
+def test_a_save_goes_on_only_while_rounds_shrink_and_little_is_sent_again() -> None:
+    assert saving((1000, 250), (250, 250)) == [Continue(), Stop()], "rewritten flat out"
+    assert saving((1000, 501)) == [Stop()]
+    assert saving((1000, 300), (300, 100), (100, 30)) == [Continue(), Continue(), Continue()]
+    assert saving((1000, 400), (400, 150)) == [Continue(), Stop()], "more than half of it again"
+    assert saving((10**6, 1000), (1000, 100), (100, 10), (10, 1))[-1] == Stop()
+    assert Saving().decide(replace(ROUND, dirty_pages=0)) == Stop()
+
+
+def test_who_wants_no_live_round_is_heard_before_the_first_one() -> None:
+    assert FirstOf(MaxRounds(), Stopped()).start() == Stop()

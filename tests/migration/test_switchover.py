@@ -5,14 +5,14 @@ Both machines are real. The guest only spins, so that every migration of it is t
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 
 import pytest
 import trio
 
 from kvmmig import stream
-from kvmmig.errors import ChannelBroken, KvmmigError, OutcomeUnknown
+from kvmmig.errors import ChannelBroken, ChannelClosed, KvmmigError, OutcomeUnknown
 from kvmmig.machine import Entry, Machine, MachineConfig, Program, State
 from kvmmig.migration.incoming import IncomingMigration
 from kvmmig.migration.outgoing import OutgoingMigration
@@ -41,6 +41,16 @@ class Link:
         self.source = LinkEnd(self, there, after if cut == "forwards" else None, swallow)
         self.destination = LinkEnd(self, back, after if cut == "backwards" else None, swallow)
 
+    @contextmanager
+    def told_dead(self) -> Iterator[None]:
+        """That a test has ended the channel below is a broken link to those above."""
+        try:
+            yield
+        except ChannelClosed:
+            if not self.dead:
+                raise
+            raise ChannelBroken("the link died") from None
+
     def die(self) -> None:
         self.dead = True
         self.source.inner.abort()
@@ -68,17 +78,19 @@ class LinkEnd(Channel):
                 await trio.lowlevel.checkpoint()
                 self._link.die()
                 if not self._swallow:
-                    return await self.inner.send_some([data])  # which says that the link is dead
+                    raise ChannelBroken("the link died")
                 self.sent += data
                 return len(data)
             data = data[: self._left]
             self._left -= len(data)
-        assert await self.inner.send_some([data]) == len(data)
+        with self._link.told_dead():
+            assert await self.inner.send_some([data]) == len(data)
         self.sent += data
         return len(data)
 
     async def receive_some(self, buffer: memoryview) -> int:
-        return await self.inner.receive_some(buffer)
+        with self._link.told_dead():
+            return await self.inner.receive_some(buffer)
 
     async def flush(self) -> None:
         await trio.lowlevel.checkpoint()
@@ -98,6 +110,7 @@ class Given(Transport):
 
     def __init__(self, channel: Channel) -> None:
         super().__init__(TransportURI("given", "x"))
+        self.arrives_at_once = True
         self._channel = channel
 
     @asynccontextmanager

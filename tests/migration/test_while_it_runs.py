@@ -11,7 +11,7 @@ from kvmmig.errors import (
 )
 from kvmmig.machine.machine import State
 from kvmmig.migration.outgoing import OutgoingMigration
-from kvmmig.migration.pages import PageMap
+from kvmmig.migration.pagemap import PageMap
 from kvmmig.migration.policy import Continue, Limits, MaxRounds, RoundFigures
 from kvmmig.migration.report import Phase
 

@@ -14,6 +14,7 @@ from kvmmig import guests
 from kvmmig.machine import MachineConfig
 from kvmmig.monitor.commands import commands_for
 from kvmmig.monitor.control import MachineControl
+from kvmmig.monitor.events import EVENTS
 from kvmmig.qmp import Session
 
 MIB = 1 << 20
@@ -29,7 +30,11 @@ class Lab:
         self.session = Session()
         self.session.negotiated = True
         self.events: list[tuple[str, Mapping[str, Any]]] = []
-        control.subscribe(lambda event, data: self.events.append((event, data)))
+        control.subscribe(self._note)
+
+    def _note(self, event: str, data: Mapping[str, Any]) -> None:
+        assert set(data) == set(EVENTS[event]), "query-qmp-schema describes it"
+        self.events.append((event, data))
 
     async def __call__(self, command: str, **arguments: object) -> Any:
         """Carry a command out, through JSON both ways; ``_`` in an argument's name is ``-``."""
@@ -76,9 +81,9 @@ async def running(
 
 
 @asynccontextmanager
-async def awaiting() -> AsyncIterator[Lab]:
+async def awaiting(name: str = "there") -> AsyncIterator[Lab]:
     """Where a guest may arrive."""
-    async with MachineControl.open(name="there") as control:
+    async with MachineControl.open(name=name) as control:
         control.incoming.defer()
         yield Lab(control)
 

@@ -12,6 +12,7 @@ import kvmmig
 from kvmmig.errors import WrongState
 from kvmmig.monitor.commands import commands_for
 from kvmmig.monitor.control import MachineControl
+from kvmmig.monitor.events import EVENTS
 from kvmmig.qmp import QMPError
 from tests.monitor.lab import MIB, PATIENCE, Lab, awaiting, check, running
 
@@ -65,6 +66,8 @@ def test_all_commands_of_a_machine_are_there() -> None:
         *("migrate-set-capabilities", "query-migrate-capabilities"),
         *(f"x-kvmmig-query-{name}" for name in own.split()),
         *("x-kvmmig-set-policy", "x-kvmmig-set-knob", "x-kvmmig-take-back"),
+        *("query-uuid", "query-block", "query-chardev", "query-qmp-schema", "system_powerdown"),
+        *("set-action", "x-exit-preconfig", "human-monitor-command"),
     }
 
 
@@ -118,7 +121,7 @@ async def test_the_dirty_rate_is_measured_beside_a_running_guest() -> None:
         async with running(size=32 * MIB, hot="8MiB") as lab:
             await lab("calc-dirty-rate", calc_time=300, calc_time_unit="millisecond")
             assert (await lab("query-dirty-rate"))["status"] == "measuring"
-            with pytest.raises(WrongState, match="being measured already"):
+            with pytest.raises(WrongState, match="already being measured"):
                 await lab("calc-dirty-rate", calc_time=1)
             await lab.until(lambda: lab.control.dirty_rate.status == "measured")
             measured = await lab("query-dirty-rate", calc_time_unit="millisecond")
@@ -127,11 +130,56 @@ async def test_the_dirty_rate_is_measured_beside_a_running_guest() -> None:
             # Each page that it writes in that time counts once, and on a busy host it writes but a few.
             assert 0 < measured["x-kvmmig-dirty-rate-bytes"] < 33 * MIB / 0.3
             await lab("stop")
-            await lab("calc-dirty-rate", calc_time=10, calc_time_unit="millisecond", mode="dirty-bitmap")
+            await lab("calc-dirty-rate", calc_time=50, calc_time_unit="millisecond", mode="dirty-bitmap")
             await lab.until(lambda: lab.control.dirty_rate.status == "measured")
             assert (await lab("query-dirty-rate"))["dirty-rate"] == 0, "a paused guest writes nothing"
             await lab("cont")
             await check(lab.control)
+
+
+@pytest.mark.kvm
+async def test_the_dirty_rate_is_estimated_from_a_sample_of_the_pages() -> None:
+    with trio.fail_after(PATIENCE):
+        async with running(size=32 * MIB, hot="24MiB") as lab:
+            await lab("calc-dirty-rate", calc_time=200, calc_time_unit="millisecond", sample_pages=16384)
+            await lab.until(lambda: lab.control.dirty_rate.status == "measured")
+            measured = await lab("query-dirty-rate")
+            assert (measured["mode"], measured["sample-pages"]) == ("page-sampling", 16384)
+            assert 0 < measured["x-kvmmig-dirty-rate-bytes"] < 33 * MIB / 0.2
+            await lab("stop")
+            await lab("calc-dirty-rate", calc_time=50, calc_time_unit="millisecond", mode="page-sampling")
+            await lab.until(lambda: lab.control.dirty_rate.status == "measured")
+            measured = await lab("query-dirty-rate")
+            assert (measured["dirty-rate"], measured["sample-pages"]) == (0, 512)
+
+
+async def test_the_schema_says_what_there_is_and_what_each_command_takes() -> None:
+    async with MachineControl.open(name="a") as control:
+        lab = Lab(control)
+        schema = await lab("query-qmp-schema")
+        described = {one["name"]: one for one in schema}
+        assert len(described) == len(schema), "no name twice"
+        kinds = {
+            kind: [one["name"] for one in schema if one["meta-type"] == kind] for kind in ("command", "event")
+        }
+        assert kinds == {"command": lab.table.names(), "event": sorted(EVENTS)}
+        for one in schema:  # each type that is named is described
+            used = [one[key] for key in ("arg-type", "ret-type", "element-type") if key in one]
+            used += [member["type"] for member in one.get("members", []) if one["meta-type"] != "enum"]
+            assert set(used) <= set(described), one
+        members = described[described["calc-dirty-rate"]["arg-type"]]["members"]
+        by_name = {member["name"]: member for member in members}
+        assert by_name["calc-time"] == {"name": "calc-time", "type": "int"}, "it may not be missing"
+        assert by_name["sample-pages"] == {"name": "sample-pages", "type": "int", "default": None}
+        assert set(described[by_name["mode"]["type"]]["values"]) == {
+            "dirty-bitmap",
+            "dirty-ring",
+            "page-sampling",
+        }
+        assert described["stop"]["ret-type"] == described["stop"]["arg-type"], (
+            "nothing goes in, nothing comes out"
+        )
+        assert described["query-status"]["ret-type"] == "any"
 
 
 @pytest.mark.kvm
@@ -152,11 +200,7 @@ async def test_a_migration_ends_a_measurement_and_loses_nothing(tmp_path: object
 @pytest.mark.kvm
 async def test_a_measurement_that_makes_no_sense_is_refused() -> None:
     async with running() as lab:
-        with pytest.raises(QMPError, match="no mode 'page-sampling' here; use 'dirty-bitmap'"):
-            await lab("calc-dirty-rate", calc_time=1, mode="page-sampling")
-        with pytest.raises(QMPError, match="calc-time"):
-            await lab("calc-dirty-rate", calc_time=0)
-        with pytest.raises(QMPError, match="calc-time' expects an integer in the range of 1 to 60000 ms"):
-            await lab("calc-dirty-rate", calc_time=61)
-        with pytest.raises(QMPError, match="sample-pages"):
-            await lab("calc-dirty-rate", calc_time=1, sample_pages=512)
+        for given in ({"calc_time": 61}, {"calc_time": 1, "mode": "dirty-ring"}, {"calc_time": -1}):
+            with pytest.raises(QMPError):
+                await lab("calc-dirty-rate", **given)
+        assert (await lab("query-dirty-rate"))["status"] == "unstarted"

@@ -9,7 +9,9 @@ import trio.testing
 from kvmmig import guests
 from kvmmig.errors import BadURI, KvmmigError, MigrationCancelled, OutcomeUnknown, StreamError, WrongState
 from kvmmig.machine import Entry, Machine, MachineConfig, Program
+from kvmmig.migration.phases import Phase
 from kvmmig.monitor.control import MachineControl
+from kvmmig.stream.format import HEADER, IDENTITY_SIZE, PREAMBLE
 from tests.monitor.lab import MIB, PATIENCE, Lab, awaiting, check, listening, running
 
 pytestmark = pytest.mark.kvm
@@ -141,7 +143,7 @@ async def test_a_guest_moves_and_both_sides_say_so() -> None:
             ]
             passes = [data["pass"] for name, data in here.events if name == "MIGRATION_PASS"]
             assert passes == list(range(1, len(figures.rounds) + 3))
-            assert there.named == ["setup", "active", "completed", "RESUME"]
+            assert there.named == ["setup", "active", "RESUME", "completed"]
             with pytest.raises(WrongState, match="has moved away"):
                 await here.control.resume()
             with pytest.raises(WrongState, match="has moved away"):
@@ -157,8 +159,30 @@ async def test_a_paused_guest_arrives_paused() -> None:
             await here.control.outgoing.wait()
             await there.control.incoming.wait()
             assert there.control.run_state() == "paused"
+            there.control.outgoing.check()  # it can move on as it is
             await there.control.resume()
             assert there.control.run_state() == "running"
+
+
+async def test_a_guest_that_ends_as_it_arrives_is_told_of_and_its_source_knows_that_it_came() -> None:
+    # It waits for a key, and dies of it: 0x3fd says whether there is one.
+    dies_on_a_key = Program("dies", Entry.LONG64, b"\x66\xba\xfd\x03\xec\xa8\x01\x74\xfb\x0f\x0b")
+    with trio.fail_after(PATIENCE):
+        async with MachineControl.open(name="here") as here:
+            await here.load(MachineConfig(memory=4 * MIB), dies_on_a_key, start=True)
+            here.settings.set_capabilities([("pause-before-switchover", True)])
+            async with awaiting() as there:
+                here.outgoing.begin(await listening(there))
+                await there.until(lambda: here.outgoing.status == "pre-switchover")
+                assert here.machine is not None
+                assert here.outgoing.migration is not None
+                await here.machine.feed(b"x")
+                here.outgoing.migration.proceed()
+                ending = (await there.control.wait()).ending
+            assert ending is not None
+            assert ending.kind == "crash"
+            assert "rip" in str(ending.report)
+            assert (await here.outgoing.wait()).phase is Phase.DONE
 
 
 async def test_a_cancelled_migration_leaves_the_guest_running_and_tells_so() -> None:
@@ -182,8 +206,8 @@ async def test_a_cancelled_migration_leaves_the_guest_running_and_tells_so() -> 
                 with pytest.raises(MigrationCancelled):
                     await control.outgoing.wait()
                 assert control.run_state() == "running"
-                with pytest.raises(KvmmigError):
-                    await there.control.wait()
+                await there.until(lambda: there.control.incoming.error)
+                assert there.control.incoming.status == "setup", "another guest may come"
             assert [name for name in lab.named if name != "MIGRATION_PASS"] == [
                 *("RESUME", "setup", "active", "STOP", "pre-switchover", "cancelling", "RESUME", "cancelled")
             ]
@@ -214,8 +238,7 @@ async def test_leaving_in_the_middle_of_a_migration_gives_the_other_side_no_gues
                 here.control.settings.set_capabilities([("pause-before-switchover", True)])
                 here.control.outgoing.begin(await listening(there))
                 await here.until(lambda: here.control.outgoing.status == "pre-switchover")
-            with pytest.raises(KvmmigError):
-                await there.control.wait()
+            await there.until(lambda: there.control.incoming.error)
             assert there.control.machine is None
 
 
@@ -224,8 +247,9 @@ async def test_after_a_migration_whose_outcome_nobody_knows_only_an_operator_get
         async with running() as lab:
             async with awaiting() as there:
                 uri = await listening(there)
-                # It is cut in "running", behind 16 bytes of preamble and 32 each of "accept" and "ready".
-                lab.control.outgoing.begin(f"fault+{uri}?fault.what=cut&fault.side=receive&fault.at=90")
+                # It is cut in "running", behind the stream's beginning, "accept" and "ready".
+                at = PREAMBLE.size + IDENTITY_SIZE + 2 * HEADER.size + 1
+                lab.control.outgoing.begin(f"fault+{uri}?fault.what=cut&fault.side=receive&fault.at={at}")
                 with pytest.raises(OutcomeUnknown, match="Look there first"):
                     await lab.control.outgoing.wait()
             assert lab.control.outgoing.status == "failed"

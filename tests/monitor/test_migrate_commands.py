@@ -43,6 +43,8 @@ async def test_parameters_are_shown_and_set_by_qemus_names() -> None:
             "x-kvmmig-timeout": 0,
             "x-kvmmig-on-timeout": "cancel",
             "x-kvmmig-stall-timeout": 30000,
+            "x-kvmmig-setup-timeout": 60000,
+            "x-kvmmig-record": "",
         }
         await lab("migrate-set-parameters", downtime_limit=50, max_bandwidth=10**9)
         await lab("migrate-set-parameters", x_kvmmig_timeout=1000, x_kvmmig_on_timeout="force")
@@ -55,15 +57,12 @@ async def test_parameters_are_shown_and_set_by_qemus_names() -> None:
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"downtime-limit": 2_000_001}, "downtime-limit.*2000000"),
-        ({"downtime-limit": -1}, "downtime-limit"),
-        ({"max-bandwidth": "fast"}, "max-bandwidth.*integer"),
-        ({"cpu-throttle-initial": 100}, "cpu-throttle-initial.*99"),
-        ({"cpu-throttle-initial": 50, "max-cpu-throttle": 40}, "max-cpu-throttle is 40"),
-        (
-            {"multifd-channels": 4},
-            "'multifd-channels' is unexpected; there are max-bandwidth, downtime-limit",
-        ),
+        ({"downtime-limit": 2_000_001}, "downtime_limit.*2000"),
+        ({"max-bandwidth": "fast"}, "max-bandwidth.*uint64"),
+        ({"cpu-throttle-initial": 50, "max-cpu-throttle": 40}, "range of cpu_throttle_initial"),
+        ({"max-bandwidth": 1, "multifd-channels": 4}, "'multifd-channels' can only be 2, QEMU's default"),
+        ({"tls-creds": "tls0", "downtime-limit": 1}, "'tls-creds' can only be \"\""),
+        ({"x-kvmmig-stall-timeout": 0}, "x-kvmmig-stall-timeout' expects an integer in the range of 1"),
         ({"x-kvmmig-on-timeout": "panic"}, "panic"),
     ],
 )
@@ -96,14 +95,12 @@ async def test_capabilities_are_shown_and_set_and_an_unknown_one_is_answered_wit
                 ],
             )
         assert str(caught.value) == (
-            "there is no migration capability 'xbzrle' here; there are events, return-path, "
-            "pause-before-switchover, auto-converge, x-kvmmig-page-digests"
+            "the capability 'xbzrle' can only be off: kvmmig has no such thing; there are events, "
+            "return-path, pause-before-switchover, auto-converge, x-kvmmig-page-digests"
         )
         assert not (await capabilities())["events"], "all of them, or none"
-        with pytest.raises(QMPError, match="return-path can't be switched off"):
-            await lab(
-                "migrate-set-capabilities", capabilities=[{"capability": "return-path", "state": False}]
-            )
+        await lab("migrate-set-capabilities", capabilities=[{"capability": "return-path", "state": False}])
+        assert (await capabilities())["return-path"], "it is always used, whether asked for or not"
         await lab("migrate-set-capabilities", capabilities=[{"capability": "auto-converge", "state": True}])
         assert (await capabilities())["auto-converge"]
 
@@ -136,7 +133,7 @@ async def test_policies_are_listed_and_chosen_with_their_parameters() -> None:
     ("given", "kind", "sentence"),
     [
         ({}, QMPError, "either 'uri' or 'channels'"),
-        ({"uri": "tcp:127.0.0.1:0", "resume": True}, QMPError, "no paused post-copy migration"),
+        ({"uri": "tcp:127.0.0.1:0", "resume": True}, QMPError, "no paused migration"),
         ({"uri": "pigeon:coop"}, BadURI, "no transport is called 'pigeon'"),
         ({"uri": "tcp:nowhere"}, BadURI, "tcp:"),
         ({"uri": "fd:lost"}, QMPError, "'lost' has not been found; pass it with 'getfd' first"),
@@ -147,8 +144,10 @@ async def test_policies_are_listed_and_chosen_with_their_parameters() -> None:
         (
             {"channels": [{"channel-type": "cpr", "addr": {"transport": "file", "filename": "/tmp/x"}}]},
             QMPError,
-            "cpr",
+            "one main channel",
         ),
+        ({"uri": "file:/nonexistent/x"}, ConnectFailed, "Could not create '/nonexistent/x': No such file"),
+        ({"uri": "throttle+file:/etc/passwd/x"}, ConnectFailed, "Not a directory"),
     ],
 )
 @pytest.mark.kvm
@@ -189,7 +188,9 @@ async def test_there_and_the_figures_of_it() -> None:
             assert {"total-time", "setup-time", "downtime", "expected-downtime"} <= set(info)
             assert "error-desc" not in info
             await there.control.incoming.wait()
-            assert await there("query-migrate") == {"status": "completed"}
+            info = await there("query-migrate")
+            assert info["status"] == "completed"
+            assert f"(user {os.geteuid()})" in info["x-kvmmig-peer"]
             assert await here("query-status") == {"status": "postmigrate", "running": False}
             with pytest.raises(QMPError, match="no guest can arrive"):
                 await there("migrate-incoming", uri="tcp:127.0.0.1:0")
@@ -324,6 +325,25 @@ async def test_a_stalled_sink_ends_the_migration_by_the_stall_timeout() -> None:
             await here("migrate", uri=f"fault+{await listening(there)}?fault.what=stall&fault.at=1MiB")
             assert "accepted nothing for 0.1 s" in (await here.until_status("failed"))["error-desc"]
             assert (await here("query-status"))["running"]
+
+
+@pytest.mark.kvm
+async def test_a_guest_that_is_only_saved_goes_on_here_and_comes_back_from_its_image_too(
+    tmp_path: Path,
+) -> None:
+    saved = tmp_path / "guest.img"
+    with trio.fail_after(PATIENCE):
+        async with running() as here:
+            with pytest.raises(KvmmigError, match="stores nothing"):
+                await here("migrate", uri="tcp:127.0.0.1:1", x_kvmmig_keep_running=True)
+            await here("migrate", uri=f"file:{saved}", x_kvmmig_keep_running=True)
+            await here.until_status("completed")
+            assert here.control.run_state() == "running"
+            await check(here.control)
+        async with awaiting() as there:
+            await listening(there, f"file:{saved}")
+            await there.control.incoming.wait()
+            await check(there.control)
 
 
 # -- descriptors, and commands of the shell -----------------------------------------------------------------

@@ -78,6 +78,7 @@ def test_it_watches_a_migration_to_its_end_and_reads_the_figures(place: Path) ->
         assert [name for name in seen if name != "MIGRATION_PASS"] == [
             *("setup", "active", "STOP", "device", "completed")
         ]
+        assert seen[:3] == ["setup", "MIGRATION_PASS", "active"]
         info: Any = await source.execute("query-migrate")
         assert info["ram"]["transferred"] > 0
         assert info["downtime"] >= 0
@@ -192,6 +193,16 @@ def test_its_shell_takes_commands_from_a_person(place: Path) -> None:
             timeout=PATIENCE,
             env={**os.environ, "HOME": str(place)},
         )
+        people = subprocess.run(
+            [sys.executable, "-m", "qemu.qmp.qmp_shell", "-H", machine.socket],
+            input="info status\nmigrate_set_speed 32\nmigrate -d file:/nonexistent/x\nstop\ninfo status\n",
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            env={**os.environ, "HOME": str(place)},
+        ).stdout
+    assert people.index("VM status: running") < people.index("VM status: paused")
+    assert "Error: Could not create '/nonexistent/x': No such file or directory" in people
     said = shell.stdout
     assert "Connected to QEMU 0." in said
     assert said.index('"status": "running"') < said.index('"status": "paused"')

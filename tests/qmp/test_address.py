@@ -5,19 +5,15 @@ from __future__ import annotations
 import os
 import socket
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
 
 from kvmmig.errors import BadURI, ConnectFailed
-from kvmmig.qmp.address import (
-    TcpAddress,
-    UnixAddress,
-    connect,
-    open_listener,
-    parse_address,
-)
+from kvmmig.qmp.address import Address, FdAddress, TcpAddress, UnixAddress, parse_address
+from kvmmig.qmp.endpoint import connect, open_listener
 
 from .conftest import PATIENCE
 
@@ -26,7 +22,21 @@ from .conftest import PATIENCE
     ("text", "address"),
     [
         ("unix:/run/a.sock", UnixAddress("/run/a.sock")),
-        ("unix:a:b,c", UnixAddress("a:b,c")),
+        ("unix:a:b,,c", UnixAddress("a:b,c")),
+        ("unix:/a,server=on,wait=off", UnixAddress("/a")),
+        ("unix:/a,server,nowait", UnixAddress("/a")),
+        ("unix:/a,server=on", UnixAddress("/a", waits=True)),
+        ("unix:/a,server=off", UnixAddress("/a", connects=True)),
+        ("unix:/a,wait=off", UnixAddress("/a", connects=True)),
+        ("tcp:h:1,server=on,wait=off,insecure=on", TcpAddress("h", 1, asks_nobody=True)),
+        ("tcp:h:1,server=no", TcpAddress("h", 1, connects=True)),
+        ("fd:3", FdAddress(3)),
+        ("fd:3,server=on,wait=off", FdAddress(3)),
+        ("fd:3,insecure=on", FdAddress(3, asks_nobody=True)),
+        ("socket,id=m,path=/a,,b,server=on,wait=off", UnixAddress("/a,b")),
+        ("socket,id=m,path=/a", UnixAddress("/a", connects=True)),
+        ("socket,id=m,host=::1,port=7", TcpAddress("::1", 7, connects=True)),
+        ("socket,id=m,fd=4", FdAddress(4)),
         ("tcp:example.org:4444", TcpAddress("example.org", 4444)),
         ("tcp:[::1]:0", TcpAddress("::1", 0)),
         ("tcp::65535", TcpAddress("127.0.0.1", 65535)),
@@ -36,9 +46,10 @@ from .conftest import PATIENCE
         ("tcp:h:1,secret-file=/a,insecure=off", TcpAddress("h", 1, secret_file="/a")),
     ],
 )
-def test_an_address_is_parsed(text: str, address: UnixAddress | TcpAddress) -> None:
+def test_an_address_is_parsed(text: str, address: Address) -> None:
     assert parse_address(text) == address
-    assert parse_address(str(address)) == address
+    # Who connects there knows nothing of whom the monitor waits for.
+    assert parse_address(str(address)) == replace(address, waits=False)
 
 
 @pytest.mark.parametrize(
@@ -53,12 +64,21 @@ def test_an_address_is_parsed(text: str, address: UnixAddress | TcpAddress) -> N
         ("tcp:::1:4444", "is not a monitor's address"),
         ("udp:host:1", "is not a monitor's address"),
         ("/run/a.sock", "is not a monitor's address"),
-        ("tcp:h:1,", "after the port come options"),
-        ("tcp:h:1,secret-file", "after the port come options"),
-        ("tcp:h:1,insecure=yes", "insecure=yes is not understood"),
+        ("tcp:h:1,", "behind a comma come options"),
+        ("tcp:h:1,secret-file", "behind a comma come options"),
+        ("tcp:h:1,insecure=aye", "insecure=aye is not understood"),
+        ("unix:/a,b", "behind a comma come options"),
+        ("unix:/a,reconnect=1", "has no option 'reconnect'; there are server=on"),
+        ("unix:/a,secret-file=/b", "has no option 'secret-file'"),
+        ("unix:/a,server=off,wait=on", "connects, so it waits for nobody"),
+        ("socket,id=m", "names no socket: give path=PATH"),
+        ("socket,host=h,server=on", "names no socket"),
+        ("fd:", "names no descriptor"),
+        ("fd:-1", "names no descriptor"),
+        ("fd:a", "names no descriptor"),
         ("tcp:h:1,secret-file=", "secret-file= is not understood"),
         ("tcp:h:1,secret-file=a\0b", "is not understood"),
-        ("tcp:h:1,server=on", "has no option 'server'; there are secret-file=PATH, and insecure=on"),
+        ("tcp:h:1,telnet=on", "has no option 'telnet'; there are server=on.* insecure=on"),
         ("tcp:h:1,insecure=on,insecure=off", "gives 'insecure' twice"),
         ("tcp:h:1,insecure=on,secret-file=/a", "with a secret it is not insecure"),
     ],

@@ -75,7 +75,7 @@ def test_brackets_and_escaped_quotes_in_strings_are_no_ends() -> None:
     [
         (b"hello", "stray 'h': a message is an object, and begins with '{'"),
         (b"\x00\x01", r"stray '\x00': a message is an object, and begins with '{'"),
-        (b"}", "stray '}': a message is an object, and begins with '{'"),
+        (b"}", "expecting value"),
         (b'{"a": "no end', "a string has a control character, or no end on its line"),
         (b'{"a": "\x01"}', "a string has a control character, or no end on its line"),
     ],

@@ -14,7 +14,7 @@ from kvmmig.qmp import QMPServer
 from kvmmig.qmp.address import TcpAddress, UnixAddress
 from kvmmig.qmp.admission import Admission, Refused
 from kvmmig.qmp.connection import NEGOTIATION_LIMIT
-from kvmmig.transport.toolkit.peers import Peer
+from kvmmig.transport.peers import Peer
 
 from .conftest import PATIENCE, Commands, Served, descriptors, error
 from .test_descriptors import pass_fds
@@ -140,7 +140,7 @@ async def test_who_does_not_negotiate_is_dropped(
     assert b"there was no 'qmp_capabilities' for 30 s" in told
     mock_clock.jump(10 * NEGOTIATION_LIMIT)
     await patient.send_all(b'{"execute": "hello"}')
-    assert await patient.receive_some() == b'{"return":{}}\r\n'
+    assert await patient.receive_some() == b'{"return": {}}\r\n'
     for client in (patient, silent):
         await client.aclose()
 

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 import trio
 
-from kvmmig.qmp import Arguments, CommandTable, QMPServer
+from kvmmig.qmp import Arguments, CommandTable, QMPServer, Session
 from kvmmig.qmp.outbox import Outbox
 
 from .conftest import PATIENCE, Commands, Served, error
@@ -26,8 +26,6 @@ async def test_it_greets_and_wants_to_negotiate_first(served: Served) -> None:
     too_early = error("Expecting capabilities negotiation with 'qmp_capabilities'", "CommandNotFound", id=1)
     for command in ("hello", "nonsense"):
         assert await client.ask({"execute": command, "id": 1}) == too_early
-    wanted = {"execute": "qmp_capabilities", "arguments": {"enable": ["oob"]}}
-    assert await client.ask(wanted) == error("Capability 'oob' is not available: this monitor offers none")
     assert await client.ask({"execute": "qmp_capabilities", "arguments": {"enable": []}}) == {"return": {}}
     assert await client.ask({"execute": "hello"}) == {"return": {}}
     assert await client.ask({"execute": "qmp_capabilities"}) == error(
@@ -63,13 +61,10 @@ async def test_an_id_comes_back_as_it_was_sent(served: Served, request_id: objec
         ('{"execute": 1}', "QMP input member 'execute' must be a string"),
         ('{"execute": "echo", "arguments": []}', "QMP input member 'arguments' must be an object"),
         ('{"execute": "echo", "control": {}}', "QMP input member 'control' is unexpected"),
-        (
-            '{"exec-oob": "hello"}',
-            "QMP input member 'exec-oob' is unexpected: there is no out-of-band execution here",
-        ),
+        ('{"exec-oob": "hello"}', "QMP input member 'exec-oob' is unexpected"),
         ("[]", "QMP input must be a JSON object"),
-        ("7\n", PARSE + "stray '7': a message is an object, and begins with '{'"),
-        ("{'execute': 'hello'}", PARSE + "object keys must be strings (byte 1)"),
+        ("7\n", "QMP input must be a JSON object"),
+        ("hello\n", PARSE + "stray 'h': a message is an object, and begins with '{'"),
         ('{"execute": "hello",}', PARSE),
         ('{"execute": "hello"]', PARSE),
         (b'{"execute": "hello", "id": "\xe9"}', PARSE + "a string is not UTF-8"),
@@ -84,6 +79,38 @@ async def test_what_is_no_request_is_an_error_and_the_next_one_is_answered(
     assert reply["error"]["class"] == "GenericError"
     assert reply["error"]["desc"].startswith(desc)
     assert await client.ask({"execute": "hello", "id": 1}) == {"return": {}, "id": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "heard"),
+    [
+        ("{'execute': 'echo', 'arguments': {'text': 'a'}}", "a"),
+        ("""{'execute': "echo", "arguments": {'text': 'it\\'s "so" \\"'}}""", 'it\'s "so" "'),
+        ("""{"execute": "echo", "arguments": {"text": "it's \\'so\\' {'"}}""", "it's 'so' {'"),
+        ("""{'execute': 'echo', 'arguments': {'text': '{"a": [\\u00fc'}}""", '{"a": [\u00fc'),
+        ('{"execute": "echo", "arguments": {"text": "' + 5000 * "'" + '"}}', 5000 * "'"),
+    ],
+)
+@pytest.mark.parametrize("step", [7, 1 << 16])
+async def test_strings_in_single_quotes_mean_what_they_mean_to_qemu(
+    served: Served, text: str, heard: str, step: int
+) -> None:
+    client = await served.negotiated()
+    with trio.fail_after(PATIENCE):
+        for at in range(0, len(text), step):
+            await client.send(text[at : at + step])
+        assert (await client.next())["return"] == {"text": heard}
+
+
+async def test_nothing_is_answered_behind_the_end_of_a_session(served: Served, commands: Commands) -> None:
+    async def end(session: Session, _: object) -> None:
+        session.ended = True
+
+    commands.table.add("end", None, end)
+    client = await served.negotiated()
+    await client.send(b'{"execute": "end", "id": 1} {"execute": "hello", "id": 2}')
+    assert await client.next() == {"return": {}, "id": 1}
+    assert await client.line() == b""
 
 
 @pytest.mark.parametrize(
@@ -184,7 +211,7 @@ async def test_what_was_sent_before_the_client_closed_its_side_is_answered(serve
     client = await served.negotiated()
     await client.send('{"execute": "hello"}' * 3 + '{"execute": "half')
     await client.stream.send_eof()
-    assert [await client.line() for _ in range(4)] == [b'{"return":{}}\r\n'] * 3 + [b""]
+    assert [await client.line() for _ in range(4)] == [b'{"return": {}}\r\n'] * 3 + [b""]
 
 
 async def test_a_command_that_waits_holds_up_only_its_own_client(served: Served, commands: Commands) -> None:
@@ -293,7 +320,7 @@ async def test_a_reply_that_is_too_long_is_an_error(served: Served, commands: Co
 
     commands.table.add("huge", None, huge)
     client = await served.negotiated()
-    assert await client.ask({"execute": "huge"}) == error("the reply has 5242895 bytes, and may have 4194304")
+    assert await client.ask({"execute": "huge"}) == error("the reply has 5242896 bytes, and may have 4194304")
 
 
 async def test_only_so_many_clients_may_come(served: Served) -> None:

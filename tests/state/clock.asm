@@ -1,14 +1,14 @@
-# clock: kvmclock never goes back
-#@ entry real16
-CLOCK = 0xa000                  # struct pvclock_vcpu_time_info, whose system_time is at 16
-HIGH = 0xa014                   # its upper half
+; clock: kvmclock never goes back
+;@ entry real16
+CLOCK equ 0xa000                ; struct pvclock_vcpu_time_info, whose system_time is at 16
+HIGH equ 0xa014                 ; its upper half
 start:
-    mov ecx, 0x4b564d01         # KVM_SYSTEM_TIME_NEW
+    mov ecx, 0x4b564d01         ; KVM_SYSTEM_TIME_NEW
     xor edx, edx
     mov eax, CLOCK + 1
     wrmsr
-    mov ebp, dword ptr [HIGH]
+    mov ebp, dword [HIGH]
     call be_moved
-    cmp dword ptr [HIGH], ebp
+    cmp dword [HIGH], ebp
     jb failed
     jmp passed

@@ -1,5 +1,5 @@
-# debugregs: four breakpoint addresses and their switches
-#@ entry real16
+; debugregs: four breakpoint addresses and their switches
+;@ entry real16
 start:
     mov eax, 0x11110000
     mov dr0, eax
@@ -9,7 +9,7 @@ start:
     mov dr2, eax
     mov eax, 0x44440000
     mov dr3, eax
-    mov eax, 0x755              # DR0 to DR3 break at instructions, which this guest never comes to
+    mov eax, 0x755              ; DR0 to DR3 break at instructions, which this guest never comes to
     mov dr7, eax
     call be_moved
     mov eax, dr0

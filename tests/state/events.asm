@@ -1,6 +1,6 @@
-# events: moves inside its NMI handler, while a second NMI waits for the end of the first
-#@ entry real16
-ENDED = 0x8f08                  # 1 when the first NMI's handler is about to return
+; events: moves inside its NMI handler, while a second NMI waits for the end of the first
+;@ entry real16
+ENDED equ 0x8f08                ; 1 when the first NMI's handler is about to return
 start:
     call apic_on
     mov ax, 2
@@ -23,22 +23,22 @@ nmi_to_self:
     ret
 
 nmi:
-    inc byte ptr [TICKS]
-    cmp byte ptr [TICKS], 1
+    inc byte [TICKS]
+    cmp byte [TICKS], 1
     jne second
     call nmi_to_self
     mov cx, 1000
 masked:
     nop
     loop masked
-    cmp byte ptr [TICKS], 1     # else the second one came while the first one lasted
+    cmp byte [TICKS], 1         ; else the second one came while the first one lasted
     jne failed
     call be_moved
-    cmp byte ptr [TICKS], 1
+    cmp byte [TICKS], 1
     jne failed
-    mov byte ptr [ENDED], 1
+    mov byte [ENDED], 1
     iret
 second:
-    cmp byte ptr [ENDED], 1
+    cmp byte [ENDED], 1
     jne failed
     jmp passed

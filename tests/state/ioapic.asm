@@ -1,5 +1,5 @@
-# ioapic: its pin 11 leads to vector 0x60
-#@ entry real16
+; ioapic: its pin 11 leads to vector 0x60
+;@ entry real16
 start:
     call pics_off
     call apic_on

@@ -14,6 +14,7 @@ from kvmmig.guests import ToyGuest
 from kvmmig.kvm import abi
 from kvmmig.machine import Entry, Machine, MachineConfig, State, StateSection, state
 from kvmmig.machine.cpu import Ending
+from tests.assembling import need_nasm
 
 from .acts import Spoil
 
@@ -64,6 +65,7 @@ class Proof:
 
 def toy(name: str) -> ToyGuest:
     """A guest of this folder. Those in real mode begin with the lines of ``real16.inc``."""
+    need_nasm()
     guest = ToyGuest.parse((HERE / f"{name}.asm").read_text(), f"{name}.asm")
     if guest.entry is not Entry.REAL16:
         return guest
@@ -79,6 +81,7 @@ async def move(
     ``lacking`` is the section that is not restored there, and ``part`` what is lost of it if not all.
     """
     guest = toy(proof.guest)
+    assert guest.entry is not None
     ready = READY[guest.entry]
     with trio.fail_after(120):
         async with Machine.open(CONFIG) as source:

@@ -1,7 +1,7 @@
-# pic-master: an interrupt waits in it, under a vector of the guest's choice
-#@ entry real16
+; pic-master: an interrupt waits in it, under a vector of the guest's choice
+;@ entry real16
 start:
-    mov dl, 0xdf                # IRQ 5 alone
+    mov dl, 0xdf                ; IRQ 5 alone
     mov dh, 0xff
     call pics_on
     mov ax, 0x65

@@ -1,8 +1,8 @@
-# pic-slave: an interrupt waits in it, under a vector of the guest's choice
-#@ entry real16
+; pic-slave: an interrupt waits in it, under a vector of the guest's choice
+;@ entry real16
 start:
-    mov dl, 0xfb                # the cascade
-    mov dh, 0xf7                # IRQ 11 alone
+    mov dl, 0xfb                ; the cascade
+    mov dh, 0xf7                ; IRQ 11 alone
     call pics_on
     mov ax, 0x73
     mov bx, pic_tick

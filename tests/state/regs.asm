@@ -1,8 +1,8 @@
-# regs: a known value in every general register, and known flags
-#@ entry long64
-READY = 0x200000
-GO    = 0x200001
-EXIT  = 0xf4
+; regs: a known value in every general register, and known flags
+;@ entry long64
+READY equ 0x200000
+GO equ 0x200001
+EXIT equ 0xf4
 start:
     mov rax, 0x1111111111111111
     mov rbx, 0x2222222222222222
@@ -20,15 +20,15 @@ start:
     mov r14, 0x0eeeeeeeeeeeeeee
     mov r15, 0x0fffffffffffffff
     mov rsp, 0x00300000
-    std                                 # the direction flag, which `cmp` does not touch
-    mov byte ptr [READY], 1
+    std                                 ; the direction flag, which `cmp` does not touch
+    mov byte [READY], 1
 moving:
-    cmp byte ptr [GO], 0
+    cmp byte [GO], 0
     je moving
     cmp rsp, 0x00300000
     jne failed
     pushfq
-    test qword ptr [rsp], 0x400
+    test qword [rsp], 0x400
     jz failed
     add rsp, 8
     push rax
@@ -37,11 +37,11 @@ moving:
     cmp eax, 0x11111111
     jne failed
     pop rax
-.macro IS register, value
-    mov rax, \value
-    cmp \register, rax
+%macro IS 2
+    mov rax, %2
+    cmp %1, rax
     jne failed
-.endm
+%endmacro
     IS rbx, 0x2222222222222222
     IS rcx, 0x3333333333333333
     IS rdx, 0x4444444444444444

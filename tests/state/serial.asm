@@ -1,7 +1,7 @@
-# serial: the registers of the UART, and forty bytes that it has not read yet
-#@ entry real16
+; serial: the registers of the UART, and forty bytes that it has not read yet
+;@ entry real16
 start:
-    mov dx, 0x3fb               # LCR: the divisor's latch
+    mov dx, 0x3fb               ; LCR: the divisor's latch
     mov al, 0x83
     out dx, al
     mov dx, 0x3f8
@@ -13,10 +13,10 @@ start:
     mov dx, 0x3fb
     mov al, 0x1b
     out dx, al
-    mov dx, 0x3fa               # FIFOs on, a trigger of 8
+    mov dx, 0x3fa               ; FIFOs on, a trigger of 8
     mov al, 0x81
     out dx, al
-    mov dx, 0x3fc               # RTS and DTR
+    mov dx, 0x3fc               ; RTS and DTR
     mov al, 0x03
     out dx, al
     mov dx, 0x3f9
@@ -31,7 +31,7 @@ start:
     in al, dx
     cmp al, 0x01
     jne failed
-    inc dx                      # IIR: FIFOs on, and data over the trigger
+    inc dx                      ; IIR: FIFOs on, and data over the trigger
     in al, dx
     cmp al, 0xc4
     jne failed

@@ -1,6 +1,6 @@
-# sregs: segments, descriptor tables, control registers, EFER and the APIC's mode, none of them at its default
-#@ entry real16
-EFER = 0xc0000080
+; sregs: segments, descriptor tables, control registers, EFER and the APIC's mode, none of them at its default
+;@ entry real16
+EFER equ 0xc0000080
 start:
     call apic_on
     mov ax, 0x2222
@@ -12,18 +12,18 @@ start:
     lgdt [gdt]
     lidt [idt]
     mov eax, cr0
-    or eax, 2                   # MP
+    or eax, 2                   ; MP
     mov cr0, eax
     mov eax, 0x5678
     mov cr2, eax
     mov eax, 0x7000
     mov cr3, eax
     mov eax, cr4
-    or eax, 0x200               # OSFXSR
+    or eax, 0x200               ; OSFXSR
     mov cr4, eax
     mov ecx, EFER
     rdmsr
-    or eax, 1                   # SCE
+    or eax, 1                   ; SCE
     wrmsr
     call be_moved
     mov ax, es
@@ -36,10 +36,10 @@ start:
     cmp ax, 0x4321
     jne failed
     sgdt [0x8f10]
-    cmp word ptr [0x8f10], 0x77
+    cmp word [0x8f10], 0x77
     jne failed
     sidt [0x8f10]
-    cmp word ptr [0x8f10], 0x3fb
+    cmp word [0x8f10], 0x3fb
     jne failed
     mov eax, cr0
     test eax, 2
@@ -64,8 +64,8 @@ start:
     jne failed
     jmp passed
 gdt:
-    .short 0x77
-    .long 0x6000
+    dw 0x77
+    dd 0x6000
 idt:
-    .short 0x3fb
-    .long 0
+    dw 0x3fb
+    dd 0

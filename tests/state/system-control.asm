@@ -1,5 +1,5 @@
-# system-control: A20 was switched on through port 0x92
-#@ entry real16
+; system-control: A20 was switched on through port 0x92
+;@ entry real16
 start:
     mov al, 2
     out 0x92, al

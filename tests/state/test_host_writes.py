@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import trio
 
-from kvmmig.guests.assembler import assemble
 from kvmmig.machine import Entry, Machine, MachineConfig, Program, State, StateSection
 from kvmmig.machine.config import MachineDescription
 from kvmmig.machine.cpu import Ending
@@ -21,6 +20,7 @@ from kvmmig.migration.incoming import IncomingMigration
 from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.migration.policy import Continue, Decision, Policy, RoundFigures, Stop
 from kvmmig.transport import TransportURI, transport_for
+from tests.assembling import assembled
 
 pytestmark = pytest.mark.kvm
 
@@ -57,6 +57,10 @@ class Watched:
         return self._machine.state
 
     @property
+    def thread_ids(self) -> Sequence[int]:
+        return self._machine.thread_ids
+
+    @property
     def description(self) -> MachineDescription:
         return self._machine.description
 
@@ -75,6 +79,9 @@ class Watched:
         sections = await self._machine.capture()
         self.happens("when its state is captured")
         return sections
+
+    async def forget_capture(self) -> None:
+        await self._machine.forget_capture()
 
     async def wait(self) -> Ending:
         return await self._machine.wait()
@@ -116,10 +123,8 @@ class SomeRounds(Policy):
 
 def busy_guest() -> Program:
     """Writes to a page of its own for ever, so that the dirty log is never empty."""
-    source = "again: inc qword ptr [0x200000]\njmp again\n"
-    return Program(
-        "busy", Entry.LONG64, assemble(source, bits=64, origin=0x100000, constants={}, name="busy")
-    )
+    source = "again: inc qword [0x200000]\njmp again\n"
+    return Program("busy", Entry.LONG64, assembled(source, bits=64, origin=0x100000))
 
 
 @asynccontextmanager

@@ -1,5 +1,5 @@
-# tsc-deadline: sets the timer to a moment half a second ahead, and to the next one when it came
-#@ entry real16
+; tsc-deadline: sets the timer to a moment half a second ahead, and to the next one when it came
+;@ entry real16
 start:
     call apic_on
     mov ax, 0x60
@@ -7,13 +7,13 @@ start:
     call set_vector
     mov ecx, X2APIC_TIMER
     xor edx, edx
-    mov eax, 0x40060            # TSC deadline, vector 0x60
+    mov eax, 0x40060            ; TSC deadline, vector 0x60
     wrmsr
     call arm
-    mov byte ptr [READY], 1
+    mov byte [READY], 1
     sti
 until_moved:
-    cmp byte ptr [GO], 0
+    cmp byte [GO], 0
     je until_moved
     mov bl, 1
     call wait_for_all_ticks
@@ -31,10 +31,10 @@ deadline:
     push eax
     push ecx
     push edx
-    cmp byte ptr [GO], 0
+    cmp byte [GO], 0
     jne moved
     call arm
-    dec byte ptr [TICKS]        # only those after the move count
+    dec byte [TICKS]            ; only those after the move count
 moved:
     pop edx
     pop ecx

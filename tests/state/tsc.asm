@@ -1,5 +1,5 @@
-# tsc: the time stamp counter never goes back
-#@ entry real16
+; tsc: the time stamp counter never goes back
+;@ entry real16
 start:
     rdtsc
     mov ebp, edx

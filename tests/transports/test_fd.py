@@ -98,7 +98,7 @@ async def test_it_is_taken_over(transport: Make) -> None:
         # Its number may be somebody else's by now.
         with contextlib.suppress(FileNotFoundError):
             assert os.readlink(f"/proc/self/fd/{writing}") != os.readlink(f"/proc/self/fd/{reading}")
-        with pytest.raises(ConnectFailed, match=f"descriptor {writing} is"):
+        with pytest.raises(ConnectFailed, match=f"fd:{writing} is"):
             await connect(transport(f"fd:{writing}"))
         channel.abort()
         assert os.read(reading, 1) == b""

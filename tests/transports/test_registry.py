@@ -89,7 +89,8 @@ def test_an_unknown_scheme_lists_the_known_ones() -> None:
 
 
 def test_an_unknown_wrapper_is_an_error() -> None:
-    with pytest.raises(BadURI, match="no wrapper is called 'turbo'; there are fault, secret, throttle, tls"):
+    there_are = "there are checksum, fault, secret, tap, throttle, tls, zstd"
+    with pytest.raises(BadURI, match=f"no wrapper is called 'turbo'; {there_are}"):
         registry.transport_for("turbo+tcp:127.0.0.1:1")
 
 

@@ -170,6 +170,14 @@ async def test_a_listener_that_junk_ends_fails() -> None:
         )
 
 
+async def test_a_listener_that_waits_for_a_silent_client_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listening, "_HELD_UP", 0.3)
+    with pytest.raises(Nonconformance, match=r"3 silent clients held up a source"):
+        await _check("silent_clients_hold_up_nobody")(
+            lambda: transports.FailingOnJunk(TransportURI("odd", "127.0.0.1:0"))
+        )
+
+
 async def test_a_good_store_that_is_stalled_passes() -> None:
     await _check("stalled_commit_can_be_cancelled")(lambda: transports.Stalled(TransportURI("store", "a")))
 

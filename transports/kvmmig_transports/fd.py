@@ -113,14 +113,12 @@ class FdTransport(Transport):
         if stat.S_ISFIFO(mode):
             if access not in (os.O_RDWR, os.O_WRONLY if writing else os.O_RDONLY):
                 has, wants = ("reading", "writing") if writing else ("writing", "reading")
-                raise ConnectFailed(
-                    f"{self.uri}: descriptor {number} is a pipe's end for {has}; give the one for {wants}"
-                )
+                raise ConnectFailed(f"{self.uri} is a pipe's end for {has}; give the one for {wants}")
         elif stat.S_ISSOCK(mode):
             _check_socket(number, str(self.uri))
         else:
             right = "use file:PATH" if stat.S_ISREG(mode) else "give a socket or a pipe"
-            raise ConnectFailed(f"{self.uri}: descriptor {number} is {kind(mode)}; {right}")
+            raise ConnectFailed(f"{self.uri} is {kind(mode)}; {right}")
 
 
 class _FdListener(Listener):
@@ -145,6 +143,7 @@ class _TakenSocket(PassingChannel):
 
     def __init__(self, below: Channel, give_back: Callable[[], None]) -> None:
         super().__init__(below)
+        self.proved = True  # whoever has given the descriptor knows whose its other end is
         self._at_end: list[Callable[[], None]] = [give_back]
 
     def abort(self) -> None:
@@ -186,6 +185,4 @@ def _check_socket(number: int, name: str) -> None:
             except OSError:
                 wrong = "a socket that is not connected"
         if wrong:
-            raise ConnectFailed(
-                f"{name}: descriptor {number} is {wrong}; give a connected TCP or Unix socket"
-            )
+            raise ConnectFailed(f"{name} is {wrong}; give a connected TCP or Unix socket")

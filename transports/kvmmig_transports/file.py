@@ -1,4 +1,7 @@
-"""``file:PATH?direct=on|off&replace=seen|any|none``: a saved guest in a file, written and read by threads."""
+"""``file:PATH?direct=on|off&replace=seen|any|none``: a saved guest in a file, written and read by threads.
+
+What writes to it at any offset makes an image; behind a wrapper it is a stream.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,13 @@ from functools import partial
 import trio
 
 from kvmmig.errors import BadURI
-from kvmmig.transport import Listener, Option, SendChannel, Transport, TransportURI
+from kvmmig.transport import Listener, Option, RandomAccessChannel, SendChannel, Transport, TransportURI
 from kvmmig.transport.toolkit import (
     REPLACE_OPTION,
     AtOnceListener,
     BlockFileReceiver,
     BlockFileSender,
+    RandomAccessFile,
     Replace,
 )
 
@@ -30,6 +34,7 @@ class FileTransport(Transport):
     )
     target_is_path = True
     stores = True
+    random_access = True
     arrives_at_once = True
 
     def __init__(self, uri: TransportURI) -> None:
@@ -43,6 +48,13 @@ class FileTransport(Transport):
     async def connect(self) -> AsyncIterator[SendChannel]:
         """The file at PATH, if there is one, stays as it is until the channel's `aclose`."""
         opening = BlockFileSender.open(self.uri.target, direct=self._direct, replace=self._replace)
+        async with await opening as channel:
+            yield channel
+
+    @asynccontextmanager
+    async def connect_random_access(self) -> AsyncIterator[RandomAccessChannel]:
+        """As `connect`."""
+        opening = RandomAccessFile.open(self.uri.target, direct=self._direct, replace=self._replace)
         async with await opening as channel:
             yield channel
 

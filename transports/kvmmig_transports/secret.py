@@ -90,7 +90,9 @@ class SecretWrapper(Wrapper):
                 raise
             raise ConnectFailed(f"{channel.peer} did not prove that it knows the secret: {error}") from error
         _log.info("%s knows the secret", channel.peer)
-        yield PassingChannel(channel)
+        known = PassingChannel(channel)
+        known.proved = True
+        yield known
 
 
 class _Talk:

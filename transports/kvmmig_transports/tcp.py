@@ -8,7 +8,15 @@ from contextlib import asynccontextmanager, closing
 
 from kvmmig.errors import BadURI, ConnectFailed
 from kvmmig.transport import Channel, Listener, Transport, TransportURI
-from kvmmig.transport.toolkit import TCP_WORDS, SocketListener, TcpChannel, address, tcpsockets, why
+from kvmmig.transport.toolkit import (
+    TCP_WORDS,
+    FarEnd,
+    SocketListener,
+    TcpChannel,
+    address,
+    tcpsockets,
+    why,
+)
 from kvmmig.units import PORT
 
 _TARGET = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+(?:%[^\]]+)?)\]|(?P<host>[^:/\[\]]+)):(?P<port>[0-9]{1,5})")
@@ -19,7 +27,8 @@ class TcpTransport(Transport):
     """Connects to, or listens on, one TCP address."""
 
     summary = "a TCP connection to a kvmmig that waits there"
-    syntax = "tcp:HOST:PORT"
+    syntax = "tcp:HOST:PORT[?user=USER]"
+    options = (FarEnd.option,)
 
     def __init__(self, uri: TransportURI) -> None:
         super().__init__(uri)
@@ -35,6 +44,7 @@ class TcpTransport(Transport):
             )
         self._host: str = match["v6"] or match["host"]
         self._port = int(match["port"])
+        self._far_end = FarEnd(uri, self.option("user"))
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Channel]:
@@ -52,11 +62,13 @@ class TcpTransport(Transport):
         except OSError as error:
             raise ConnectFailed(f"can't connect to {self.uri}: {why(error, TCP_WORDS)}") from error
         async with connection as channel:
+            self._far_end.check(channel)
             yield channel
 
     @asynccontextmanager
     async def listen(self) -> AsyncIterator[Listener]:
         """Listen on the first address that the host name stands for; port 0 takes any free port."""
+        self._far_end.check_listening()
         addresses = await self._resolve()
         try:
             sock = await tcpsockets.listen(addresses, _BACKLOG)

@@ -87,6 +87,10 @@ class LimitedChannel(PassingChannel):
         with self._receiving:
             return await self._move(self._in, lambda most: self.below.receive_some(buffer[:most]))
 
+    async def flush(self) -> None:
+        await super().flush()
+        self._out.begin()  # what is sent next comes after a pause, which is no credit for it
+
     def abort(self) -> None:
         self._closed = True
         self._interrupts.now()

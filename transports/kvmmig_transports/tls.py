@@ -103,6 +103,7 @@ class TlsWrapper(Wrapper):
         async with tls_channel(session, below) as encrypted:
             encrypted.binding = session.binding()
             encrypted.peer = f"{below.peer} ({who})" if who else below.peer
+            encrypted.proved = bool(who)
             yield encrypted
 
     def _name(self, side: Side) -> str:

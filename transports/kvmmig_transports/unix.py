@@ -18,6 +18,7 @@ from kvmmig.errors import BadURI, ConnectFailed
 from kvmmig.transport import Channel, Listener, Transport, TransportURI
 from kvmmig.transport.toolkit import (
     SOCKET_WORDS,
+    FarEnd,
     SocketChannel,
     SocketListener,
     attempt,
@@ -46,7 +47,8 @@ class UnixTransport(Transport):
     """Connects to, or listens on, one socket file."""
 
     summary = "a Unix socket, to a kvmmig on this host"
-    syntax = "unix:PATH"
+    syntax = "unix:PATH[?user=USER]"
+    options = (FarEnd.option,)
 
     def __init__(self, uri: TransportURI) -> None:
         super().__init__(uri)
@@ -59,6 +61,7 @@ class UnixTransport(Transport):
                 f"{str(uri)!r}: the path has {length} bytes, and a socket's may have {_LONGEST}; choose a "
                 "shorter one"
             )
+        self._far_end = FarEnd(uri, self.option("user"))
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Channel]:
@@ -69,11 +72,13 @@ class UnixTransport(Transport):
                 break
             await trio.sleep(_AGAIN)
         async with self._channel(trio.socket.from_stdlib_socket(sock)) as channel:
+            self._far_end.check(channel)
             yield channel
 
     @asynccontextmanager
     async def listen(self) -> AsyncIterator[Listener]:
         """The socket's file is removed at the end, also after a cancel."""
+        self._far_end.check_listening()
 
         def drop(made: tuple[socket.socket, unixsockets.SocketFile]) -> None:
             made[1].remove()

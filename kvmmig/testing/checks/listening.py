@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
 
 import trio
 import trio.testing
@@ -26,6 +26,8 @@ from kvmmig.testing.leftovers import leftovers
 from kvmmig.transport import Listener, ReceiveChannel, SendChannel, Transport
 
 _MOMENTS = (0, 1, 2, 3, 5, 8)  # turns of the loop after which a connect is cancelled
+_SILENT = 3  # clients
+_HELD_UP = 8.0  # seconds: less than a handshake may take
 _GONE = 10.0  # seconds for the last of what a cancel has ended
 _HOST_PORT = re.compile(r"\[?(?P<host>[^/\]]*?)\]?:(?P<port>[0-9]+)(/.*)?")
 
@@ -119,6 +121,37 @@ async def check_junk_clients_are_survived(maker: Maker) -> None:
                     await stream.send_all(junk)
             await stream.aclose()
         await _connects_in_spite_of(4, hosts, source, listener)
+
+
+@promise
+async def check_silent_clients_hold_up_nobody(maker: Maker) -> None:
+    """Clients that connect and say nothing hold up nobody who connects after them."""
+    word, found, turn = b"the one that speaks", trio.Event(), trio.Lock()
+
+    async def accept(listener: Listener) -> None:
+        async with AsyncExitStack() as stack:
+            async with nullcontext() if listener.several else turn:
+                channel = await stack.enter_async_context(listener.accept())
+            with suppress(TransportError):
+                if await receive_some_of(channel, len(word)) == word:
+                    found.set()
+                    await trio.sleep_forever()
+            channel.abort()
+
+    async with _listening(maker) as (hosts, source, listener):
+        crowd = [await _raw_client(listener) for _ in range(_SILENT)]
+        with trio.move_on_after(_HELD_UP):
+            async with trio.open_nursery() as nursery:
+                for _ in range(_SILENT + 1):
+                    nursery.start_soon(accept, listener)
+                sender = await hosts.enter(source.connect)
+                await send_all(sender, word)
+                await sender.flush()
+                await found.wait()
+                nursery.cancel_scope.cancel()
+        for stream in crowd:
+            await trio.aclose_forcefully(stream)
+        require(found.is_set(), f"{_SILENT} silent clients held up a source for {_HELD_UP:g} s")
 
 
 @asynccontextmanager

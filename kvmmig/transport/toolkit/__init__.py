@@ -1,13 +1,15 @@
 """What the built-in transports are made of, for the authors of other ones.
 
 Channels that are ready: `SocketChannel`, `TcpChannel`, `PipeSender` and `PipeReceiver`, `ProcessSender` and
-`ProcessReceiver`, `BlockFileSender` and `BlockFileReceiver`; `pumped_channel` for libraries that only have
-a ``send_all``, `stored_sender` and `stored_receiver` for stores, `reframed` for wrappers that re-frame.
+`ProcessReceiver`, `BlockFileSender` and `BlockFileReceiver`, `RandomAccessFile`; `pumped_channel` for
+libraries that only have a ``send_all``, `stored_sender` and `stored_receiver` for stores, `reframed` for
+wrappers that re-frame.
 Listeners: `SocketListener`, `AtOnceListener`.
 
-Parts of channels: `OneAtATime`, `prefix`, `Interrupts`, `own_tasks`, `TokenBucket`; `Workers`,
-`open_in_thread` and `attempt` for calls that may hang; `PipeWriter` and `PipeReader`, `Process` and
-`ProcessWatch`; `SaveFile`, `SavedFile`, `Replace` and `REPLACE_OPTION`; `why` and `kind` for sentences.
+Parts of channels: `OneAtATime`, `prefix`, `Interrupts`, `own_tasks`, `TokenBucket`; `SendLane` and
+`ReceiveLane`, threads that copy what goes through a descriptor; `Workers`, `open_in_thread` and `attempt` for
+calls that may hang; `PipeWriter` and `PipeReader`, `Process` and `ProcessWatch`; `SaveFile`, `SavedFile`,
+`Replace` and `REPLACE_OPTION`; `FarEnd`, the option ``user``; `why` and `kind` for sentences.
 
 Each is imported when it is first used: a command that needs a socket does not wait for numpy.
 """
@@ -20,10 +22,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kvmmig.transport.toolkit import tcpsockets as tcpsockets
     from kvmmig.transport.toolkit import unixsockets as unixsockets
+    from kvmmig.transport.toolkit.accessfile import RandomAccessFile as RandomAccessFile
     from kvmmig.transport.toolkit.blockfile import BlockFileReceiver as BlockFileReceiver
     from kvmmig.transport.toolkit.blockfile import BlockFileSender as BlockFileSender
     from kvmmig.transport.toolkit.buffers import prefix as prefix
+    from kvmmig.transport.toolkit.farend import FarEnd as FarEnd
     from kvmmig.transport.toolkit.interrupts import Interrupts as Interrupts
+    from kvmmig.transport.toolkit.lanes import ReceiveLane as ReceiveLane
+    from kvmmig.transport.toolkit.lanes import SendLane as SendLane
     from kvmmig.transport.toolkit.listeners import AtOnceListener as AtOnceListener
     from kvmmig.transport.toolkit.one_at_a_time import OneAtATime as OneAtATime
     from kvmmig.transport.toolkit.pipes import PipeReader as PipeReader
@@ -60,8 +66,11 @@ if TYPE_CHECKING:
     from kvmmig.transport.toolkit.workers import open_in_thread as open_in_thread
 
 _NAMES = {
+    "accessfile": "RandomAccessFile",
     "blockfile": "BlockFileReceiver BlockFileSender",
+    "farend": "FarEnd",
     "interrupts": "Interrupts",
+    "lanes": "ReceiveLane SendLane",
     "listeners": "AtOnceListener",
     "one_at_a_time": "OneAtATime",
     "pipes": "PipeReader PipeReceiver PipeSender PipeWriter",

@@ -254,17 +254,14 @@ class BlockFileReceiver(ReceiveChannel):
     async def open(cls, path: str, *, direct: bool) -> Self:
         """Raises `ConnectFailed`; a cancel leaves nothing."""
 
-        def make() -> tuple[SavedFile, list[memoryview]]:
-            blocks = _blocks()
-            return SavedFile(path, direct=direct), blocks
+        return cls(await open_in_thread(partial(SavedFile, path, direct=direct), SavedFile.close))
 
-        return cls(*await open_in_thread(make, lambda made: made[0].close()))
-
-    def __init__(self, saved: SavedFile, blocks: list[memoryview]) -> None:
-        """Takes over ``saved``, and ``blocks`` to read ahead into. See `open`."""
+    def __init__(self, saved: SavedFile) -> None:
+        """Takes over ``saved``. See `open`."""
         self.peer = saved.path
         self.notices = saved.notices
         self._saved = saved
+        self.file = saved.fd
         self._workers = Workers(f"read {saved.path}", _THREADS, saved.close)
         self._receiving = OneAtATime("receiving")
         self._pieces: deque[_Piece] = deque()  # in the file's order
@@ -273,13 +270,18 @@ class BlockFileReceiver(ReceiveChannel):
         self._error: Exception | None = None
         self._closed = False
         self._progress = trio.lowlevel.ParkingLot()
-        for block in blocks:
-            self._read_ahead(block)
+        self._begun = False  # who maps the file reads nothing here
 
     async def receive_some(self, buffer: memoryview) -> int:
         with self._receiving:
             await trio.lowlevel.checkpoint()
             self._check()
+            if not self._begun:
+                blocks = await trio.to_thread.run_sync(_blocks, limiter=trio.CapacityLimiter(1))
+                self._begun = True
+                self._check()
+                for block in blocks:
+                    self._read_ahead(block)
             while self._pieces and not self._pieces[0].ready:
                 await self._progress.park()
                 self._check()

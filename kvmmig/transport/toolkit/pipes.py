@@ -12,70 +12,24 @@ and those over a process in `kvmmig.transport.toolkit.process`.
 from __future__ import annotations
 
 import array
-import contextlib
 import fcntl
 import os
 import select
 import termios
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import trio
 
 from kvmmig.errors import ChannelBroken, ChannelClosed
 from kvmmig.transport.contract import ReceiveChannel, SendChannel
-from kvmmig.transport.toolkit.buffers import prefix
+from kvmmig.transport.toolkit.lanes import Lane, SendLane
 from kvmmig.transport.toolkit.one_at_a_time import OneAtATime
 from kvmmig.transport.toolkit.words import why
-from kvmmig.transport.toolkit.workers import Workers
 
 #: Bytes of one call: a quarter of the largest pipe.
 PIPE_CALL = 1 << 18
-#: Bytes that may wait for the thread: as much as it writes meanwhile.
-_MOST_QUEUED = 1 << 19
 _READ_AHEAD = 2  # pieces
-
-
-class _PipeThread:
-    """A pipe's descriptor, and the thread that alone uses it.
-
-    The thread closes it: nobody else could without it being used once more, under a number that by then is
-    somebody else's file. It calls ``at_end`` right afterwards.
-    """
-
-    def __init__(self, fd: int, peer: str, at_end: Callable[[], None]) -> None:
-        self.fd = fd
-        self.stopping = False
-        self.closed = trio.Event()
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        token = trio.lowlevel.current_trio_token()
-
-        def end() -> None:
-            os.close(fd)
-            os.close(self._wake)
-            at_end()
-            with contextlib.suppress(trio.RunFinishedError):
-                token.run_sync_soon(self.closed.set)
-
-        self._workers = Workers(f"pipe of {peer}", 1, end)
-        self.submit = self._workers.submit
-
-    def stop(self) -> None:
-        """Have the thread close the pipe, as soon as it is out of whatever call it is in. Idempotent."""
-        if not self.stopping:
-            self.stopping = True
-            os.eventfd_write(self._wake, 1)
-            self._workers.stop()
-
-    def ready(self, event: int, others: Sequence[int] = ()) -> bool:
-        """In the thread: wait until the pipe is ready; False when there is no more use in it."""
-        poll = select.poll()
-        poll.register(self.fd, event)
-        for fd in (self._wake, *others):
-            poll.register(fd, select.POLLIN)
-        ready = {fd for fd, _ in poll.poll()}
-        return not self.stopping and not ready.intersection(others)
 
 
 class PipeWriter:
@@ -92,27 +46,11 @@ class PipeWriter:
 
         ``at_end`` is called by the thread when it has closed the pipe.
         """
-        self._peer = peer
-        self._reader = [] if reader is None else [reader]
-        self._thread = _PipeThread(fd, peer, at_end)
-        self._progress = trio.lowlevel.ParkingLot()
-        self._queued = 0
-        self._error: Exception | None = None
-        self._aborted = False
+        self._lane = SendLane(fd, peer, reader=reader, at_end=at_end)
 
     async def write_some(self, buffers: Sequence[memoryview]) -> int:
         """As `SendChannel.send_some`."""
-        await trio.lowlevel.checkpoint()
-        self._check()
-        while self._queued >= _MOST_QUEUED:
-            await self._progress.park()
-            self._check()
-        # Nothing from here on waits, so a cancel can only come while nothing has been accepted.
-        part = prefix(buffers, min(PIPE_CALL, _MOST_QUEUED - self._queued))
-        size = sum(len(buffer) for buffer in part)
-        self._queued += size
-        self._thread.submit(partial(self._write, part), partial(self._written, size))
-        return size
+        return await self._lane.send_some(buffers, PIPE_CALL)
 
     async def drained(self, check_reader: Callable[[int], None]) -> None:
         """Return when the reader has taken everything out of the pipe.
@@ -123,12 +61,8 @@ class PipeWriter:
         await trio.lowlevel.checkpoint()
         pause = 0.0001
         while True:
-            self._check()
-            if self._queued:
-                await self._progress.park()
-                continue
+            await self._lane.wait_idle()
             left = await self._left_in_pipe()
-            self._check()
             check_reader(left)
             if left == 0:
                 return
@@ -137,66 +71,23 @@ class PipeWriter:
 
     async def end(self) -> None:
         """End the stream; returns when the pipe is closed. To be called when it is drained."""
-        self._thread.stop()
-        await self._thread.closed.wait()
-        self._check()
+        await self._lane.end()
 
     def abort(self) -> None:
         """Close it at once. Who waits gets `ChannelClosed`. Idempotent."""
-        self._aborted = True
-        self._thread.stop()
-        self._progress.unpark_all()
+        self._lane.abort()
 
     def has_reader(self) -> bool:
         """Whether anybody still has the pipe's other end open."""
         poll = select.poll()
-        poll.register(self._thread.fd, 0)
+        poll.register(self._lane.lane.fd, 0)
         return not poll.poll(0)
 
     async def _left_in_pipe(self) -> int:
         """In the thread, for this too needs the lock."""
-        waiting, told = array.array("i", [0]), trio.Event()
-
-        def done(error: Exception | None) -> None:
-            self._error = self._error or error
-            told.set()
-            self._progress.unpark_all()
-
-        self._thread.submit(lambda: fcntl.ioctl(self._thread.fd, termios.FIONREAD, waiting), done)
-        while not told.is_set():
-            await self._progress.park()
-            self._check()
+        waiting = array.array("i", [0])
+        await self._lane.in_thread(lambda: fcntl.ioctl(self._lane.lane.fd, termios.FIONREAD, waiting))
         return waiting[0]
-
-    def _check(self) -> None:
-        if self._aborted:
-            raise ChannelClosed(f"{self._peer} was closed by this side")
-        if self._error:
-            raise self._error
-
-    def _written(self, size: int, error: Exception | None) -> None:
-        self._queued -= size
-        self._error = self._error or error
-        self._progress.unpark_all()
-
-    # The thread runs these.
-
-    def _write(self, buffers: list[memoryview]) -> None:
-        while buffers and not self._error:
-            try:
-                count = os.writev(self._thread.fd, buffers)
-            except BlockingIOError:
-                # A full pipe is not enough to wait for: a dead process's child may hold its other end open.
-                if not self._thread.ready(select.POLLOUT, self._reader):
-                    if self._thread.stopping:
-                        return
-                    raise BrokenPipeError from None
-                continue
-            while count:
-                if count < len(buffers[0]):
-                    buffers[0] = buffers[0][count:]
-                    break
-                count -= len(buffers.pop(0))
 
 
 class PipeReader:
@@ -204,7 +95,7 @@ class PipeReader:
 
     def __init__(self, fd: int, peer: str, *, at_end: Callable[[], None] = lambda: None) -> None:
         self._peer = peer
-        self._thread = _PipeThread(fd, peer, at_end)
+        self._thread = Lane(fd, peer, at_end)
         self._progress = trio.lowlevel.ParkingLot()
         self._pieces: deque[tuple[memoryview, memoryview]] = deque()  # what was read, and where it lies
         self._begun = False
@@ -269,7 +160,7 @@ class PipeReader:
             try:
                 return os.readv(self._thread.fd, [block])
             except BlockingIOError:
-                if not self._thread.ready(select.POLLIN):
+                if not self._thread.ready(select.POLLIN) and self._thread.stopping:
                     return 0
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from time import perf_counter
 
 import trio
 
 from kvmmig.units import parse_bandwidth
 
-#: What may be sent at once after a pause, as so many seconds of the bandwidth: far less than the 100 ms
-#: within which the rate is to be smooth, and enough that one call is worth its cost.
-_BURST = 0.020
+#: Who was kept from sending for so many seconds, by a busy host or a full link, may make up for it at once.
+#: What a longer time would have allowed is forgotten, so the rate is smooth within that time.
+_CREDIT = 0.100
+#: What is waited for when nothing may be sent, as seconds of the bandwidth: one call is to be worth its cost.
+_WORTH = 0.005
 
 
 class TokenBucket:
@@ -18,9 +21,7 @@ class TokenBucket:
 
     def __init__(self, rate: float | None = None) -> None:
         """`ValueError` for what is no rate."""
-        self._rate = parse_bandwidth(rate)
-        self._tokens = 0.0
-        self._filled = perf_counter()
+        self.rate = rate
 
     @property
     def rate(self) -> float | None:
@@ -34,17 +35,26 @@ class TokenBucket:
     def rate(self, rate: float | None) -> None:
         self._rate = parse_bandwidth(rate)
         self._tokens = 0.0
+        self.begin()
+
+    def begin(self) -> None:
+        """Sending begins, perhaps after a pause: what was not sent before is no credit."""
+        self._tokens = min(self._tokens, 0.0)
         self._filled = perf_counter()
+        self._patience = _CREDIT
 
     def allowed(self) -> int | None:
-        """How many bytes may be sent now; None is no limit."""
+        """How many bytes may be sent now; None is no limit. 0 until there is something worth sending."""
         if self._rate is None:
             return None
         now = perf_counter()
-        most = max(self._rate * _BURST, 1.0)
-        self._tokens = min(self._tokens + (now - self._filled) * self._rate, most)
-        self._filled = now
-        return max(int(self._tokens), 0)  # below 0 when the rate was set while bytes were on their way
+        gone, self._filled = now - self._filled, now
+        most = max(self._rate * _CREDIT, 1.0) if gone <= self._patience else 0.0
+        self._tokens = min(self._tokens + gone * self._rate, most)
+        # Who sent each byte the moment that it may be sent would be busy with nothing but calls.
+        allowed = int(self._tokens) if self._tokens >= self._worth(self._rate) else 0
+        self._patience = _CREDIT if allowed else math.inf  # who may send nothing waits, however late it wakes
+        return allowed
 
     def spend(self, count: int) -> None:
         """So many bytes were sent."""
@@ -52,7 +62,10 @@ class TokenBucket:
             self._tokens -= count
 
     async def wait(self) -> None:
-        """Wait until there is something worth sending: a quarter of a burst, or a byte."""
+        """Wait until there is something worth sending: 5 ms of the bandwidth, or a byte."""
         if self._rate is not None:
-            worth = max(self._rate * _BURST / 4, 1.0)
-            await trio.sleep(max(worth - self._tokens, 0.0) / self._rate)
+            await trio.sleep(max(self._worth(self._rate) - self._tokens, 0.0) / self._rate)
+
+    @staticmethod
+    def _worth(rate: float) -> float:
+        return max(rate * _WORTH, 1.0)

@@ -55,7 +55,7 @@ class TcpChannel(SocketChannel):
         The kernel has no event for that, so it is asked again and again, after 0.1 ms at first and 10 ms
         at most.
         """
-        await trio.lowlevel.checkpoint()
+        await super().flush()
         pause = 0.0001
         while True:
             with self._translated():

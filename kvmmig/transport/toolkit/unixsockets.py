@@ -61,6 +61,21 @@ def listen(path: str, backlog: int) -> tuple[socket.socket, SocketFile]:
         raise
 
 
+def open_to_all(path: str) -> None:
+    """Let every user of the host connect to a socket file; whoever accepts them has to see who they are.
+
+    Does nothing where there is anything else than a socket of this user's, such as a link. Raises `OSError`.
+    May wait for a disk.
+    """
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        found = os.fstat(fd)
+        if stat.S_ISSOCK(found.st_mode) and found.st_uid == os.geteuid():
+            os.chmod(f"/proc/self/fd/{fd}", 0o666)
+    finally:
+        os.close(fd)
+
+
 def try_connect(path: str) -> socket.socket | None:
     """A non-blocking socket that is connected there; None where so many wait already that it has to wait too.
 

@@ -30,7 +30,11 @@ _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
 _NLM_F_REQUEST = 1
 _ALL_STATES = 0xFFFFFFFF
-_LISTEN = 10  # of <net/tcp_states.h>
+# Of <net/tcp_states.h>. What waits in a queue to be accepted is established, or about to be; what was closed
+# is in another state.
+_QUEUED = (1, 3, 12)
+_LISTEN = 10
+_ANY_ADDRESS: dict[int, str] = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
 
 Socket = socket.socket | trio.socket.SocketType
 
@@ -52,6 +56,15 @@ class Peer:
         """It is this process's own user, or root, who can do all that this user can."""
         return self.user is not None and self.user in (0, os.geteuid())
 
+    @property
+    def owner(self) -> str:
+        """Whose it is, for people; empty for another host's."""
+        if self.process is not None:
+            return f"process {self.process} of user {self.user}"
+        if not self.local:
+            return ""
+        return f"user {self.user}" if self.user is not None else "a user not known"
+
     def __str__(self) -> str:
         if self.process is not None:
             return f"process {self.process} of user {self.user}"
@@ -61,8 +74,16 @@ class Peer:
         return f"{where} of user {self.user}" if self.user is not None else f"{where} of a user not known"
 
 
+def named(name: str, peer: Peer | None) -> str:
+    """What a channel calls its other end, and whose that is: ``127.0.0.1:4444 (user 1000)``."""
+    return f"{name} ({peer.owner})" if peer is not None and peer.owner else name
+
+
 def peer_of(sock: Socket) -> Peer:
-    """Who has connected. Never waits. Raises `OSError` for one who has gone already."""
+    """Who is at the other end of a connected TCP or Unix socket. Never waits.
+
+    Raises `OSError` for one who has gone already.
+    """
     if sock.family == socket.AF_UNIX:
         process, user, _ = _CREDENTIALS.unpack(
             sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
@@ -85,6 +106,28 @@ def is_loopback(host: str) -> bool:
 
 def _user_of(family: int, name: tuple[Any, ...], far_name: tuple[Any, ...]) -> int | None:
     """Of the TCP socket that is bound to ``name`` and connected to ``far_name``; None if there is none."""
+    found = _ask(family, name, far_name)
+    if found is None or found.state == _LISTEN or found.ports != (name[1], far_name[1]):
+        return None
+    if not found.inode and found.state in _QUEUED:
+        # It has not been accepted yet: nobody has it but who listens there.
+        found = _ask(family, name, (_ANY_ADDRESS[family], 0))
+        if found is None or found.state != _LISTEN or found.ports[0] != name[1]:
+            return None
+    # A socket that nobody has any more is root's in the kernel's words, and has no inode.
+    return found.user if found.inode else None
+
+
+@dataclass(frozen=True)
+class _Found:
+    state: int
+    ports: tuple[int, int]
+    user: int
+    inode: int
+
+
+def _ask(family: int, name: tuple[Any, ...], far_name: tuple[Any, ...]) -> _Found | None:
+    """The socket with these ends. Where there is none the kernel may name one that listens at ``name``."""
     try:
         ends = _ENDS.pack(name[1], far_name[1], _packed(family, name[0]), _packed(family, far_name[0]))
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
@@ -99,12 +142,9 @@ def _user_of(family: int, name: tuple[Any, ...], far_name: tuple[Any, ...]) -> i
         return None
     _, state, _, _ = _REPLY.unpack_from(reply, _HEADER.size)
     at = _HEADER.size + _REPLY.size
-    ports = _ENDS.unpack_from(reply, at)[:2]
+    source_port, far_port = _ENDS.unpack_from(reply, at)[:2]
     *_, user, inode = _OWNER.unpack_from(reply, at + _SOCKET_ID_SIZE)
-    # A socket that nobody has any more is root's in the kernel's words, and has no inode.
-    if state == _LISTEN or ports != (name[1], far_name[1]) or not inode:
-        return None
-    return int(user)
+    return _Found(state, (source_port, far_port), user, inode)
 
 
 def _packed(family: int, host: str) -> bytes:
