@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test lint types check-tests bench peers loaded guard image tls pressure monitor faults soak attack guests api docs pins clean
+.PHONY: help setup demo test lint types check-tests bench peers loaded guard image tls pressure monitor faults soak attack guests api docs man picture pins clean
 
 help:
 	@echo "make demo    move three guests on this machine: over TCP, through a pipe, into a file"
@@ -23,6 +23,8 @@ help:
 	@echo "make guests  assemble the built-in guests anew, with nasm"
 	@echo "make api     write docs/api.md anew, from the docstrings"
 	@echo "make docs    the site, into build/site"
+	@echo "make man     man pages of all commands, into build/man"
+	@echo "make picture record docs/migration.svg anew: a migration on a terminal"
 	@echo "make pins    write requirements/constraints.txt anew: the versions that all else here installs"
 	@echo "make clean   remove everything that make has made"
 
@@ -110,6 +112,12 @@ api: setup
 docs: setup
 	@$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs . build/site
 	@echo "open build/site/index.html"
+
+man: setup
+	@$(BIN)/python -m docs.man
+
+picture: setup
+	@$(BIN)/python -m tests.docs.picture
 
 # In an environment of its own, where nothing holds a version back.
 pins:

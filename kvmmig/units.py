@@ -128,8 +128,9 @@ _YEAR = 365 * 24 * 3600
 UNSIGNED = Range(0, (1 << 64) - 1)
 #: Any number of bytes.
 SIZE = Range(0, _INT64, write_size)
-#: A machine's memory.
+#: A machine's memory: so much, and a multiple of that, as `kvmmig.machine.memory` wants it.
 MEMORY = Range(1 << 20, 64 << 30, write_size)
+MEMORY_UNIT = 256 << 10
 #: A machine's vCPUs.
 CPUS = Range(1, 16)
 #: A toy guest's parameter: the assembler's numbers are signed.
@@ -287,6 +288,8 @@ def _factor(
         names = [
             f"{bare}{name}{end}" for name in sorted(meant, key=lambda name: "i" not in name) if name != "KB"
         ]
+        # Memory is binary, and so are sizes; what is sold by links and disks is not.
+        names = names[:1] if factors is _SIZES and not end else names
         if names:
             raise ValueError(f"{_quoted(text)} is not a {kind}; did you mean {' or '.join(names)}?")
     raise ValueError(f"{_quoted(text)} is not a {kind}; {how}")
@@ -323,33 +326,53 @@ def _shortened(text: str) -> str:
 
 
 def format_size(count: float) -> str:
-    """``1073741824`` -> ``1.0 GiB``; memory and stream sizes are binary, as KVM's pages are."""
-    count = _finite(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(count) < 1024 or unit == "GiB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    raise AssertionError("unreachable")
+    """``1073741824`` -> ``1 GiB``; memory and stream sizes are binary, as KVM's pages are."""
+    return _measured(_finite(count), 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
 
 
 def format_rate(per_second: float) -> str:
-    """Bytes a second, decimal, as links and disks are sold: ``4.2 GB/s``."""
-    per_second = _finite(per_second)
-    for unit in ("B/s", "kB/s", "MB/s"):
-        if abs(per_second) < 1000:
-            return f"{per_second:.0f} {unit}"
-        per_second /= 1000
-    return f"{per_second:.2f} GB/s"
+    """Bytes a second, decimal, as links and disks are sold: ``4.21 GB/s``."""
+    return _measured(_finite(per_second), 1000, ("B/s", "kB/s", "MB/s", "GB/s", "TB/s"))
 
 
 def format_duration(seconds: float) -> str:
-    """``0.0123`` -> ``12.3 ms``; three digits are enough for a person."""
+    """``0.01234`` -> ``12.3 ms``; from a minute on in two units, and whole: ``2 min 5 s``."""
     seconds = _finite(seconds)
-    if seconds < 1e-3:
-        return f"{seconds * 1e6:.0f} us"
-    if seconds < 1:
-        return f"{seconds * 1e3:.1f} ms"
-    return f"{seconds:.2f} s"
+    if not seconds:
+        return "0 s"
+    if not abs(seconds) < _AGES:
+        return f"{seconds:g} s"
+    if abs(seconds) < 1:
+        return _measured(seconds * 1e6, 1000, ("us", "ms", "s"))
+    if abs(seconds) < 59.95:
+        return f"{_three_digits(seconds)} s"
+    whole = abs(round(seconds))
+    unit, size, part, part_size = next(each for each in _LONG if whole >= each[1])
+    more = whole % size // part_size
+    return f"{'-' * (seconds < 0)}{whole // size} {unit}" + (f" {more} {part}" if more else "")
+
+
+_LONG = (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1))
+_AGES = 1e12  # seconds
+
+
+def _measured(number: float, step: int, units: tuple[str, ...]) -> str:
+    # What would be rounded up to a whole next unit is given in that one: three digits are enough then.
+    most = step - 0.5
+    *smaller, largest = units
+    for unit in smaller:
+        if abs(number) < most:
+            return f"{_three_digits(number)} {unit}"
+        number /= step
+    return f"{_three_digits(number)} {largest}"
+
+
+def _three_digits(number: float) -> str:
+    """Three digits, which is what a measurement has; a whole number, such as what was asked for, bare."""
+    size = abs(number)
+    if not size < 99.95 or math.isclose(number, round(number), rel_tol=1e-9):
+        return f"{number:.3g}" if size >= 1e15 else f"{number:.0f}"
+    return f"{number:.1f}" if size >= 9.995 else f"{number:.2f}"
 
 
 def _finite(number: float) -> float:

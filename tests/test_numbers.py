@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import kvmmig.cli.settings
 from kvmmig import units
 from kvmmig.cli.app import cli
+from kvmmig.cli.setting_table import BY_ANY_NAME
 from kvmmig.errors import BadConfig, BadURI, KvmmigError
 from kvmmig.guests import find
 from kvmmig.machine import MachineConfig
@@ -134,7 +135,7 @@ def test_what_is_written_is_read_back(size: int, rate: int, microseconds: int) -
     [
         (units.parse_duration, "300", "'300' has no unit; write 300ms or 300s"),
         (units.parse_rate, "500", "'500' has no unit; write 500B/s or 500MB/s"),
-        (units.parse_size, "1gb", "'1gb' is not a size; did you mean 1GiB or 1GB?"),
+        (units.parse_size, "1gb", "'1gb' is not a size; did you mean 1GiB?"),
         (PARSERS["downtime"][0], "0.4ms", "is not a whole number of milliseconds; write 0ms or 1ms"),
         (PARSERS["downtime"][0], "40min", "'40min' is out of range; use 0s to 2000s"),
         (PARSERS["memory"][0], "512", "did you mean 512MiB?); use 1MiB to 64GiB"),
@@ -167,7 +168,7 @@ def test_a_command_line_with_any_number_makes_sense_or_says_why_not(command: lis
         assert "Traceback" not in error.format_message()
 
 
-@pytest.mark.parametrize("setting", sorted(kvmmig.cli.settings._BY_NAME))
+@pytest.mark.parametrize("setting", sorted(BY_ANY_NAME))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=texts)
 def test_a_setting_is_taken_or_is_a_wrong_command_line(
@@ -330,3 +331,28 @@ def test_any_number_can_be_shown() -> None:
     for show in (units.format_size, units.format_rate, units.format_duration, units.write_count):
         for number in (10**5000, -(10**5000), math.inf, -math.inf, math.nan, 0, -1, 1e308):
             assert is_a_sentence(show(number))
+
+
+@pytest.mark.parametrize(
+    ("show", "number", "text"),
+    [
+        (units.format_size, 1 << 30, "1 GiB"),
+        (units.format_size, 554_696_704, "529 MiB"),
+        (units.format_size, 74_239_181, "70.8 MiB"),
+        (units.format_size, (1 << 30) - 4096, "1.00 GiB"),
+        (units.format_rate, 999_600_000, "1.00 GB/s"),
+        (units.format_rate, 740e6, "740 MB/s"),
+        (units.format_duration, 0, "0 s"),
+        (units.format_duration, 0.0123, "12.3 ms"),
+        (units.format_duration, 0.05, "50 ms"),
+        (units.format_duration, 0.9999, "1.00 s"),
+        (units.format_duration, 59.96, "1 min"),
+        (units.format_duration, 125, "2 min 5 s"),
+        (units.format_duration, 3725, "1 h 2 min"),
+        (units.format_duration, 90_000, "1 d 1 h"),
+    ],
+)
+def test_a_measurement_has_three_digits_and_a_whole_number_none_behind_the_point(
+    show: Callable[[float], str], number: float, text: str
+) -> None:
+    assert show(number) == text

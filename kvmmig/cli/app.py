@@ -5,15 +5,28 @@ Those modules have the commands as far as ``--help`` needs them; what they do is
 
 from __future__ import annotations
 
+import copy
 import io
 import os
+import shutil
 import sys
 from typing import Any
 
 import click
 
-from kvmmig.cli.commands_basic import completion, demo, doctor, guests, transports
-from kvmmig.cli.commands_control import console, ls, pause, quit_machine, reset, resume, set_settings, status
+from kvmmig import __version__
+from kvmmig.cli.commands_basic import completion, demo, doctor, guests, transports, version
+from kvmmig.cli.commands_control import (
+    console,
+    logs,
+    ls,
+    pause,
+    quit_machine,
+    reset,
+    resume,
+    set_settings,
+    status,
+)
 from kvmmig.cli.commands_experiment import experiment
 from kvmmig.cli.commands_guest import new_guest
 from kvmmig.cli.commands_image import image
@@ -22,6 +35,7 @@ from kvmmig.cli.commands_migrate import cancel, migrate, save
 from kvmmig.cli.commands_run import restore, run
 from kvmmig.cli.commands_teaching import lab
 from kvmmig.cli.printing import echo
+from kvmmig.cli.statuses import status_of
 from kvmmig.errors import KvmmigError
 
 
@@ -39,7 +53,7 @@ def run_command() -> int:
         return 130
     except KvmmigError as error:
         echo(f"kvmmig: {error}", err=True)
-        return 1
+        return status_of(error)
     except BrokenPipeError:  # "kvmmig guests | head": python would complain again when it flushes
         sys.stdout = None
         return 1
@@ -53,8 +67,12 @@ def _fill_standard_descriptors() -> None:
     os.close(fd)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="kvmmig")
+# click itself writes help for 50 columns at the least, and for a terminal of fewer that is illegible.
+_WIDTH = max(min(shutil.get_terminal_size().columns, 102) - 2, 30)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "terminal_width": _WIDTH})
+@click.version_option(__version__, "-V", "--version", message="%(prog)s %(version)s")
 def cli() -> None:
     """Run tiny KVM guests and migrate them while they run.
 
@@ -65,18 +83,27 @@ def cli() -> None:
 
     \b
     And one is enough with machines in the background:
-      kvmmig run dirtier --name a --memory 1GiB --detach
+      kvmmig run dirtier --name a -m 1GiB -d
       kvmmig status a --watch
       kvmmig save a /var/tmp/a.img
-      kvmmig restore /var/tmp/a.img --name b --detach
+      kvmmig restore /var/tmp/a.img --name b -d
     """
 
 
 for _command in (
     *(run, restore),
-    *(ls, status, console, pause, resume, reset, quit_machine),
+    *(ls, status, console, logs, pause, resume, reset, quit_machine),
     *(migrate, save, cancel, set_settings),
     *(image, record, plot, trace, experiment, stream, lab),
-    *(guests, new_guest, transports, doctor, demo, completion),
+    *(guests, new_guest, transports, doctor, demo, version, completion),
 ):
     cli.add_command(_command)
+
+#: The words that people bring along from docker, and the commands that mean the same.
+ALIASES = {"ps": ls, "stop": quit_machine}
+for _name, _command in ALIASES.items():
+    _alias = copy.copy(_command)
+    _alias.name = _name
+    _alias.short_help = f"The same as {_command.name}."
+    _alias.epilog = (_command.epilog or "").replace(f"kvmmig {_command.name}", f"kvmmig {_name}")
+    cli.add_command(_alias)

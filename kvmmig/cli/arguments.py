@@ -9,7 +9,17 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from kvmmig.units import CPUS, DURATION, MEMORY, parse_count, parse_duration, parse_size
+from kvmmig.cli.completion import matching
+from kvmmig.units import (
+    CPUS,
+    DURATION,
+    MEMORY,
+    MEMORY_UNIT,
+    parse_count,
+    parse_duration,
+    parse_size,
+    write_size,
+)
 
 
 class Memory(click.ParamType[int]):
@@ -19,9 +29,22 @@ class Memory(click.ParamType[int]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         try:
-            return value if isinstance(value, int) else parse_size(value, MEMORY)
+            return value if isinstance(value, int) else _memory(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
+
+
+def _memory(text: str) -> int:
+    size = parse_size(text, MEMORY)
+    if size % MEMORY_UNIT:
+        decimal = text.strip().upper().endswith("B")
+        meant = (
+            f"{text.strip()[:-1].upper()}iB"
+            if decimal
+            else write_size(round(size / MEMORY_UNIT) * MEMORY_UNIT)
+        )
+        raise ValueError(f"{text!a} is no multiple of {write_size(MEMORY_UNIT)}; did you mean {meant}?")
+    return size
 
 
 class Cpus(click.ParamType[int]):
@@ -48,25 +71,11 @@ class Seconds(click.ParamType[float]):
             self.fail(str(error), param, ctx)
 
 
-class Setting(click.ParamType[tuple[str, str]]):
-    """A toy guest's parameter: hot=64MiB."""
-
-    name = "name=value"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, str]:
-        name, sign, setting = value.partition("=")
-        if not (name and sign and setting):
-            self.fail(f"{value!r} is not a setting; write it like hot=64MiB", param, ctx)
-        return name, setting
-
-
 class RecordPath(click.Path):
     """A file to record a migration to; an absolute path."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        from kvmmig.cli.settings import record_path
+        from kvmmig.cli.setting_table import record_path
 
         try:
             return record_path(str(value))
@@ -85,7 +94,7 @@ class MachineName(click.ParamType[str]):
         from kvmmig.cli.rundir import RuntimeDirectoryUnusable, names
 
         with suppress(RuntimeDirectoryUnusable):  # the command will say so
-            return [CompletionItem(name) for name in names() if name.startswith(incomplete)]
+            return matching(names(), incomplete)
         return []
 
 
@@ -99,7 +108,7 @@ class StoringScheme(click.ParamType[str]):
     ) -> list[CompletionItem]:
         from kvmmig.cli.storing import storing_schemes
 
-        return [CompletionItem(scheme) for scheme in storing_schemes() if scheme.startswith(incomplete)]
+        return matching(storing_schemes(), incomplete)
 
 
 class StoringOption(click.Option):
@@ -118,22 +127,35 @@ class StoringOption(click.Option):
         )
 
 
+class GuestName(click.ParamType[str]):
+    """A toy guest's name."""
+
+    name = "guest"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return str(value)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        return matching(_guests(), incomplete)
+
+
 class GuestOrFile(click.Path):
     """A toy guest's name, or a file; a shell completes both."""
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        from importlib.resources import files
+        return matching(_guests(), incomplete) + super().shell_complete(ctx, param, incomplete)
 
-        guests = [
-            guest.name.removesuffix(".asm")
-            for guest in files("kvmmig.guests").iterdir()
-            if guest.name.endswith(".asm") and guest.name.startswith(incomplete)
-        ]
-        return [CompletionItem(name) for name in sorted(guests)] + super().shell_complete(
-            ctx, param, incomplete
-        )
+
+def _guests() -> list[str]:
+    """The toy guests' names, without importing what it takes to run them."""
+    from importlib.resources import files
+
+    names = (guest.name for guest in files("kvmmig.guests").iterdir())
+    return sorted(name.removesuffix(".asm") for name in names if name.endswith(".asm"))
 
 
 def examples(*lines: str, more: str = "") -> str:
@@ -144,6 +166,9 @@ def examples(*lines: str, more: str = "") -> str:
 
 
 machine_argument: Callable[[Any], Any] = click.argument("name", type=MachineName())
+machines_argument: Callable[[Any], Any] = click.argument(
+    "names", type=MachineName(), nargs=-1, required=True, metavar="NAME..."
+)
 record_option: Callable[[Any], Any] = click.option(
     "--record",
     type=RecordPath(),

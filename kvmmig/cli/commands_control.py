@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from kvmmig.cli.arguments import MachineName, examples, json_option, machine_argument
+from kvmmig.cli.arguments import examples, json_option, machine_argument, machines_argument
+from kvmmig.cli.completion import SettingOrValue
 
 
 @click.command(short_help="List the machines that run.", epilog=examples("kvmmig ls", "kvmmig ls --json"))
@@ -17,68 +18,96 @@ def ls(as_json: bool) -> int:
 
 
 @click.command(
-    short_help="Show a machine and its migration.",
+    short_help="Show machines and their migrations.",
     epilog=examples(
         "kvmmig status a",
+        "kvmmig status a b",
         "kvmmig status a --watch",
         "kvmmig status a --json | jq .migration.phase",
     ),
 )
-@machine_argument
+@machines_argument
 @click.option("--watch", is_flag=True, help="Go on showing it, until Ctrl-C or until the machine ends.")
 @json_option
-def status(name: str, watch: bool, as_json: bool) -> int:
+def status(names: tuple[str, ...], watch: bool, as_json: bool) -> int:
     """Show the state of the machine NAME, and the figures of its migration while there is one.
 
-    With --watch and --json, a line of JSON is printed each second.
+    With --json, there is one JSON object for each NAME. With --watch and --json, there is one a second.
     """
+    if watch and len(names) > 1:
+        raise click.UsageError(f"--watch shows one machine, so choose one of {', '.join(names)}")
     from kvmmig.cli.listing import show_status
+    from kvmmig.cli.remote import for_each
 
-    return show_status(name, watch=watch, as_json=as_json)
-
-
-@click.command(short_help="Stop a machine's vCPUs.", epilog=examples("kvmmig pause a"))
-@machine_argument
-def pause(name: str) -> int:
-    """Stop the vCPUs of the machine NAME. It keeps all that it has, and "kvmmig resume" lets it go on."""
-    from kvmmig.cli.remote import execute
-
-    return execute(name, "stop")
+    return for_each(names, lambda name: show_status(name, watch=watch, as_json=as_json))
 
 
 @click.command(
-    short_help="Let a paused machine go on.", epilog=examples("kvmmig resume a", "kvmmig resume a --force")
+    short_help="Show what a machine has said.",
+    epilog=examples("kvmmig logs a", "kvmmig logs a -f"),
 )
-@machine_argument
+@machines_argument
+@click.option("-f", "--follow", is_flag=True, help="Go on with what comes, until the machine ends.")
+def logs(names: tuple[str, ...], follow: bool) -> int:
+    """Show the messages of the machine NAME, and what its guest has written to its serial port.
+
+    The messages of a machine in the background come first. Of the serial port there are the last 64 KiB. The
+    log of a machine that has ended stays until its name is used again.
+    """
+    if follow and len(names) > 1:
+        raise click.UsageError(f"--follow shows one machine, so choose one of {', '.join(names)}")
+    from kvmmig.cli.remote import for_each
+    from kvmmig.cli.saidlog import show_log
+
+    return for_each(names, lambda name: show_log(name, follow=follow))
+
+
+@click.command(short_help="Stop machines' vCPUs.", epilog=examples("kvmmig pause a", "kvmmig pause a b"))
+@machines_argument
+def pause(names: tuple[str, ...]) -> int:
+    """Stop the vCPUs of the machine NAME. It keeps all that it has, and "kvmmig resume" lets it go on."""
+    from kvmmig.cli.remote import execute, for_each
+
+    return for_each(names, lambda name: execute(name, "stop"))
+
+
+@click.command(
+    short_help="Let paused machines go on.", epilog=examples("kvmmig resume a", "kvmmig resume a --force")
+)
+@machines_argument
 @click.option(
     "--force",
     is_flag=True,
     help="Take the guest back whose migration's outcome is unknown. Only when it does not run on the other "
     "side: look there first.",
 )
-def resume(name: str, force: bool) -> int:
+def resume(names: tuple[str, ...], force: bool) -> int:
     """Let the paused machine NAME go on."""
-    from kvmmig.cli.remote import execute
+    from kvmmig.cli.remote import execute, for_each
 
-    return execute(name, "x-kvmmig-take-back" if force else "cont")
+    return for_each(names, lambda name: execute(name, "x-kvmmig-take-back" if force else "cont"))
 
 
-@click.command(short_help="Start a machine's guest again.", epilog=examples("kvmmig reset a"))
-@machine_argument
-def reset(name: str) -> int:
+@click.command(short_help="Start machines' guests again.", epilog=examples("kvmmig reset a"))
+@machines_argument
+def reset(names: tuple[str, ...]) -> int:
     """Start the guest of the machine NAME again, as it was loaded."""
-    from kvmmig.cli.remote import execute
+    from kvmmig.cli.remote import execute, for_each
 
-    return execute(name, "system_reset")
+    return for_each(names, lambda name: execute(name, "system_reset"))
 
 
-@click.command("quit", short_help="End a machine.", epilog=examples("kvmmig quit a"))
-@click.argument("name", type=MachineName())
-def quit_machine(name: str) -> int:
-    """End the machine NAME, whatever its guest is doing. Returns when it is gone."""
+@click.command("quit", short_help="End machines.", epilog=examples("kvmmig quit a", "kvmmig stop a b"))
+@machines_argument
+def quit_machine(names: tuple[str, ...]) -> int:
+    """End the machine NAME, whatever its guest is doing. Returns when it is gone.
+
+    "kvmmig stop" is the same, as docker has it. What QEMU's monitor calls "stop" is "kvmmig pause".
+    """
+    from kvmmig.cli.remote import for_each
     from kvmmig.cli.remote import quit_machine as quit_and_wait
 
-    return quit_and_wait(name)
+    return for_each(names, quit_and_wait)
 
 
 @click.command(
@@ -103,14 +132,16 @@ def console(name: str) -> int:
     short_help="Change what holds for migrations.",
     epilog=examples(
         "kvmmig set a",
+        "kvmmig set a --json | jq .bandwidth",
         "kvmmig set a downtime-limit 50ms bandwidth 500MB/s",
         "kvmmig set a bandwidth none auto-converge on",
         "kvmmig set a throttle.rate 20MB/s",
     ),
 )
 @machine_argument
-@click.argument("settings", nargs=-1, metavar="[SETTING VALUE]...")
-def set_settings(name: str, settings: tuple[str, ...]) -> int:
+@click.argument("settings", nargs=-1, type=SettingOrValue(), metavar="[SETTING VALUE]...")
+@json_option
+def set_settings(name: str, settings: tuple[str, ...], as_json: bool) -> int:
     """Change what holds for migrations of the machine NAME: for the one that runs, and for later ones.
 
     Without a SETTING, all of them are listed with their values. A name with a dot is a knob of the
@@ -123,4 +154,6 @@ def set_settings(name: str, settings: tuple[str, ...]) -> int:
     from kvmmig.cli.settings import change, show
 
     pairs = list(zip(settings[::2], settings[1::2], strict=True))
-    return change(name, pairs) if pairs else show(name)
+    if pairs and as_json:
+        raise click.UsageError("--json lists the settings, so no SETTING can go with it")
+    return change(name, pairs) if pairs else show(name, as_json=as_json)

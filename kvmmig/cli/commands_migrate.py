@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, TypeAlias
 
 import click
 
@@ -11,13 +12,17 @@ from kvmmig.cli.arguments import (
     examples,
     json_option,
     machine_argument,
+    machines_argument,
     record_option,
     secret_file_option,
 )
+from kvmmig.cli.completion import URI, SettingValue
 from kvmmig.cli.secretfile import with_secret
 
 if TYPE_CHECKING:
     from kvmmig.transport.uri import TransportURI
+
+Settings: TypeAlias = list[tuple[str, str]]
 
 _STATUSES = """\b
 Exit status:
@@ -34,8 +39,31 @@ _keep_option = click.option(
     help="Leave the machine here when its guest has moved: stopped, for those who want its figures.",
 )
 _detach_option = click.option(
-    "--detach", is_flag=True, help='Return at once; "kvmmig status NAME --watch" shows how it goes on.'
+    "-d", "--detach", is_flag=True, help='Return at once; "kvmmig status NAME --watch" shows how it goes on.'
 )
+
+
+def _limits_options(command: Callable[..., int]) -> Callable[..., int]:
+    """What may be set along with it: for this migration, and for later ones of that machine."""
+    for setting in ("timeout", "downtime-limit", "bandwidth"):
+        option = click.option(
+            f"--{setting.removesuffix('-limit')}",
+            setting.replace("-", "_"),
+            type=SettingValue(setting),
+            metavar={"bandwidth": "RATE"}.get(setting, "DURATION"),
+            help=_LIMITS[setting],
+        )
+        command = option(command)
+    return command
+
+
+_LIMITS = {
+    "bandwidth": "First set NAME bandwidth RATE: send at most so much, such as 500MB/s; or none.",
+    "downtime-limit": "First set NAME downtime-limit DURATION: stop the guest for at most so long, such as "
+    "50ms.",
+    "timeout": "First set NAME timeout DURATION: cancel it when it takes longer, such as 2min; or none. "
+    '"kvmmig set NAME on-timeout force" has it finished instead.',
+}
 
 
 @click.command(
@@ -44,14 +72,16 @@ _detach_option = click.option(
         "kvmmig migrate a tcp:192.0.2.7:4444",
         "kvmmig migrate a unix:/run/user/1000/b.migration --keep",
         "kvmmig migrate a 'throttle+tcp:127.0.0.1:4444?throttle.rate=100MB/s'",
+        "kvmmig migrate a tcp:192.0.2.7:4444 --bandwidth 500MB/s --timeout 2min",
         "kvmmig migrate a tcp:192.0.2.7:4444 --record a.jsonl",
         "kvmmig migrate a tcp:192.0.2.7:4444 --json | tee figures",
         more=_STATUSES,
     ),
 )
 @machine_argument
-@click.argument("uri")
+@click.argument("uri", type=URI())
 @secret_file_option
+@_limits_options
 @_keep_option
 @_detach_option
 @record_option
@@ -64,6 +94,7 @@ def migrate(
     detach: bool,
     record: str | None,
     as_json: bool,
+    **limits: str | None,
 ) -> int:
     """Move the guest of the machine NAME to URI while it runs; "kvmmig transports" lists the ways.
 
@@ -73,7 +104,7 @@ def migrate(
     from kvmmig.transport.uri import TransportURI
 
     to = with_secret(checked(TransportURI.parse(uri)), secret_file)
-    return _migrate(name, to, keep=keep, detach=detach, record=record, as_json=as_json)
+    return _migrate(name, to, _given(limits), keep=keep, detach=detach, record=record, as_json=as_json)
 
 
 @click.command(
@@ -94,6 +125,7 @@ def migrate(
     help="What writes it: the machine itself (file), a helper at the end of a pipe (pipe), or another "
     "transport that stores.",
 )
+@_limits_options
 @click.option(
     "--stopped",
     is_flag=True,
@@ -116,6 +148,7 @@ def save(
     detach: bool,
     record: str | None,
     as_json: bool,
+    **limits: str | None,
 ) -> int:
     """Save the guest of the machine NAME to PATH while it runs; "kvmmig restore" goes on with it.
 
@@ -146,6 +179,7 @@ def save(
             return _migrate(
                 name,
                 TransportURI("fd", "stream"),
+                _given(limits),
                 stream=stream,
                 live=not stopped,
                 keep=keep,
@@ -157,6 +191,7 @@ def save(
     return _migrate(
         name,
         uri,
+        _given(limits),
         live=not stopped,
         keep=keep,
         detach=detach,
@@ -176,18 +211,24 @@ def _check_stream(path: str, transport: str, *, detach: bool) -> None:
         raise click.UsageError(f"to {path} this command itself writes, so --detach can't go with it")
 
 
-@click.command(short_help="Cancel a machine's migration.", epilog=examples("kvmmig cancel a"))
-@machine_argument
-def cancel(name: str) -> int:
+@click.command(short_help="Cancel machines' migrations.", epilog=examples("kvmmig cancel a"))
+@machines_argument
+def cancel(names: tuple[str, ...]) -> int:
     """Cancel the migration of the machine NAME; its guest goes on where it is. Returns when that is so."""
     from kvmmig.cli.migrate import cancel_migration
+    from kvmmig.cli.remote import for_each
 
-    return cancel_migration(name)
+    return for_each(names, cancel_migration)
+
+
+def _given(limits: Mapping[str, str | None]) -> Settings:
+    return [(name.replace("_", "-"), value) for name, value in limits.items() if value is not None]
 
 
 def _migrate(
     name: str,
     uri: TransportURI,
+    settings: Settings,
     *,
     keep: bool,
     detach: bool,
@@ -205,6 +246,7 @@ def _migrate(
     return migrate_machine(
         name,
         uri,
+        settings,
         live=live,
         keep=keep,
         detach=detach,

@@ -11,12 +11,12 @@ from kvmmig.cli.arguments import (
     GuestOrFile,
     Memory,
     Seconds,
-    Setting,
     StoringOption,
     examples,
     record_option,
     secret_file_option,
 )
+from kvmmig.cli.completion import URI, ParameterSetting
 from kvmmig.cli.secretfile import with_secret
 
 if TYPE_CHECKING:
@@ -45,9 +45,13 @@ _name_option = click.option(
     "is taken]",
 )
 _detach_option = click.option(
+    "-d",
     "--detach",
     is_flag=True,
     help="Go on in the background: return when it runs, print its name, and leave its messages in a log.",
+)
+_paused_option = click.option(
+    "--paused", is_flag=True, help='Have the guest ready, and paused: "kvmmig resume NAME" lets it run.'
 )
 _serial_option = click.option(
     "--serial",
@@ -92,11 +96,11 @@ _max_cpus_option = click.option(
     short_help="Run a guest, a new or an incoming one; migrate it.",
     epilog=examples(
         "kvmmig run hello",
-        "kvmmig run dirtier --name a --memory 1GiB --detach",
+        "kvmmig run dirtier --name a -m 1GiB -d",
         "kvmmig run ./my-guest.asm --set hot=8MiB --cpus 2",
         "kvmmig run floppy.img",
-        "kvmmig run image.bin --entry real16 --memory 150MiB",
-        "kvmmig run dirtier --memory 1GiB --migrate-to file:/var/tmp/dirtier.img --after 2",
+        "kvmmig run disk.img --entry real16 --memory 150MiB",
+        "kvmmig run dirtier -m 1GiB --migrate-to file:/var/tmp/dirtier.img",
         "kvmmig run --incoming file:/var/tmp/dirtier.img",
         "kvmmig run --incoming tcp:0.0.0.0:4444 --secret-file secret --max-memory 4GiB",
         "kvmmig run --incoming tcp:0.0.0.0:4444 --reserve 1GiB",
@@ -117,23 +121,29 @@ _max_cpus_option = click.option(
     help="What becomes of a guest that can do nothing any more, such as one that has halted with interrupts "
     "off: it ends, or it stays and can be looked at.  [default: end]",
 )
-@click.option("--memory", type=Memory(), metavar="SIZE", help="Guest memory.  [default: 256MiB]")
+@click.option("-m", "--memory", type=Memory(), metavar="SIZE", help="Guest memory.  [default: 256MiB]")
 @click.option("--cpus", type=Cpus(), metavar="N", help="Number of vCPUs.  [default: 1]")
 @click.option(
     "--set",
     "settings",
-    type=Setting(),
+    type=ParameterSetting(),
     multiple=True,
     metavar="NAME=VALUE",
     help='A toy guest\'s parameter, any number of times; "kvmmig guests" lists them.',
 )
 @_name_option
 @_detach_option
+@_paused_option
 @_serial_option
 @_qmp_option
 @_no_exec_option
 @_pass_fd_option
-@click.option("--migrate-to", metavar="URI", help='Move the guest there; "kvmmig transports" lists the ways.')
+@click.option(
+    "--migrate-to",
+    type=URI(),
+    metavar="URI",
+    help='Move the guest there; "kvmmig transports" lists the ways.',
+)
 @click.option(
     "--after",
     type=Seconds(),
@@ -142,6 +152,7 @@ _max_cpus_option = click.option(
 )
 @click.option(
     "--incoming",
+    type=URI(also="defer"),
     metavar="URI|defer",
     help='Run the guest that comes by migration from there, instead of a new one; "defer" waits until a '
     "monitor's migrate-incoming says from where.",
@@ -173,6 +184,7 @@ def run(
     settings: tuple[tuple[str, str], ...],
     name: str | None,
     detach: bool,
+    paused: bool,
     serial: str,
     qmp: tuple[str, ...],
     no_exec: bool,
@@ -220,6 +232,7 @@ def run(
             welcome=welcome,
             name=name,
             detach=detach,
+            paused=paused,
             serial=serial,
             qmp=qmp,
             no_exec=no_exec,
@@ -244,6 +257,9 @@ def run(
         raise click.UsageError("--secret-file is for a guest that moves: --incoming URI or --migrate-to URI")
     if after is not None and migrate_to is None:
         raise click.UsageError("--after says when to move, so it needs --migrate-to URI")
+
+    if paused and migrate_to is not None:
+        raise click.UsageError("--migrate-to moves a guest that runs, so --paused can't go with it")
 
     from kvmmig.cli.detach import Background, perhaps_in_background
 
@@ -271,7 +287,13 @@ def run(
                 on_halt=on_halt or "end",
             ),
             ProcessOptions(
-                name=name, serial=serial, qmp=qmp, no_exec=no_exec, record=record, background=background
+                name=name,
+                paused=paused,
+                serial=serial,
+                qmp=qmp,
+                no_exec=no_exec,
+                record=record,
+                background=background,
             ),
             planned=planned,
         )
@@ -283,7 +305,7 @@ def run(
     short_help="Go on with a saved guest.",
     epilog=examples(
         "kvmmig restore /var/tmp/a.img",
-        "kvmmig restore /var/tmp/a.img --name b --detach",
+        "kvmmig restore /var/tmp/a.img --name b -d",
         "kvmmig restore /var/tmp/a.img --prefault",
         more=_STATUSES,
     ),
@@ -291,6 +313,7 @@ def run(
 @click.argument("path", type=click.Path())
 @_name_option
 @_detach_option
+@_paused_option
 @_serial_option
 @_qmp_option
 @_no_exec_option
@@ -312,6 +335,7 @@ def restore(
     path: str,
     name: str | None,
     detach: bool,
+    paused: bool,
     serial: str,
     qmp: tuple[str, ...],
     no_exec: bool,
@@ -344,6 +368,7 @@ def restore(
             name=name,
             default_name="restored",
             detach=detach,
+            paused=paused,
             serial=serial,
             qmp=qmp,
             no_exec=no_exec,
@@ -358,6 +383,7 @@ def restore(
         name=name,
         default_name=stem,
         detach=detach,
+        paused=paused,
         serial=serial,
         qmp=qmp,
         no_exec=no_exec,
@@ -413,6 +439,7 @@ def _run_incoming(
     name: str | None,
     default_name: str = "incoming",
     detach: bool,
+    paused: bool,
     serial: str,
     qmp: tuple[str, ...],
     no_exec: bool,
@@ -430,6 +457,7 @@ def _run_incoming(
 
         options = ProcessOptions(
             name=name,
+            paused=paused,
             serial=serial,
             qmp=qmp,
             no_exec=no_exec,

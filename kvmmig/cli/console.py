@@ -12,6 +12,7 @@ import trio
 from kvmmig.cli.lifetime import run_to_end
 from kvmmig.cli.remote import connected, not_there
 from kvmmig.cli.rundir import check_name, connect_console
+from kvmmig.cli.statuses import command_line
 from kvmmig.cli.terminal import Keyboard
 from kvmmig.errors import ConnectFailed, printable
 
@@ -21,7 +22,8 @@ _CHUNK = 65536
 
 def attach(name: str) -> int:
     """Show the serial port and type at it, until Ctrl-], or until the machine ends. Raises `KvmmigError`."""
-    check_name(name)
+    with command_line():
+        check_name(name)
 
     async def command() -> int:
         stream = await _connect(name)

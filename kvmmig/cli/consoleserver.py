@@ -1,5 +1,7 @@
 """The serial port as a Unix socket: who connects gets what was written last, then what comes, and may type.
 
+Who shuts down its own direction types no more, gets what has been written so far, and is left.
+
 The guest never waits for a watcher. What it writes goes into a ring of the last 64 KiB, and each watcher has
 only a position in it: a slow one finds that the ring has gone on, and loses what was between.
 """
@@ -110,26 +112,28 @@ class ConsoleServer:
         self._news = trio.Event()
 
     async def _watched(self, stream: trio.SocketStream) -> None:
+        until: list[int] = []  # the position at which one who types no more is left
         try:
             async with stream, trio.open_nursery() as nursery:
-                nursery.start_soon(self._show, stream, nursery.cancel_scope)
+                nursery.start_soon(self._show, stream, nursery.cancel_scope, until)
                 await self._type(stream)
-                nursery.cancel_scope.cancel()
+                until.append(self._ring.read(0)[1])
+                self._wake()
         except* trio.BrokenResourceError:
             pass  # it is gone, and that is its own affair
 
-    async def _show(self, stream: trio.SocketStream, scope: trio.CancelScope) -> None:
+    async def _show(self, stream: trio.SocketStream, scope: trio.CancelScope, until: list[int]) -> None:
         position = 0
-        while True:
+        while not until or position < until[0]:
             news, closing = self._news, self._closing
             data, position = self._ring.read(position)
             if data:
                 await stream.send_all(data)
             elif closing:
-                scope.cancel()
-                return
+                break
             else:
                 await news.wait()
+        scope.cancel()
 
     async def _type(self, stream: trio.SocketStream) -> None:
         while data := await stream.receive_some(_READ):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from kvmmig.cli.printing import words
+from kvmmig.cli.columns import Column, fitted
+from kvmmig.cli.printing import console, words
 from kvmmig.cli.progress import waited_for_cpu
 from kvmmig.migration.report import MigrationStatistics
 from kvmmig.transport import TransportURI
@@ -39,6 +38,7 @@ class Row:
     pages: int = 0
     passes: str = ""
     verdict: str = VERIFIED
+    bare_loop: float | None = None  # seconds that a bare loop woke up too late at most, meanwhile
 
 
 def stopped_for(row: Row) -> str:
@@ -47,34 +47,69 @@ def stopped_for(row: Row) -> str:
     return "-" if downtime is None else format_duration(downtime)
 
 
-def table(rows: list[Row]) -> str:
-    """The rows drawn as text for standard output, and below them what failed."""
-    bound = next((row.figures.step_bound for row in rows if row.figures), 0.0)
-    drawn = Table(title="What became of the three guests", title_justify="left")
-    drawn.add_column("transport", no_wrap=True)
-    for column in ("rounds", "sent", "total", "stopped for", "first round"):
-        drawn.add_column(column, justify="right")
-    drawn.add_column(f"worst step (bound {format_duration(bound)})", justify="right")
-    for column in ("worst loop stall", "pages verified", "passes"):
-        drawn.add_column(column, justify="right")
-    drawn.add_column("verdict")
+_COLUMNS = (
+    Column("transport"),
+    Column("rounds", importance=6, right=True),
+    Column("sent", importance=5, right=True),
+    Column("total", importance=3, right=True),
+    Column("stopped for", importance=1, right=True),
+    Column("rate", importance=4, right=True),
+    Column("worst step", importance=2, right=True),
+    Column("worst stall", importance=7, right=True),
+    Column("pages verified", importance=8, right=True),
+    Column("passes", importance=9, right=True),
+    Column("verdict"),
+)
+
+
+def print_table(rows: list[Row]) -> None:
+    """The rows on standard output, and below them what failed and what a figure means."""
+    out = console(width=None if os.isatty(1) else _PLAIN_WIDTH)
+    cells: list[Sequence[str | Text]] = [
+        (row.case.name, *_figures(row), str(row.pages), row.passes, _verdict(row)) for row in rows
+    ]
+    out.print(fitted(_COLUMNS, cells, out, framed=True))
     for row in rows:
-        drawn.add_row(row.case.name, *_figures(row), str(row.pages), row.passes, _verdict(row))
-    text = io.StringIO()
-    on_terminal = os.isatty(1)
-    console = Console(
-        file=text,
-        width=None if on_terminal else _PLAIN_WIDTH,
-        force_terminal=on_terminal,
-        legacy_windows=False,
-    )
-    console.print(drawn)
-    for row in rows:
-        if row.figures is not None and (waited := waited_for_cpu(row.figures)):
-            console.print(words(f"{row.case.name}: {waited}"), soft_wrap=True)
+        for note in _notes(row):
+            out.print(words(f"{row.case.name}: {note}"), soft_wrap=not out.is_terminal)
         if row.verdict != VERIFIED:
-            console.print(words(f"{row.case.name}: {row.verdict}", "bold red"), soft_wrap=True)
-    return text.getvalue().rstrip("\n")
+            said = words(f"{row.case.name}: {row.verdict}", "bold red")
+            out.print(said, soft_wrap=not out.is_terminal)
+
+
+def _notes(row: Row) -> Iterator[str]:
+    figures = row.figures
+    if figures is None:
+        return
+    if figures.steps.worst > figures.step_bound and row.bare_loop is not None:
+        yield (
+            f"its worst step took {format_duration(figures.steps.worst)}, and a step is to take "
+            f"{format_duration(figures.step_bound)}; beside it on this host, a loop that only sleeps woke up "
+            f"to {format_duration(row.bare_loop)} late"
+        )
+    if waited := waited_for_cpu(figures):
+        yield waited
+
+
+def row_as_json(row: Row) -> dict[str, object]:
+    """The same for programs: bytes, seconds, bytes a second. What there is no figure of is null."""
+    figures = row.figures
+    return {
+        "transport": row.case.name,
+        "verdict": row.verdict,
+        "verified-pages": row.pages,
+        "passes": row.passes,
+        "rounds": len(figures.rounds) if figures else None,
+        "sent-bytes": figures.sent_bytes if figures else None,
+        "total-time": figures.total_time if figures else None,
+        "downtime": figures.downtime if figures else None,
+        "rate": figures.rounds[0].rate if figures and figures.rounds else None,
+        "worst-step": figures.steps.worst if figures else None,
+        "step-bound": figures.step_bound if figures else None,
+        "worst-stall": figures.worst_stall if figures else None,
+        "bare-loop-worst-lateness": row.bare_loop,
+        "stolen": figures.stolen if figures else None,
+    }
 
 
 def _figures(row: Row) -> tuple[str, ...]:

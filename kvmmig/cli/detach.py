@@ -15,6 +15,7 @@ from contextlib import suppress
 
 from kvmmig.cli import rundir
 from kvmmig.cli.printing import echo
+from kvmmig.cli.statuses import FAILED, status_of
 from kvmmig.errors import KvmmigError
 
 
@@ -42,15 +43,15 @@ class Background:
         self._report({"runs": name, "what": what})
         self._close()
 
-    def failed(self, why: str) -> bool:
+    def failed(self, error: KvmmigError) -> bool:
         """It does not; False when it did and so the command is gone."""
         if self._fd < 0:
             return False
-        self._report({"failed": why})
+        self._report({"failed": str(error), "status": status_of(error)})
         self._close()
         return True
 
-    def _report(self, what: dict[str, str]) -> None:
+    def _report(self, what: dict[str, object]) -> None:
         if self._fd >= 0:
             with suppress(BrokenPipeError):
                 os.write(self._fd, json.dumps(what).encode() + b"\n")
@@ -86,13 +87,14 @@ def in_background(life: Callable[[Background], int]) -> int:
     try:
         return life(background)
     except KvmmigError as error:
-        if background.failed(str(error)):
-            return 1
+        if background.failed(error):
+            return FAILED
         raise
 
 
 def _wait(pid: int, reports: Iterable[str]) -> int:
     log: str | None = None
+    status = FAILED
     try:
         for line in reports:
             match json.loads(line):
@@ -102,7 +104,7 @@ def _wait(pid: int, reports: Iterable[str]) -> int:
                     echo(name)
                     echo(_how_to_use(name, what), err=True)
                     return 0
-                case {"failed": why}:
+                case {"failed": why, "status": status}:
                     echo(f"kvmmig: {why}", err=True)
                     break
         else:
@@ -119,8 +121,8 @@ def _wait(pid: int, reports: Iterable[str]) -> int:
     os.waitpid(pid, 0)
     if log is not None:
         rundir.take_log(log)
-    return 1
+    return status
 
 
 def _how_to_use(name: str, what: str) -> str:
-    return f"kvmmig: {what} (kvmmig console {name}, kvmmig quit {name})"
+    return f"kvmmig: {what}\nkvmmig: see it with kvmmig logs {name}, end it with kvmmig quit {name}"

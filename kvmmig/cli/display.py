@@ -131,11 +131,9 @@ class LiveBlock(Display):
 def figures_block(figures: MigrationStatistics, uri: str, *, width: int) -> Constrain:
     """The figures of a migration that runs, ``width`` columns wide."""
     total = figures.total_pages or 1
-    there = 100 * (total - figures.remaining_pages) // total
+    done = total - figures.remaining_pages if figures.phase is not Phase.SETUP else 0
     bar = Table.grid(padding=(0, 1), expand=False)
-    bar.add_row(
-        ProgressBar(total=total, completed=total - figures.remaining_pages, width=width - 8), f"{there:3} %"
-    )
+    bar.add_row(ProgressBar(total=total, completed=done, width=width - 8), f"{100 * done // total:3} %")
     block = Group(
         _shortened(f"to {uri}", width),
         _shortened(phase_words(figures), width),
@@ -160,7 +158,7 @@ def time_left(figures: MigrationStatistics) -> str:
     if speed < figures.rate * (_CONVERGES - 1):
         return "no end in sight"
     seconds = remaining / speed
-    return f"about {seconds:.1f} s" if seconds < 60 else f"about {seconds / 60:.0f} min"
+    return f"about {format_duration(round(seconds, 1))}" if seconds < 60 else f"about {seconds / 60:.0f} min"
 
 
 def _pairs(figures: MigrationStatistics, width: int) -> Table:

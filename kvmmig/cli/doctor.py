@@ -8,15 +8,15 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from time import perf_counter
 
 import trio
-from rich.table import Table
 from rich.text import Text
 
+from kvmmig.cli.columns import Column, fitted
 from kvmmig.cli.lifetime import run_to_end
-from kvmmig.cli.printing import console, words
+from kvmmig.cli.printing import console_for_tables, echo_json
 from kvmmig.cli.scheduling import SLICE, ask_for_short_slices
 from kvmmig.errors import KvmmigError
 from kvmmig.guests import find
@@ -28,6 +28,7 @@ from kvmmig.units import format_duration, format_size
 _NEWER_KERNEL = "use a newer kernel, or another host"
 _HELPERS = ("libvirt_iohelper",)
 _HELPER_PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/lib/libvirt", "/usr/libexec"))
+_NARROW = 70  # columns of a terminal
 _GUEST_MEMORY = 2 << 20
 _GUEST_SECONDS = 10.0
 _SYS_USERFAULTFD = 323  # x86-64
@@ -71,20 +72,22 @@ class Finding:
     advice: str = ""
 
 
-def examine() -> int:
+def examine(*, as_json: bool) -> int:
     """Print what was found; returns 0 when kvmmig can work here, else 1."""
     findings = [*_kvm(), *_host()]
     findings.append(_real_guest() if all(finding.ok is not False for finding in findings) else _no_guest())
-    out = console()
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("", "what", "found"):
-        table.add_column(column, overflow="fold")
-    marks = {True: Text("ok", "green"), False: Text("missing", "bold red"), None: Text("note", "yellow")}
-    for finding in findings:
-        said = f"{finding.found}; {finding.advice}" if finding.advice else finding.found
-        table.add_row(marks[finding.ok], words(finding.what), words(said))
-    out.print(table)
     works = all(finding.ok is not False for finding in findings)
+    if as_json:
+        echo_json({"works": works, "findings": [asdict(finding) for finding in findings]}, indent=True)
+        return 0 if works else 1
+    out = console_for_tables()
+    marks = {True: Text("ok", "green"), False: Text("missing", "bold red"), None: Text("note", "yellow")}
+    rows = [
+        (marks[each.ok], each.what, f"{each.found}; {each.advice}" if each.advice else each.found)
+        for each in findings
+    ]
+    columns = (Column(""), Column("WHAT", folds=out.width < _NARROW), Column("FOUND", folds=True))
+    out.print(fitted(columns, rows, out))
     out.print(
         "\nkvmmig can work here." if works else "\nkvmmig can't work here until what is missing is mended.",
         style="green" if works else "bold red",

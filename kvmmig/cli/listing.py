@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import trio
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from kvmmig.cli import rundir
+from kvmmig.cli.columns import Column, fitted
 from kvmmig.cli.counters import counter_rows
 from kvmmig.cli.display import figures_block, phase_words
 from kvmmig.cli.holder import holder
 from kvmmig.cli.lifetime import run_to_end
-from kvmmig.cli.printing import console, echo, echo_json, words
+from kvmmig.cli.printing import console_for_tables, echo, echo_json, words
 from kvmmig.cli.remote import has_ended, machine, migration_figures
 from kvmmig.errors import ChannelBroken, KvmmigError
 from kvmmig.migration.report import MigrationStatistics, Phase
@@ -26,7 +26,6 @@ from kvmmig.units import format_duration, format_rate, format_size
 _PATIENCE = 2.0  # seconds that a machine may take to answer
 _LOOK = 0.2
 _LOOK_JSON = 1.0
-_LOG_WIDTH = 200  # columns of a table that goes into a pipe
 
 
 def list_machines(*, as_json: bool) -> int:
@@ -51,7 +50,8 @@ def list_machines(*, as_json: bool) -> int:
         if as_json:
             echo_json(rows, indent=True)
         elif rows:
-            _console().print(_table(rows))
+            out = console_for_tables()
+            out.print(fitted(_COLUMNS, [_cells(about) for about in rows], out))
         else:
             echo("kvmmig: no machine runs; start one with: kvmmig run dirtier --name a --detach", err=True)
         return 0
@@ -69,7 +69,8 @@ def show_status(name: str, *, watch: bool, as_json: bool) -> int:
                 if as_json:
                     echo_json({**about, "migration": raw}, indent=True)
                 else:
-                    _console().print(_status(about, figures, width=78))
+                    out = console_for_tables()
+                    out.print(_status(about, figures, width=min(out.width - 1, 78)))
             elif as_json:
                 await _watch_as_json(client, name)
             else:
@@ -107,18 +108,18 @@ async def _watch_as_json(client: QMPClient, name: str) -> None:
 
 
 async def _watch(client: QMPClient, name: str) -> None:
-    console = _console()
-    if not console.is_terminal:
+    screen = console_for_tables()
+    if not screen.is_terminal:
         await _watch_as_lines(client, name)
         return
     # On a screen of its own, a terminal that is resized is drawn anew.
-    with Live(console=console, auto_refresh=False, screen=True) as live:
+    with Live(console=screen, auto_refresh=False, screen=True) as live:
         try:
             while True:
                 about, figures, _ = await _ask(client, name)
                 hint = Text("Ctrl-C leaves this; the machine goes on", style="dim")
                 live.update(
-                    Group(_status(about, figures, width=min(console.width - 1, 78)), Text(), hint),
+                    Group(_status(about, figures, width=min(screen.width - 1, 78)), Text(), hint),
                     refresh=True,
                 )
                 await trio.sleep(_LOOK)
@@ -188,35 +189,28 @@ def _ended(figures: MigrationStatistics) -> str:
     )
 
 
-def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    for column in ("NAME", "STATE", "GUEST", "MEMORY", "VCPUS", "PID", "UPTIME"):
-        table.add_column(column, no_wrap=True)
-    for about in rows:
-        answers = "pid" in about
-        table.add_row(
-            words(about["name"]),
-            words(about["status"]),
-            words(about.get("guest") or "-"),
-            format_size(about["memory"]) if about.get("memory") else "-",
-            str(about.get("cpus") or "-"),
-            str(about["pid"]) if answers else "-",
-            _age(about.get("uptime")),
-        )
-    return table
+_COLUMNS = (
+    Column("NAME"),
+    Column("STATE"),
+    Column("GUEST", importance=2),
+    Column("MEMORY", importance=3),
+    Column("VCPUS", importance=5),
+    Column("PID", importance=4),
+    Column("UPTIME", importance=1),
+)
+
+
+def _cells(about: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        about["name"],
+        about["status"],
+        about.get("guest") or "-",
+        format_size(about["memory"]) if about.get("memory") else "-",
+        str(about.get("cpus") or "-"),
+        str(about.get("pid") or "-"),
+        _age(about.get("uptime")),
+    )
 
 
 def _age(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    whole = int(seconds)
-    days, hours, minutes = whole // 86400, whole // 3600 % 24, whole // 60 % 60
-    if days:
-        return f"{days} d {hours} h"
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"
-
-
-def _console() -> Console:
-    return console(width=None if os.isatty(1) else _LOG_WIDTH)
+    return "-" if seconds is None else format_duration(int(seconds))

@@ -24,6 +24,7 @@ from kvmmig.cli.lifetime import the_error
 from kvmmig.cli.logs import logging_to
 from kvmmig.cli.output import Output
 from kvmmig.cli.serialport import SerialPort, open_serial
+from kvmmig.cli.statuses import command_line
 from kvmmig.cli.terminal import Keyboard
 from kvmmig.errors import MachineError, WrongState
 from kvmmig.machine import State
@@ -48,6 +49,7 @@ class ProcessOptions:
 
     name: str | None
     serial: str
+    paused: bool = False
     qmp: tuple[str, ...] = ()
     no_exec: bool = False
     reserve: int | None = None
@@ -79,12 +81,13 @@ def open_process(
 ) -> Iterator[MachineProcess]:
     """Take a name, and give it back at the end of the block, or before a forced exit.
 
-    Raises `NameTaken`, `BadConfig`, and `RuntimeDirectoryUnusable` where somebody has asked for what needs
-    that directory; otherwise the machine runs without it, and ``notice`` says so.
+    Raises `NameTaken`, `WrongCommandLine`, and `RuntimeDirectoryUnusable` where somebody has asked for what
+    needs that directory; otherwise the machine runs without it, and ``notice`` says so.
     """
     background, notice = options.background, ""
     try:
-        claim = rundir.claim(options.name) if options.name is not None else rundir.claim_like(default_name)
+        with command_line():
+            claim = rundir.claim(options.name) if options.name else rundir.claim_like(default_name)
     except rundir.RuntimeDirectoryUnusable as error:
         if options.name is not None or background is not None or (needs_monitor and not options.qmp):
             raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 
 import trio
@@ -15,7 +15,11 @@ from kvmmig.cli.lifetime import run_to_end
 from kvmmig.cli.printing import echo
 from kvmmig.cli.progress import summary
 from kvmmig.cli.remote import end_machine, has_ended, machine, migration_figures
+from kvmmig.cli.settings import commands_for
+from kvmmig.cli.statuses import WrongCommandLine
+from kvmmig.cli.storing import check_makes_sense
 from kvmmig.cli.streams import Copying, is_pipe
+from kvmmig.cli.terminal import one_key
 from kvmmig.errors import BadURI, ChannelBroken, MigrationError
 from kvmmig.migration.report import MigrationStatistics, Phase
 from kvmmig.qmp.client import QMPClient
@@ -24,12 +28,14 @@ from kvmmig.transport import TransportURI, descriptors
 
 _EVERY = 0.1  # seconds between two looks
 _FAILED, _LEFT_RUNNING, _INTERRUPTED = 1, 3, 130
-_QUESTION = "Cancel the migration? (y: cancel, n: leave it running, Return: watch on) "
+_QUESTION = "Cancel the migration? (y: cancel, n: leave it running, any other key: watch on) "
+_KEY = 64  # bytes: what one key sends, and not the next question's answer
 
 
 def migrate_machine(
     name: str,
     uri: TransportURI,
+    settings: Sequence[tuple[str, str]] = (),
     *,
     keep: bool,
     detach: bool,
@@ -42,6 +48,8 @@ def migrate_machine(
 ) -> int:
     """Migrate a machine's guest, and show it; ``then`` is what can be done when it has moved.
 
+    ``settings`` are set first, as ``kvmmig set`` does it.
+
     Unless it is ``live`` the guest stands still from the beginning. With ``keep_running`` it is only saved,
     and goes on in its machine. A ``stream`` is a descriptor to write it to, in the place of what ``uri``
     says; it is taken over. ``record`` is a file that its migrations are recorded to from here on, an absolute
@@ -51,6 +59,7 @@ def migrate_machine(
     """
 
     text = _sayable(uri)
+    commands = commands_for(settings)
     copying = None
     if stream is None:
         number = _descriptor(uri)
@@ -62,6 +71,10 @@ def migrate_machine(
 
     async def command() -> int:
         async with machine(name) as client:
+            if commands:  # which must not change another one that runs
+                await _check_none_runs(client, name)
+            for command, arguments in commands:
+                await client.execute(command, arguments)
             if record is not None:
                 await client.execute("migrate-set-parameters", {"x-kvmmig-record": record})
             said = text if number is None else await _pass(client, uri, number)
@@ -71,14 +84,14 @@ def migrate_machine(
             if keep_running:
                 order["x-kvmmig-keep-running"] = True
             if detach:
-                await client.execute("migrate", order)
+                await _begin(client, name, uri, order)
                 _say(f"the guest of {name!r} is being migrated; watch it with: kvmmig status {name} --watch")
                 return 0
             watch = _Watch(client, name, JsonLines() if as_json else LiveBlock(text) if _live() else Lines())
             try:
                 # From here on a Ctrl-C is about the migration, which may have begun before the reply is here.
                 with trio.open_signal_receiver(signal.SIGINT) as signals:
-                    await client.execute("migrate", order)
+                    await _begin(client, name, uri, order)
                     if number is not None:  # else this command would keep a pipe open whose reader waits
                         descriptors.let_go(number)
                     figures = await watch.until_end(signals)
@@ -189,18 +202,19 @@ class _Watch:
 
             async def read() -> None:
                 nonlocal answer
-                sys.stderr.write("\r\n" + _QUESTION)
-                sys.stderr.flush()
                 # Not in a thread: whoever is cancelled must not leave one behind that reads the shell's keys.
                 await trio.lowlevel.wait_readable(0)
-                typed = os.read(0, 1024).decode(errors="replace")
-                answer = _meaning(typed)
+                answer = _meaning(os.read(0, _KEY).decode(errors="replace"))
                 nursery.cancel_scope.cancel()
 
-            nursery.start_soon(read)
-            async for _ in signals:
-                break
-            nursery.cancel_scope.cancel()
+            with one_key(0):
+                sys.stderr.write("\r\n" + _QUESTION)
+                sys.stderr.flush()
+                nursery.start_soon(read)
+                async for _ in signals:
+                    break
+                nursery.cancel_scope.cancel()
+        sys.stderr.write(f"{answer}\n")
         return answer
 
 
@@ -209,6 +223,37 @@ def _meaning(typed: str) -> str:
     if not typed or word.startswith(("y", "c")):
         return "cancel"
     return "leave" if word.startswith(("n", "l")) else "go on"
+
+
+async def _begin(client: QMPClient, name: str, uri: TransportURI, order: Mapping[str, object]) -> None:
+    """Raises `WrongCommandLine` for a URI that nobody understands, also while another migration runs."""
+    try:
+        await client.execute("migrate", order)
+    except QMPError:
+        running = await _running(client, name)
+        try:
+            check_makes_sense(uri, all_known=True)
+        except WrongCommandLine as error:
+            raise WrongCommandLine("; besides, ".join([str(error), *running])) from error
+        if running:
+            raise MigrationError(running[0]) from None
+        raise
+
+
+async def _check_none_runs(client: QMPClient, name: str) -> None:
+    for running in await _running(client, name):
+        raise MigrationError(running)
+
+
+async def _running(client: QMPClient, name: str) -> list[str]:
+    """The sentence that one runs already, with what can be done; none where none does."""
+    figures, _ = await migration_figures(client)
+    if figures is None or has_ended(figures):
+        return []
+    return [
+        f"the guest of {name!r} is already on its way to {figures.peer or 'another place'}; to watch it: "
+        f"kvmmig status {name} --watch; to end it: kvmmig cancel {name}"
+    ]
 
 
 async def _report_end(

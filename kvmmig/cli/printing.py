@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _LAYOUT = "\n\t"
+#: Columns of a table that goes into a pipe or a file.
+LOG_WIDTH = 200
 
 
 def echo(text: str, *, err: bool = False, nl: bool = True) -> None:
@@ -49,6 +51,11 @@ def console(*, width: int | None = None, highlight: bool = False) -> Console:
 
     environment = {name: value for name, value in os.environ.items() if _makes_sense(name, value)}
     return Console(width=width, highlight=highlight, _environ=environment)
+
+
+def console_for_tables() -> Console:
+    """As wide as the terminal; where there is none, as wide as every column needs."""
+    return console(width=None if os.isatty(1) else LOG_WIDTH)
 
 
 def _makes_sense(name: str, value: str) -> bool:

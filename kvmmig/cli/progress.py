@@ -170,8 +170,8 @@ def summary(figures: MigrationStatistics, *, verb: str = "moved") -> str:
         *((("first round", format_rate(figures.rounds[0].rate)),) if figures.rounds else ()),
         (
             "steps",
-            f"{steps.count}, the worst {format_duration(steps.worst)}, 99 % within "
-            f"{format_duration(steps.p99)} (bound {format_duration(figures.step_bound)})",
+            f"{steps.count}, each to end after {format_duration(figures.step_bound)}; the worst took "
+            f"{format_duration(steps.worst)}, 99 % at most {format_duration(steps.p99)}",
         ),
         ("worst stall", f"{format_duration(figures.worst_stall)} of the event loop"),
     ]

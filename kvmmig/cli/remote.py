@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
@@ -16,6 +16,7 @@ from kvmmig.cli import rundir
 from kvmmig.cli.holder import holder, is_free, send_signal
 from kvmmig.cli.lifetime import run_to_end
 from kvmmig.cli.printing import echo
+from kvmmig.cli.statuses import command_line, status_of
 from kvmmig.errors import ChannelBroken, ConnectFailed, KvmmigError
 from kvmmig.migration.phases import PHASES
 from kvmmig.migration.report import MigrationStatistics
@@ -24,6 +25,7 @@ from kvmmig.qmp.client import QMPClient
 
 #: Seconds for a monitor's word, and for an end after SIGTERM: a process leaves at its own, shorter bound.
 PATIENCE, TERM_TIME = 5.0, 15.0
+_BY_SIGNAL = 128  # an exit status above it is a signal's
 _AGAIN = 0.01  # seconds between two looks, or attempts to connect where others wait already
 
 
@@ -44,8 +46,7 @@ class DoesNotAnswer(KvmmigError):
 
 def no_such_machine(name: str) -> NoSuchMachine:
     """The error, with what can be done instead."""
-    log = rundir.files_of(name).log
-    ended = f" (one that has ended left its last words in {log})" if rundir.has_log(name) else ""
+    ended = f" (one that has ended left its last words: kvmmig logs {name})" if rundir.has_log(name) else ""
     running = [other for other in rundir.names() if other != name]
     hint = (
         f"these run: {', '.join(running)}"
@@ -69,9 +70,10 @@ def _silent(name: str, error: ConnectFailed) -> KvmmigError:
 async def machine(name: str, *, timeout: float | None = None) -> AsyncIterator[QMPClient]:
     """A connection to a machine's monitor; ``timeout`` in seconds, `PATIENCE` where it is None.
 
-    Raises `NoSuchMachine`, `BadConfig` for what is no name, `DoesNotAnswer` where no monitor answers.
+    Raises `NoSuchMachine`, `WrongCommandLine` for what is no name, `DoesNotAnswer` where no monitor answers.
     """
-    rundir.check_name(name)
+    with command_line():
+        rundir.check_name(name)
     address = UnixAddress(str(rundir.files_of(name).monitor))
     patience = PATIENCE if timeout is None else timeout
     async with AsyncExitStack() as stack:
@@ -105,6 +107,26 @@ def execute(name: str, command: str, arguments: Mapping[str, object] | None = No
         return 0
 
     return run_to_end(ask)
+
+
+def for_each(names: Sequence[str], command: Callable[[str], int]) -> int:
+    """Run a command for each machine; the worst of its statuses. What fails for one is said of that one.
+
+    Raises what it raises where there is but one machine.
+    """
+    if len(names) == 1:
+        return command(names[0])
+    worst = 0
+    for name in names:
+        try:
+            status = command(name)
+        except KvmmigError as error:
+            echo(f"kvmmig: {error}", err=True)
+            status = status_of(error)
+        worst = max(worst, status)
+        if status > _BY_SIGNAL:
+            break
+    return worst
 
 
 def quit_machine(name: str) -> int:

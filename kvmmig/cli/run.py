@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 
 import trio
@@ -26,8 +26,9 @@ from kvmmig.cli.output import Output
 from kvmmig.cli.programs import find_program
 from kvmmig.cli.progress import run_with_progress, summary
 from kvmmig.cli.scheduling import ask_for_short_slices
-from kvmmig.errors import BadURI, GuestEnded, KvmmigError, WrongState
-from kvmmig.machine import MachineConfig, State
+from kvmmig.cli.statuses import WrongCommandLine, command_line
+from kvmmig.errors import BadConfig, BadURI, GuestEnded, KvmmigError, WrongState
+from kvmmig.machine import MachineConfig, Program, State
 from kvmmig.machine.config import OnHalt
 from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.migration.welcome import Welcome
@@ -39,6 +40,7 @@ from kvmmig.units import format_duration, format_size
 #: The exit status for a guest that crashed: EX_SOFTWARE of <sysexits.h>.
 CRASHED = 70
 
+_PAUSED = "is paused in the background"
 _Life = Callable[["MachineRun"], Awaitable[int]]
 
 
@@ -87,10 +89,9 @@ class MachineRun:
 def run_guest(guest: NewGuest, options: ProcessOptions, *, planned: PlannedMigration | None) -> int:
     """Run a guest, and perhaps migrate it; returns the exit status. Raises `KvmmigError`."""
     # Everything that can be wrong with the command line is found before there is a machine.
-    MachineConfig(memory=guest.memory, cpus=guest.cpus)
-    program = find_program(
-        guest.what, entry=guest.entry, memory=guest.memory, cpus=guest.cpus, settings=guest.settings
-    )
+    with command_line():
+        MachineConfig(memory=guest.memory, cpus=guest.cpus)
+    program = _program(guest)
     config = MachineConfig(
         memory=guest.memory,
         cpus=guest.cpus,
@@ -101,14 +102,26 @@ def run_guest(guest: NewGuest, options: ProcessOptions, *, planned: PlannedMigra
     transport = _transport(planned.uri if planned else None)
 
     async def life(run: MachineRun) -> int:
-        await run.control.load(config, program, start=True)
-        run.runs()
+        await run.control.load(config, program, start=not options.paused)
+        run.runs(*([_PAUSED] if options.paused else []))
         if transport is None or planned is None:
             return await _until_end(run)
         return await _migrate(run, transport, planned.after)
 
     # A guest that was to be migrated, and was not, is a failure however it ends.
     return _run(life, options, program.name, status_of_quit=FAILED if planned else 0)
+
+
+def _program(guest: NewGuest) -> Program:
+    """Raises `BadImage` for a file that is no guest, `WrongCommandLine` where there is none of that name."""
+    there = os.path.exists(guest.what)
+    with nullcontext() if there else command_line():
+        try:
+            return find_program(
+                guest.what, entry=guest.entry, memory=guest.memory, cpus=guest.cpus, settings=guest.settings
+            )
+        except BadConfig as error:
+            raise WrongCommandLine(str(error)) from error
 
 
 def run_incoming(
@@ -129,6 +142,7 @@ def run_incoming(
         raise BadURI(f"{transport.uri}: nobody connects to that, so --accept-from can't go with it")
 
     async def life(run: MachineRun) -> int:
+        run.control.incoming.start = not options.paused
         run.control.incoming.welcome = welcome
         await (_listen(run, transport, prefault) if transport is not None else _defer(run))
         return await _until_end(run)
@@ -188,7 +202,7 @@ async def _listen(run: MachineRun, transport: Transport, prefault: bool) -> None
     if not transport.arrives_at_once:
         run.runs(f"is {waiting}")
     await _receive(run)
-    run.runs()
+    run.runs(*([_PAUSED] if run.process.options.paused else []))
 
 
 async def _defer(run: MachineRun) -> None:

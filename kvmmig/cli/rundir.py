@@ -161,6 +161,16 @@ def has_log(name: str) -> bool:
     return False
 
 
+def open_log(name: str) -> int | None:
+    """A machine's log, to be read; the caller closes it. None where there is none, or none can be read.
+
+    Raises `RuntimeDirectoryUnusable`.
+    """
+    with suppress(OSError), _opened() as where:
+        return os.open(name + _LOG, os.O_RDONLY | _FLAGS, dir_fd=where)
+    return None
+
+
 def take_log(name: str) -> str:
     """Remove a machine's log and return what it said; empty where there is none, or none can be read."""
     with suppress(OSError, RuntimeDirectoryUnusable), _opened() as where:

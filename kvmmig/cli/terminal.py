@@ -19,6 +19,20 @@ _CHUNK = 4096
 _LOOK_AGAIN = 0.5  # seconds
 
 
+@contextmanager
+def one_key(fd: int) -> Iterator[None]:
+    """In this block a terminal hands on each key at once, and does not show it; those for signals stay."""
+    found = termios.tcgetattr(fd)
+    modes = [*found[:6], list(found[6])]
+    modes[3] &= ~(termios.ICANON | termios.ECHO)
+    modes[6][termios.VMIN], modes[6][termios.VTIME] = 1, 0
+    termios.tcsetattr(fd, termios.TCSANOW, modes)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(fd, termios.TCSANOW, found)
+
+
 class Keyboard:
     """Reads a file descriptor for the guest: a terminal, a pipe, a file. Nothing is closed here."""
 

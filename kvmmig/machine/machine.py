@@ -217,7 +217,8 @@ class Machine:
     async def pause(self) -> None:
         """Stop all vCPUs; they are out of the guest when this returns, with no access half done.
 
-        `WrongState` too when the guest ends by itself at that very moment.
+        No effect on one that is paused. Raises `WrongState` for one that has not been started, has moved away
+        or has ended, also when it ends by itself at that very moment.
         """
         async with self._lock:
             self._check("pause")

@@ -65,6 +65,7 @@ class IncomingMigration:
         reserve: Reserve | None = None,
         on_setback: Callable[[KvmmigError], None] | None = None,
         on_here: Callable[[Machine], None] | None = None,
+        start: bool = True,
         on_event: Callable[[RecordedEvent], None] | None = None,
         record: str | os.PathLike[str] | None = None,
         strays: trio.Nursery | None = None,
@@ -86,7 +87,7 @@ class IncomingMigration:
         ``on_here`` gets the machine when the guest is here, before the source is told so; ``on_event`` all
         that a record has, and ``record`` is a file to append that to (docs/record.md). All must be quick and
         not raise. What a channel does that can't be ended is left behind in ``strays``, a nursery that
-        outlives this; without one, the end of `machine` waits for it.
+        outlives this; without one, the end of `machine` waits for it. Without ``start`` it is paused here.
 
         A guest that is mapped from an image runs before its pages are read. ``prefault`` has them read, and
         checked, while it runs; ``on_prefault`` is told bytes done and bytes in all.
@@ -102,6 +103,7 @@ class IncomingMigration:
         self._reserve = reserve
         self._on_setback = on_setback
         self._on_here = on_here
+        self._start = start
         self._strays = strays
         self._prefault = prefault
         self._on_prefault = on_prefault
@@ -331,7 +333,7 @@ class IncomingMigration:
         self._recorder.begun(str(self._transport.uri), identity, description)
 
     async def _let_run(self, machine: Machine, *, running: bool) -> None:
-        if running:
+        if running and self._start:
             await machine.start()
         self._recorder.here(runs=running)
         self.total_time = perf_counter() - self._started

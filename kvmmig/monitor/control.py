@@ -188,12 +188,14 @@ class MachineControl:
         return self.machine
 
     async def pause(self) -> None:
-        """Pause the guest; all its vCPUs stand still when this returns. No effect on one that is paused.
+        """Pause the guest; all its vCPUs stand still when this returns. No effect on one that does already.
 
-        Raises `WrongState` while a migration hands it over.
+        Raises `WrongState` while a migration hands it over, and for one that has moved away or has ended.
         """
         await self.settled()
-        await self._life.guest("pause").pause()
+        machine = self._life.guest("pause")
+        if machine.state is not State.CREATED:
+            await machine.pause()
 
     async def resume(self) -> None:
         """Let the guest run, for the first time or again. No effect on one that runs.

@@ -51,6 +51,8 @@ class Incoming:
         self.migration: IncomingMigration | None = None
         #: Where it listens in fact: with the port that the kernel chose. None before it listens.
         self.uri: TransportURI | None = None
+        #: Whether the guest runs when it is here, if it ran at its source; else it is yet to be started.
+        self.start = True
         #: None before it listens.
         self.status: IncomingStatus | None = None
         #: Which guests may come, and from whom: the operator's word, that a client can only narrow.
@@ -164,6 +166,7 @@ class Incoming:
             reserve=self._reserve,
             on_setback=self._note_setback,
             on_here=self._note_here,
+            start=self.start,
             record=self._settings.parameters.x_kvmmig_record or None,
             strays=self._strays,
             prefault=prefault,

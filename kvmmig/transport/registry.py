@@ -12,6 +12,7 @@ Nothing is imported before it is used. A package of yours brings a transport, or
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -119,8 +120,10 @@ def _find(
     for registration in known:
         if registration.scheme == name:
             return registration
+    near = difflib.get_close_matches(name, [one.scheme for one in known], 1)
+    meant = f"did you mean {near[0]!r}? There" if near else "there"
     raise BadURI(
-        f"{str(uri)!r}: no {what} is called {name!r}; there are "
+        f"{str(uri)!r}: no {what} is called {name!r}; {meant} are "
         f"{', '.join(one.scheme for one in known)} (others come with packages that offer {group!r})"
     )
 

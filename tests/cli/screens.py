@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import struct
 import subprocess
@@ -67,6 +68,16 @@ class Screen:
         """What stands there now, row by row, without the empty ones."""
         with self._lock:
             return [row.rstrip() for row in self._screen.display if row.strip()]
+
+    def cells(self) -> list[list[tuple[str, str, bool]]]:
+        """The same rows as pieces of one look each: letters, their colour as pyte calls it, are they bold."""
+        with self._lock:
+            rows = []
+            for y, shown in enumerate(self._screen.display):
+                line = [self._screen.buffer[y][x] for x in range(len(shown.rstrip()))]
+                looks = itertools.groupby(line, lambda cell: (cell.fg, cell.bold))
+                rows.append([("".join(c.data for c in cells), fg, bold) for (fg, bold), cells in looks])
+            return [row for row in rows if row]
 
     def text(self) -> str:
         return "\n".join(self.rows())

@@ -66,7 +66,7 @@ def test_a_transport_that_can_not_be_imported_is_a_row(
 
     broken: Registration[Transport] = Registration("pigeon", "a loft", fail)  # type: ignore[arg-type]  # it never returns
     monkeypatch.setattr(catalog, "registrations", lambda: (broken,))
-    catalog.list_transports()
+    catalog.list_transports(as_json=False)
     assert "the pigeons have flown" in capsys.readouterr().out
 
 
@@ -92,7 +92,7 @@ def test_the_doctor_explains_a_host_without_kvm(
         raise KvmUnavailable("/dev/kvm can't be opened: there is no such device; load the module")
 
     monkeypatch.setattr(System, "open", missing)
-    assert doctor.examine() == 1
+    assert doctor.examine(as_json=False) == 1
     told = " ".join(capsys.readouterr().out.split())
     assert "load the module" in told
     assert "a real guest not tried" in told
@@ -104,7 +104,7 @@ def test_the_doctor_names_a_capability_that_is_missing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(System, "check_extension", lambda self, cap: 0)
-    assert doctor.examine() == 1
+    assert doctor.examine(as_json=False) == 1
     told = capsys.readouterr().out
     assert "KVM_CAP_IRQCHIP" in told
     assert "missing" in told

@@ -97,4 +97,4 @@ def test_it_refuses_where_there_is_no_room(
     else:
         monkeypatch.setattr(demo, "free_space", lambda directory: 1 << 30)
     with pytest.raises(BadConfig, match=f"the demo needs .* of {lacking}.*use "):
-        demo.run_demo(memory=1 << 30, directory=str(tmp_path))
+        demo.run_demo(memory=1 << 30, directory=str(tmp_path), as_json=False)

@@ -40,20 +40,20 @@ def test_it_is_named_listed_and_ended(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "status", "sentence"),
     [
-        (["nonsense"], "there is no guest 'nonsense'"),
-        (["echo", "--qmp", "pigeon:home"], "pigeon:home"),
-        (["echo", "--qmp", "tcp:0.0.0.0:0"], "can be reached from other hosts"),
-        (["echo", "--serial", "absent/log"], "--serial absent/log"),
-        (["--incoming", "file:absent.img"], "absent.img"),
+        (["nonsense"], 2, "there is no guest 'nonsense'"),
+        (["echo", "--qmp", "pigeon:home"], 2, "pigeon:home"),
+        (["echo", "--qmp", "tcp:0.0.0.0:0"], 2, "can be reached from other hosts"),
+        (["echo", "--serial", "absent/log"], 1, "--serial absent/log"),
+        (["--incoming", "file:absent.img"], 1, "absent.img"),
     ],
 )
 def test_one_that_can_not_run_is_its_sentence_and_leaves_nothing(
-    kvmmig: Kvmmig, runtime_directory: Path, arguments: list[str], sentence: str
+    kvmmig: Kvmmig, runtime_directory: Path, arguments: list[str], status: int, sentence: str
 ) -> None:
     failed = kvmmig("run", *arguments, "--detach")
-    assert failed.process.returncode == 1
+    assert failed.process.returncode == status
     assert failed.stdout == ""
     assert failed.stderr.startswith("kvmmig: ")
     assert sentence in failed.stderr
@@ -84,7 +84,7 @@ def test_what_a_crashed_one_said_last_is_in_its_log(
     assert "the guest crashed" in (runtime_directory / "a.log").read_text()
     status, _, error = command("status", "a")
     assert status == 1
-    assert str(runtime_directory / "a.log") in error
+    assert "its last words: kvmmig logs a)" in error
 
 
 def test_what_a_guest_wrote_that_has_ended_is_in_its_log(
@@ -96,7 +96,7 @@ def test_what_a_guest_wrote_that_has_ended_is_in_its_log(
     assert "Hello from a KVM guest" in (runtime_directory / "a.log").read_text()
     status, _, error = command("console", "a")
     assert status == 1
-    assert str(runtime_directory / "a.log") in error
+    assert "its last words: kvmmig logs a)" in error
 
 
 def wait_until_gone(path: Path) -> None:

@@ -71,7 +71,7 @@ def refused(*arguments: str | Path) -> str:
 def test_info_says_what_it_is_to_people_and_to_programs(image: Path) -> None:
     shown = kvmmig("info", image).output
     assert "test, 2 vCPU, which ran" in shown
-    assert "1.0 MiB: 3 pages with data, 253 that are zero" in shown
+    assert "1 MiB: 3 pages with data, 253 that are zero" in shown
     said = json.loads(kvmmig("info", image, "--json").output)
     assert said["memory"] == PAGES * PAGE
     assert said["machine"] == MACHINE

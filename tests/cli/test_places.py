@@ -103,7 +103,7 @@ def test_a_path_that_is_no_place_is_refused_before_anything_is_sent(
     path = path.replace("RUN", os.environ["XDG_RUNTIME_DIR"])
     before = sorted(os.listdir(rundir.directory()))
     status, _, error = command("save", "a", path)
-    assert status == 1
+    assert status == 2
     assert sentence in error
     assert not path.startswith("/dev/s") or not os.path.exists(path)
     assert sorted(os.listdir(rundir.directory())) == before

@@ -38,6 +38,9 @@ def test_the_readme_on_pypi_has_no_relative_links() -> None:
     links = re.findall(r"\]\(([^)\s]+)\)", text)
     assert len(links) >= 10
     assert [link for link in links if not link.startswith(("https:", "#"))] == []
+    (picture,) = re.findall(r"!\[[^\]]*\]\(([^)\s]+)\)", text)
+    assert picture.startswith("https://raw.githubusercontent.com/")  # a page about it would show nothing
+    assert picture.endswith("/docs/migration.svg")
 
 
 def test_every_tool_is_pinned() -> None:

@@ -137,8 +137,8 @@ def test_a_source_without_instructions_is_no_guest() -> None:
         ({"pace": 1 << 63}, "dirtier: pace: it can't be 9223372036854775808"),
         ({"stride": 0}, "dirtier: stride=0 is no stride"),
         ({"hot": 4097}, "dirtier: hot=4097 is not a whole number of pages"),
-        ({"hot": "63MiB"}, "dirtier: hot=63.0 MiB with stride=1 does not fit into 64.0 MiB of memory"),
-        ({"hot": "32MiB", "stride": 2}, "dirtier: hot=32.0 MiB with stride=2 does not fit"),
+        ({"hot": "63MiB"}, "dirtier: hot=63 MiB with stride=1 does not fit into 64 MiB of memory"),
+        ({"hot": "32MiB", "stride": 2}, "dirtier: hot=32 MiB with stride=2 does not fit"),
     ],
 )
 def test_a_nonsense_setting_is_one_sentence(settings: dict[str, int | str], sentence: str) -> None:
@@ -160,7 +160,7 @@ def test_a_guest_without_parameters_says_so() -> None:
 
 
 def test_too_little_memory_for_the_dirtier_is_one_sentence() -> None:
-    with pytest.raises(BadConfig, match=r"dirtier: 2\.0 MiB of memory are too little"):
+    with pytest.raises(BadConfig, match=r"dirtier: 2 MiB of memory are too little"):
         find("dirtier").program(memory=2 * MIB, cpus=1, settings={"hot": 0})
 
 

@@ -62,7 +62,7 @@ def test_a_missing_file_and_an_empty_one_are_sentences(tmp_path: Path) -> None:
 def test_it_is_shown(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", source(), destination())
     done = CliRunner().invoke(cli, ["record", "show", str(path)])
-    assert "a: dirtier, 64.0 MiB" in done.output
+    assert "a: dirtier, 64 MiB" in done.output
     assert "source tcp:127.0.0.1:4444, on here (Linux 6.1" in done.output
     assert "final pass" in done.output
     assert "downtime 120" in done.output

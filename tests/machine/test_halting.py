@@ -97,7 +97,7 @@ CAUSES = {
     "int 0x80": "int 0x80 calls an operating system, and there is none here",
     "syscall": "an operating system, and there is none here",
     "xor ebx, ebx; mov rax, [rbx + 8]": "it used a null pointer, or one nearly null: the address 0x8",
-    "call $": "its stack ran over: it has 276.0 KiB, from 0x19000 to 0x5e000",
+    "call $": "its stack ran over: it has 276 KiB, from 0x19000 to 0x5e000",
     "ud2": "ud2 is what compilers put where a program must never come",
     "xor ecx, ecx; div ecx": "a division by zero",
     "nop; times 32 db 0": "it ran on past its last instruction",
@@ -119,4 +119,4 @@ async def test_a_crash_report_has_the_instruction_and_the_likely_cause(long64: A
 
 async def test_a_vcpu_s_stack_is_told_as_its_own(long64: Assemble) -> None:
     ending = await ending_of(long64("test edi, edi; jz $; call $"), cpus=2)
-    assert "it has 136.0 KiB, from 0x3c000 to 0x5e000" in ending.report
+    assert "it has 136 KiB, from 0x3c000 to 0x5e000" in ending.report

@@ -119,6 +119,6 @@ async def test_a_downtime_that_was_not_as_expected_is_explained() -> None:
         ).surprise
 
     assert surprise(0.12, 10 << 20, 0.11, memory=0.11) == ""
-    assert surprise(0.31, 10 << 20, 0.10, memory=0.1, state=0.2) == "state: 200.0 ms"
-    assert "the guest wrote 10.0 MiB more" in surprise(0.21, 20 << 20, 0.20, memory=0.2)
-    assert "went at 52 MB/s, those before them at 105 MB/s" in surprise(0.21, 10 << 20, 0.20, memory=0.2)
+    assert surprise(0.31, 10 << 20, 0.10, memory=0.1, state=0.2) == "state: 200 ms"
+    assert "the guest wrote 10 MiB more" in surprise(0.21, 20 << 20, 0.20, memory=0.2)
+    assert "went at 52.4 MB/s, those before them at 105 MB/s" in surprise(0.21, 10 << 20, 0.20, memory=0.2)

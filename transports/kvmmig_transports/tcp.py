@@ -19,7 +19,7 @@ from kvmmig.transport.toolkit import (
 )
 from kvmmig.units import PORT
 
-_TARGET = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+(?:%[^\]]+)?)\]|(?P<host>[^:\[\]]+)):(?P<port>[0-9]{1,5})")
+_TARGET = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+(?:%[^\]]+)?)\]|(?P<host>[^:/\[\]]+)):(?P<port>[0-9]{1,5})")
 _BACKLOG = 128
 
 
@@ -33,6 +33,10 @@ class TcpTransport(Transport):
     def __init__(self, uri: TransportURI) -> None:
         super().__init__(uri)
         match = _TARGET.fullmatch(uri.target)
+        if match is None and uri.target.startswith("//"):
+            raise BadURI(
+                f"{str(uri)!r} has // in it, which no transport has: write tcp:{uri.target.strip('/')}"
+            )
         if match is None or int(match["port"]) not in PORT:
             raise BadURI(
                 f"{str(uri)!r} is not a TCP address: write tcp:HOST:PORT with a port up to 65535, and an "
