@@ -32,7 +32,8 @@ from kvmmig.cli.commands_guest import new_guest
 from kvmmig.cli.commands_image import image
 from kvmmig.cli.commands_lab import plot, record, stream, trace
 from kvmmig.cli.commands_migrate import cancel, migrate, save
-from kvmmig.cli.commands_run import restore, run
+from kvmmig.cli.commands_restore import restore
+from kvmmig.cli.commands_run import run
 from kvmmig.cli.commands_teaching import lab
 from kvmmig.cli.printing import echo
 from kvmmig.cli.statuses import status_of

@@ -1,4 +1,4 @@
-"""``run`` and ``restore``: the commands that are a machine's life."""
+"""``run``: the command that is a machine's life."""
 
 from __future__ import annotations
 
@@ -11,85 +11,32 @@ from kvmmig.cli.arguments import (
     GuestOrFile,
     Memory,
     Seconds,
-    StoringOption,
     examples,
     record_option,
     secret_file_option,
 )
 from kvmmig.cli.completion import URI, ParameterSetting
+from kvmmig.cli.process_options import (
+    RUN_STATUSES,
+    detach_option,
+    inherit,
+    inherit_monitors,
+    max_cpus_option,
+    max_memory_option,
+    name_option,
+    no_exec_option,
+    own_uri,
+    pass_fd_option,
+    paused_option,
+    qmp_option,
+    run_incoming_by,
+    serial_option,
+    welcome_of,
+)
 from kvmmig.cli.secretfile import with_secret
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from kvmmig.migration.welcome import Welcome
-    from kvmmig.transport.uri import TransportURI
-
-_STATUSES = """\b
-Exit status:
-  the guest's own   when it ended by itself (0 too when it asked for a reset)
-  0                 when it has halted for good, when it has moved away,
-                    when "kvmmig quit" ended it, and with --detach as
-                    soon as it runs
-  1                 when something failed; with --migrate-to also when
-                    the guest did not move: it then goes on here until
-                    it ends, and its own status does not count
-  2                 for a command line that makes no sense
-  70                when the guest crashed
-  129, 130, 143     when SIGHUP, Ctrl-C or SIGTERM ended it"""
-
-_name_option = click.option(
-    "--name",
-    metavar="NAME",
-    help="What other commands call it.  [default: the guest's or the file's name; with a number where that "
-    "is taken]",
-)
-_detach_option = click.option(
-    "-d",
-    "--detach",
-    is_flag=True,
-    help="Go on in the background: return when it runs, print its name, and leave its messages in a log.",
-)
-_paused_option = click.option(
-    "--paused", is_flag=True, help='Have the guest ready, and paused: "kvmmig resume NAME" lets it run.'
-)
-_serial_option = click.option(
-    "--serial",
-    default="-",
-    metavar="PATH|-",
-    help="Where the guest's serial port leads: a file to append to, a named pipe, a terminal; - is standard "
-    'input and output, or with --detach nothing but "kvmmig console".  [default: -]',
-)
-_qmp_option = click.option(
-    "--qmp",
-    multiple=True,
-    metavar="ADDRESS",
-    help="Serve QMP here too, any number of times: unix:PATH, tcp:HOST:PORT[,secret-file=PATH], or fd:N, a "
-    "socket that this command was started with. As with QEMU, ,server=off connects there, and "
-    ",server=on,wait=on waits for a client.",
-)
-_no_exec_option = click.option(
-    "--no-exec",
-    is_flag=True,
-    help="Whoever controls the machine may have it start no programs: no exec:, no helper= of pipe:.",
-)
-_pass_fd_option = click.option(
-    "--pass-fd",
-    "pass_fds",
-    type=click.IntRange(min=0),
-    multiple=True,
-    metavar="N",
-    help="Let a monitor's client, too, name the descriptor N that this command was started with: fd:N, any "
-    "number of times; no other number means anything there.",
-)
-
-
-_max_memory_option = click.option(
-    "--max-memory", type=Memory(), metavar="SIZE", help="Take in no guest that has more memory."
-)
-_max_cpus_option = click.option(
-    "--max-cpus", type=Cpus(), metavar="N", help="Take in no guest that has more vCPUs."
-)
+    pass
 
 
 @click.command(
@@ -105,7 +52,7 @@ _max_cpus_option = click.option(
         "kvmmig run --incoming tcp:0.0.0.0:4444 --secret-file secret --max-memory 4GiB",
         "kvmmig run --incoming tcp:0.0.0.0:4444 --reserve 1GiB",
         "kvmmig run --incoming defer --qmp tcp:127.0.0.1:4445",
-        more=_STATUSES,
+        more=RUN_STATUSES,
     ),
 )
 @click.argument("guest", required=False, metavar="[GUEST|FILE]", type=GuestOrFile())
@@ -131,13 +78,13 @@ _max_cpus_option = click.option(
     metavar="NAME=VALUE",
     help='A toy guest\'s parameter, any number of times; "kvmmig guests" lists them.',
 )
-@_name_option
-@_detach_option
-@_paused_option
-@_serial_option
-@_qmp_option
-@_no_exec_option
-@_pass_fd_option
+@name_option
+@detach_option
+@paused_option
+@serial_option
+@qmp_option
+@no_exec_option
+@pass_fd_option
 @click.option(
     "--migrate-to",
     type=URI(),
@@ -158,8 +105,8 @@ _max_cpus_option = click.option(
     "monitor's migrate-incoming says from where.",
 )
 @record_option
-@_max_memory_option
-@_max_cpus_option
+@max_memory_option
+@max_cpus_option
 @click.option(
     "--accept-from",
     multiple=True,
@@ -224,10 +171,10 @@ def run(
             )
         if incoming == "defer" and secret_file is not None:
             raise click.UsageError("with --incoming defer a client names the secret, by secret+ in its URI")
-        uri = with_secret(_uri(incoming), secret_file) if incoming != "defer" else None
-        welcome = _welcome(max_memory, max_cpus, accept_from)
-        _inherit(pass_fds)
-        return _run_incoming(
+        uri = with_secret(own_uri(incoming), secret_file) if incoming != "defer" else None
+        welcome = welcome_of(max_memory, max_cpus, accept_from)
+        inherit(pass_fds)
+        return run_incoming_by(
             lambda: uri,
             welcome=welcome,
             name=name,
@@ -263,13 +210,13 @@ def run(
 
     from kvmmig.cli.detach import Background, perhaps_in_background
 
-    to = with_secret(_uri(migrate_to), secret_file) if migrate_to is not None else None
+    to = with_secret(own_uri(migrate_to), secret_file) if migrate_to is not None else None
     if to is not None:
         from kvmmig.cli.storing import checked
 
         to = checked(to)
-    _inherit(pass_fds)
-    _inherit_monitors(qmp)
+    inherit(pass_fds)
+    inherit_monitors(qmp)
 
     def life(background: Background | None) -> int:
         from kvmmig.cli.machine_process import ProcessOptions
@@ -297,174 +244,5 @@ def run(
             ),
             planned=planned,
         )
-
-    return perhaps_in_background(detach, life)
-
-
-@click.command(
-    short_help="Go on with a saved guest.",
-    epilog=examples(
-        "kvmmig restore /var/tmp/a.img",
-        "kvmmig restore /var/tmp/a.img --name b -d",
-        "kvmmig restore /var/tmp/a.img --prefault",
-        more=_STATUSES,
-    ),
-)
-@click.argument("path", type=click.Path())
-@_name_option
-@_detach_option
-@_paused_option
-@_serial_option
-@_qmp_option
-@_no_exec_option
-@_max_memory_option
-@_max_cpus_option
-@click.option(
-    "--transport",
-    cls=StoringOption,
-    help="What reads it: this process (file), a helper (pipe; either reads what the other has written), or "
-    "another transport that stores.",
-)
-@record_option
-@click.option(
-    "--prefault",
-    is_flag=True,
-    help="Read all of the image while the guest runs, and check it: then it needs the file no more.",
-)
-def restore(
-    path: str,
-    name: str | None,
-    detach: bool,
-    paused: bool,
-    serial: str,
-    qmp: tuple[str, ...],
-    no_exec: bool,
-    max_memory: int | None,
-    max_cpus: int | None,
-    transport: str,
-    record: str | None,
-    prefault: bool,
-) -> int:
-    """Go on with the guest that "kvmmig save" has left in PATH. The file stays, and can be restored again.
-
-    It runs at once, and reads its pages from the file as it uses them: nobody may write to the file, or
-    truncate it, until the guest has ended or --prefault has read it to its end. To remove it, or to save to
-    the same PATH again, is safe.
-
-    - is standard input: a pipe, a file, a block device.
-    """
-    import os
-
-    from kvmmig.cli.storing import storing_uri
-    from kvmmig.cli.streams import incoming_uri, own_descriptor
-
-    welcome = _welcome(max_memory, max_cpus, ())
-    stream = own_descriptor(path, writing=False) if path == "-" or transport in ("file", "pipe") else None
-    if stream is not None:
-        fd = stream
-        return _run_incoming(
-            lambda: incoming_uri(fd),
-            welcome=welcome,
-            name=name,
-            default_name="restored",
-            detach=detach,
-            paused=paused,
-            serial=serial,
-            qmp=qmp,
-            no_exec=no_exec,
-            record=record,
-            prefault=prefault,
-        )
-    uri = storing_uri(transport, path)
-    stem = os.path.splitext(os.path.basename(path))[0]
-    return _run_incoming(
-        lambda: uri,
-        welcome=welcome,
-        name=name,
-        default_name=stem,
-        detach=detach,
-        paused=paused,
-        serial=serial,
-        qmp=qmp,
-        no_exec=no_exec,
-        record=record,
-        prefault=prefault,
-    )
-
-
-def _welcome(max_memory: int | None, max_cpus: int | None, accept_from: tuple[str, ...]) -> Welcome:
-    from kvmmig.migration.welcome import Welcome
-
-    try:
-        return Welcome.of(max_memory=max_memory, max_cpus=max_cpus, accept_from=accept_from)
-    except ValueError as error:
-        raise click.UsageError(f"--accept-from: {error}") from error
-
-
-def _uri(text: str) -> TransportURI:
-    """Where a guest comes from, or goes to; the descriptor that it names is this command's own."""
-    from kvmmig.transport.uri import TransportURI
-
-    uri = TransportURI.parse(text)
-    if uri.scheme == "fd" and uri.target:
-        from kvmmig.transport import descriptors
-
-        number = descriptors.number_of(uri.target)
-        if number is not None:
-            descriptors.inherit(number)
-    return uri
-
-
-def _inherit(numbers: tuple[int, ...]) -> None:
-    if numbers:
-        from kvmmig.transport import descriptors
-
-        for number in numbers:
-            descriptors.inherit(number)
-
-
-def _inherit_monitors(addresses: tuple[str, ...]) -> None:
-    """Keep what ``--qmp fd:N`` names from getting lost: see `kvmmig.transport.descriptors.inherit`."""
-    if any("fd" in address for address in addresses):
-        from kvmmig.qmp.address import FdAddress, parse_address
-
-        parsed = [parse_address(address) for address in addresses]
-        _inherit(tuple(address.number for address in parsed if isinstance(address, FdAddress)))
-
-
-def _run_incoming(
-    source: Callable[[], TransportURI | None],
-    *,
-    welcome: Welcome,
-    name: str | None,
-    default_name: str = "incoming",
-    detach: bool,
-    paused: bool,
-    serial: str,
-    qmp: tuple[str, ...],
-    no_exec: bool,
-    record: str | None,
-    reserve: int | None = None,
-    prefault: bool = False,
-) -> int:
-    from kvmmig.cli.detach import Background, perhaps_in_background
-
-    _inherit_monitors(qmp)
-
-    def life(background: Background | None) -> int:
-        from kvmmig.cli.machine_process import ProcessOptions
-        from kvmmig.cli.run import run_incoming
-
-        options = ProcessOptions(
-            name=name,
-            paused=paused,
-            serial=serial,
-            qmp=qmp,
-            no_exec=no_exec,
-            reserve=reserve,
-            record=record,
-            background=background,
-        )
-        return run_incoming(source(), options, welcome=welcome, default_name=default_name, prefault=prefault)
 
     return perhaps_in_background(detach, life)

@@ -6,10 +6,11 @@ from kvmmig.machine.boot import Entry, Program
 from kvmmig.machine.config import MachineConfig, MachineDescription
 from kvmmig.machine.cpu import Ending, ExitHook
 from kvmmig.machine.dirty import DirtyTracker
-from kvmmig.machine.machine import Machine, State
+from kvmmig.machine.machine import Machine
 from kvmmig.machine.memory import PAGE_SIZE, GuestMemory
 from kvmmig.machine.pageset import PageSet
 from kvmmig.machine.state import StateSection
+from kvmmig.machine.states import State
 
 __all__ = [
     "PAGE_SIZE",

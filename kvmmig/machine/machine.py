@@ -1,11 +1,10 @@
-"""A machine: its parts, and its life as a table of states."""
+"""A machine: its parts, and what can be done with it in each state of its life."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Self, TypeVar
 
 import msgspec
@@ -22,51 +21,9 @@ from kvmmig.machine.memory import GuestMemory
 from kvmmig.machine.populating import Reserve
 from kvmmig.machine.serial import Serial
 from kvmmig.machine.state import StateSection
+from kvmmig.machine.states import COMMANDS, State
 
 T = TypeVar("T")
-
-#: Seconds from one look for vCPUs that have halted for good to the next. It costs each of them some 0.1 ms.
-
-
-class State(StrEnum):
-    """Where a machine is in its life; the text completes "the guest ..."."""
-
-    CREATED = "has not been started"
-    RUNNING = "is running"
-    PAUSED = "is paused"
-    MOVED = "has moved away"
-    ENDED = "has ended"
-    CLOSED = "is closed"
-
-
-# What each command does in each state; where there is no entry it is refused. What a guest does by itself is
-# the one other way to change state: RUNNING -> ENDED.
-#
-#                 start, resume             end
-#     CREATED ---------------> RUNNING -----------> ENDED --> CLOSED    close works everywhere
-#        |           pause |   ^   ^                  ^
-#        | apply           v   | resume               |
-#        '--------------> PAUSED   | resume by force  |
-#               mark_moved |       |                  | end, from everywhere
-#                          v       |                  |
-#                         MOVED ---+------------------+
-_COMMANDS: Mapping[str, Mapping[State, State]] = {
-    "load": {State.CREATED: State.CREATED},
-    "apply": {State.CREATED: State.PAUSED},
-    "start": dict.fromkeys((State.CREATED, State.RUNNING, State.PAUSED), State.RUNNING),
-    "resume": dict.fromkeys((State.RUNNING, State.PAUSED), State.RUNNING),
-    "resume by force": dict.fromkeys((State.RUNNING, State.PAUSED, State.MOVED), State.RUNNING),
-    "pause": dict.fromkeys((State.RUNNING, State.PAUSED), State.PAUSED),
-    "reset": {state: state for state in (State.CREATED, State.RUNNING, State.PAUSED)},
-    "feed": {state: state for state in (State.CREATED, State.RUNNING, State.PAUSED)},
-    "capture": {State.PAUSED: State.PAUSED},
-    "mark moved": dict.fromkeys((State.PAUSED, State.MOVED), State.MOVED),
-    "end": {
-        **dict.fromkeys((State.CREATED, State.RUNNING, State.PAUSED, State.MOVED, State.ENDED), State.ENDED),
-        State.CLOSED: State.CLOSED,
-    },
-    "close": dict.fromkeys(State, State.CLOSED),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,7 +323,7 @@ class Machine:
 
     def _check(self, command: str) -> State:
         """The state that a command leads to. Raises `WrongState`."""
-        allowed = _COMMANDS[command]
+        allowed = COMMANDS[command]
         if self._state in allowed:
             return allowed[self._state]
         hint = (

@@ -35,7 +35,7 @@ from kvmmig.errors import (
     MigrationRefused,
     WrongState,
 )
-from kvmmig.machine.machine import State
+from kvmmig.machine.states import State
 from kvmmig.migration.causes import alone, as_error, was_cancelled
 from kvmmig.migration.events import RecordedEvent
 from kvmmig.migration.pagemap import PageMap

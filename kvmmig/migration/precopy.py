@@ -15,10 +15,10 @@ from kvmmig import stream
 from kvmmig.errors import MigrationError
 from kvmmig.machine.cpu import Ending
 from kvmmig.machine.dirty import DirtyTracker
-from kvmmig.machine.machine import State
 from kvmmig.machine.memory import GuestMemory
 from kvmmig.machine.pageset import PageSet
 from kvmmig.machine.state import StateSection
+from kvmmig.machine.states import State
 from kvmmig.migration.commit import bounded, commit
 from kvmmig.migration.forms import Form, ImageForm, StreamForm
 from kvmmig.migration.peer import Peer

@@ -26,10 +26,11 @@ from kvmmig.image.reading import is_image, open_image
 from kvmmig.kvm import System
 from kvmmig.machine.config import MachineDescription
 from kvmmig.machine.cpu import ExitHook
-from kvmmig.machine.machine import Machine, State
+from kvmmig.machine.machine import Machine
 from kvmmig.machine.mapping import OwnPages, map_file
 from kvmmig.machine.pageset import pages_of, runs_of
 from kvmmig.machine.state import StateSection
+from kvmmig.machine.states import State
 from kvmmig.migration.conversation import Conversation
 from kvmmig.migration.welcome import Welcome
 from kvmmig.transport.guard import GuardedChannel

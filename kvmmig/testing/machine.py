@@ -12,10 +12,10 @@ import trio
 from kvmmig.errors import WrongState
 from kvmmig.machine.cpu import Ending
 from kvmmig.machine.dirty import DirtyTracker
-from kvmmig.machine.machine import State
 from kvmmig.machine.memory import MEMORY_UNIT, PAGE_SIZE, GuestMemory
 from kvmmig.machine.pageset import PageSet
 from kvmmig.machine.state import StateSection
+from kvmmig.machine.states import State
 
 
 class FakeTracker(DirtyTracker):

@@ -14,8 +14,8 @@ from kvmmig.errors import (
     ConnectFailed,
     KvmmigError,
 )
-from kvmmig.machine.machine import State
 from kvmmig.machine.memory import MEMORY_UNIT, PAGE_SIZE
+from kvmmig.machine.states import State
 from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.migration.phases import Phase
 from kvmmig.migration.policy import Continue, Decision, Policy, RoundFigures

@@ -16,7 +16,7 @@ from kvmmig.errors import (
     MigrationRefused,
     OutcomeUnknown,
 )
-from kvmmig.machine.machine import State
+from kvmmig.machine.states import State
 from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.migration.policy import Limits, MaxRounds
 from kvmmig.migration.report import Phase

@@ -23,9 +23,9 @@ from kvmmig.errors import (
     WrongState,
 )
 from kvmmig.machine.cpu import Ending
-from kvmmig.machine.machine import State
 from kvmmig.machine.memory import PAGE_SIZE
 from kvmmig.machine.state import StateSection
+from kvmmig.machine.states import State
 from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.migration.policy import (
     Continue,

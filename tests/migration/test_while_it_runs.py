@@ -9,7 +9,7 @@ import trio.testing
 from kvmmig.errors import (
     MigrationError,
 )
-from kvmmig.machine.machine import State
+from kvmmig.machine.states import State
 from kvmmig.migration.outgoing import OutgoingMigration
 from kvmmig.migration.pagemap import PageMap
 from kvmmig.migration.policy import Continue, Limits, MaxRounds, RoundFigures

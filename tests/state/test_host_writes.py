@@ -57,10 +57,6 @@ class Watched:
         return self._machine.state
 
     @property
-    def thread_ids(self) -> Sequence[int]:
-        return self._machine.thread_ids
-
-    @property
     def description(self) -> MachineDescription:
         return self._machine.description
 
