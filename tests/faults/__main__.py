@@ -35,7 +35,7 @@ def main() -> int:
     parser.add_argument("--phase", action="append", choices=[*Moment, *Point], help="this moment")
     parser.add_argument("--json", action="store_true", help="one JSON object a cell, on a line")
     chosen = parser.parse_args()
-    logging.getLogger("kvmmig.transport").setLevel(logging.CRITICAL)  # tracebacks of what is done on purpose
+    logging.getLogger("kvmmig").setLevel(logging.CRITICAL)  # what is done on purpose
 
     def wanted(cell: Cell | MisbehaviourCell) -> bool:
         transport = cell.transport if isinstance(cell, Cell) else _ROGUE
