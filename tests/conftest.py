@@ -16,7 +16,10 @@ from kvmmig.errors import KvmUnavailable
 from kvmmig.kvm import System
 
 # How long an example takes, or its making, says more of the machine than of the code.
-settings.register_profile("kvmmig", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# The slow tests ask for many more.
+settings.register_profile(
+    "kvmmig", max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("kvmmig")
 
 _outcomes = pytest.StashKey[Counter[str]]()
