@@ -252,7 +252,6 @@ async def accepting(
         for _ in range(_ACCEPTING if listener.several else 1):
             nursery.start_soon(clients.accept_all)
         yield clients
-        clients.ending = MigrationError("another guest has come here meanwhile")
 
 
 async def check_hello(hello: stream.Hello, welcome: Welcome, held: int) -> MachineDescription:

@@ -240,15 +240,23 @@ class IncomingMigration:
             strays=strays,
         ) as clients:
             while True:
-                candidate = await clients.next()
+                try:
+                    candidate = await clients.next()
+                except KvmmigError as error:
+                    failure = error
+                    break
                 try:
                     overdue = partial(self._overdue, candidate.conversation, clients)
-                    return await self._receive(candidate, stack, strays, overdue)
+                    machine = await self._receive(candidate, stack, strays, overdue)
+                    clients.ending = MigrationError("another guest has come here meanwhile")
+                    return machine
                 except KvmmigError as error:
                     if not self._keep_listening or clients.have_ended:
-                        raise
+                        failure = error
+                        break
                     if self._on_setback is not None:
                         self._on_setback(error)
+        raise failure  # here, because a cancel at that moment would put it into a group with its tasks' own
 
     def _held(self) -> int:
         return self._reserve.size if self._reserve is not None else 0

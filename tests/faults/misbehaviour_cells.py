@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from time import perf_counter
 
@@ -305,7 +305,8 @@ async def _destination(
     async def receive() -> None:
         incoming = IncomingMigration(
             transport,
-            limits=_LIMITS,
+            # Longer than the source's: so it is the source that finds out first.
+            limits=replace(_LIMITS, stall_timeout=PATIENCE, handover_timeout=PATIENCE),
             keep_listening=False,
             on_listening=lambda uri: listens.set(),
             on_connected=lambda: setattr(run, "begun", True),
