@@ -52,7 +52,7 @@ def test_the_guest_runs_on_and_the_user_reads_why(transport: str, fault: str, mo
     [
         ("too large a count", "go"),
         ("SystemExit", "commit"),
-        ("never returns, shielded", "final pass"),
+        pytest.param("never returns, shielded", "final pass", marks=pytest.mark.slow),
         ("ValueError", "close"),
     ],
 )
