@@ -1,5 +1,6 @@
 ; events: moves inside its NMI handler, while a second NMI waits for the end of the first
 ;@ entry real16
+%include "real16.inc"
 ENDED equ 0x8f08                ; 1 when the first NMI's handler is about to return
 start:
     call apic_on

@@ -1,5 +1,6 @@
 ; tsc-deadline: sets the timer to a moment half a second ahead, and to the next one when it came
 ;@ entry real16
+%include "real16.inc"
 start:
     call apic_on
     mov ax, 0x60

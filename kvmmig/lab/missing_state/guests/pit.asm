@@ -1,5 +1,6 @@
 ; pit: its channel 0 ticks, and goes on ticking when it has been moved
 ;@ entry real16
+%include "real16.inc"
 start:
     mov dl, 0xfe                ; IRQ 0 alone
     mov dh, 0xff

@@ -1,5 +1,6 @@
 ; mp-state: is halted, and finds out whether an interrupt woke it
 ;@ entry real16
+%include "real16.inc"
 start:
     call pics_off
     call apic_on

@@ -1,5 +1,7 @@
 ; xsave: known values in x87, SSE and, where there is AVX, AVX registers and control words
 ;@ entry long64
+    bits 64
+    org 0x100000
 READY equ 0x200000
 GO equ 0x200001
 EXIT equ 0xf4

@@ -1,5 +1,6 @@
 ; lapic: its timer ticks, and goes on ticking when it has been moved
 ;@ entry real16
+%include "real16.inc"
 start:
     call apic_on
     mov ax, 0x60

@@ -1,5 +1,6 @@
 ; msrs: known values in the MSRs that a system would set up; exits with 3 + the place of a wrong one in the table
 ;@ entry real16
+%include "real16.inc"
 start:
     mov si, table
 put:

@@ -1,5 +1,6 @@
 ; system-control: A20 was switched on through port 0x92
 ;@ entry real16
+%include "real16.inc"
 start:
     mov al, 2
     out 0x92, al

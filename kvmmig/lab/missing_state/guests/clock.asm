@@ -1,5 +1,6 @@
 ; clock: kvmclock never goes back
 ;@ entry real16
+%include "real16.inc"
 CLOCK equ 0xa000                ; struct pvclock_vcpu_time_info, whose system_time is at 16
 HIGH equ 0xa014                 ; its upper half
 start:

@@ -1,5 +1,6 @@
 ; ioapic: its pin 11 leads to vector 0x60
 ;@ entry real16
+%include "real16.inc"
 start:
     call pics_off
     call apic_on

@@ -1,5 +1,6 @@
 ; tsc: the time stamp counter never goes back
 ;@ entry real16
+%include "real16.inc"
 start:
     rdtsc
     mov ebp, edx

@@ -1,5 +1,7 @@
 ; regs: a known value in every general register, and known flags
 ;@ entry long64
+    bits 64
+    org 0x100000
 READY equ 0x200000
 GO equ 0x200001
 EXIT equ 0xf4

@@ -1,5 +1,6 @@
 ; wall-clock: KVM writes the time of its boot, in seconds since 1970, to where it says
 ;@ entry real16
+%include "real16.inc"
 WALL_CLOCK equ 0x4b564d00       ; MSR_KVM_WALL_CLOCK_NEW
 PAGE equ 0xb000                 ; struct pvclock_wall_clock, whose seconds are at 4
 SECONDS equ 0xb004

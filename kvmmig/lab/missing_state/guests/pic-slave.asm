@@ -1,5 +1,6 @@
 ; pic-slave: an interrupt waits in it, under a vector of the guest's choice
 ;@ entry real16
+%include "real16.inc"
 start:
     mov dl, 0xfb                ; the cascade
     mov dh, 0xf7                ; IRQ 11 alone

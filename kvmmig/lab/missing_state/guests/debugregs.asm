@@ -1,5 +1,6 @@
 ; debugregs: four breakpoint addresses and their switches
 ;@ entry real16
+%include "real16.inc"
 start:
     mov eax, 0x11110000
     mov dr0, eax

@@ -1,5 +1,6 @@
 ; pic-master: an interrupt waits in it, under a vector of the guest's choice
 ;@ entry real16
+%include "real16.inc"
 start:
     mov dl, 0xdf                ; IRQ 5 alone
     mov dh, 0xff

@@ -1,5 +1,6 @@
 ; sregs: segments, descriptor tables, control registers, EFER and the APIC's mode, none of them at its default
 ;@ entry real16
+%include "real16.inc"
 EFER equ 0xc0000080
 start:
     call apic_on

@@ -1,5 +1,6 @@
 ; serial: the registers of the UART, and forty bytes that it has not read yet
 ;@ entry real16
+%include "real16.inc"
 start:
     mov dx, 0x3fb               ; LCR: the divisor's latch
     mov al, 0x83
