@@ -103,7 +103,7 @@ attack: setup
 
 # A test holds each .bin to its .asm.
 guests:
-	@for source in kvmmig/guests/*.asm kvmmig/machine/bios/bios.asm; do \
+	@for source in kvmmig/guests/*.asm kvmmig/lab/missing_state/guests/*.asm kvmmig/machine/bios/bios.asm; do \
 	    (cd "$$(dirname "$$source")" && name=$$(basename "$$source" .asm) && nasm -f bin -o "$$name.bin" "$$name.asm") || exit; done
 
 api: setup

@@ -22,11 +22,11 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import trio
 from rich.console import Console
@@ -82,13 +82,19 @@ class Result:
     sent: int
 
 
+#: Sends all of a round: calls something like `Save.step` until there is nothing left.
+Sending: TypeAlias = "Callable[[Save], Awaitable[None]]"
+
+
 class Save:
     """A save by the parts of kvmmig, but with a step of its own."""
 
-    def __init__(self, machine: Machine, fd: int, variant: Variant) -> None:
+    def __init__(self, machine: Machine, fd: int, variant: Variant, send: Sending | None = None) -> None:
+        """``send`` sends all that there is of a round; without it that is done as ``variant`` says."""
+        self.fd = fd
         self._machine = machine
-        self._fd = fd
         self._variant = variant
+        self._send = send or Save.send
         self._pending = PageSet(machine.memory.n_pages)
         self._batches: Iterator[Batch] = iter(())
         self._cursor = stream.Cursor()
@@ -101,28 +107,41 @@ class Save:
         begin = perf_counter()
         try:
             while perf_counter() - begin < self._variant.bound:
-                if self._cursor.empty and not self._put_next():
+                if not self.more():
                     return "done"
-                try:
-                    self._cursor.advance(os.writev(self._fd, self._cursor.head()))
-                except BlockingIOError:  # EAGAIN; a regular file never says so
-                    self.eagains += 1
+                if not self.write():
                     return "full"
             return "late"
         finally:
             self.steps.add(perf_counter() - begin)
 
-    async def _send(self) -> None:
+    def more(self) -> bool:
+        """Whether anything of this round is left to be written."""
+        return not self._cursor.empty or self._put_next()
+
+    def write(self) -> bool:
+        """One write of what there is. False on EAGAIN, which a regular file never says."""
+        try:
+            self._cursor.advance(os.writev(self.fd, self._cursor.head()))
+        except BlockingIOError:
+            self.eagains += 1
+            return False
+        return True
+
+    async def send(self) -> None:
         """Send what the cursor holds and all that is pending, in steps."""
-        self._batches = self._pending.batches(self._variant.pages)
         while True:
             threaded = self._variant.letter == "c"
             outcome = await trio.to_thread.run_sync(self.step) if threaded else self.step()
             if outcome == "done":
                 return
             if outcome == "full":
-                await trio.lowlevel.wait_writable(self._fd)
+                await trio.lowlevel.wait_writable(self.fd)
             await trio.lowlevel.checkpoint()  # here the loop turns, and only here
+
+    async def _send_pending(self) -> None:
+        self._batches = self._pending.batches(self._variant.pages)
+        await self._send(self)
 
     def _put_next(self) -> bool:
         batch = next(self._batches, None)
@@ -143,15 +162,15 @@ class Save:
         await trio.to_thread.run_sync(tracker.start)
         for _ in range(ROUNDS):
             await trio.to_thread.run_sync(tracker.collect, self._pending)
-            await self._send()
+            await self._send_pending()
         await machine.pause()
         sections = await machine.capture()
         await trio.to_thread.run_sync(tracker.collect, self._pending)
-        await self._send()
+        await self._send_pending()
         for one in sections:
             self._cursor.put(encoder.section(stream.Section(one.name, one.version, one.data)))
         self._cursor.put(encoder.end(running=True) + encoder.signal(stream.Kind.GO))
-        await self._send()
+        await self._send_pending()
         await trio.to_thread.run_sync(tracker.stop)
         await machine.resume()
         if self._pending or encoder.pages < machine.memory.n_pages:

@@ -54,3 +54,15 @@ def check(directory: Path) -> int:
     if not wrong:
         echo("nothing is wrong")
     return 1 if wrong else 0
+
+
+@lab.command("knock-out", epilog=examples("kvmmig lab knock-out", "kvmmig lab knock-out cpu0/xsave"))
+@click.argument("section", required=False)
+def leave_out(section: str | None) -> int:
+    """Move a guest without one SECTION of its state, and tell what becomes of it.
+
+    Without SECTION, list those that there are.
+    """
+    from kvmmig.cli.missing_state import list_sections, show_without
+
+    return show_without(section) if section else list_sections()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Self, TypeVar
@@ -299,14 +299,18 @@ class Machine:
         """The state sections that `apply` wants: their names, and the most bytes that each can have."""
         return state.section_sizes(self._board.parts(self.description))
 
-    async def apply(self, sections: Iterable[StateSection]) -> None:
+    async def apply(self, sections: Iterable[StateSection], *, leave_out: Collection[str] = ()) -> None:
         """Take over captured state instead of loading a program: the guest is paused, as it was captured.
+
+        The sections named in ``leave_out``, such as ``{"cpu0/xsave"}``, stay as a new machine has them: for
+        finding out what a guest does without. They may be missing in ``sections``.
 
         Raises `StateMismatch` or `KvmError`. After an error the machine is fit only to be closed.
         """
         async with self._lock:
             after = self._check("apply")
-            await self._in_thread(state.apply, self._board.parts(self.description), list(sections))
+            parts = self._board.parts(self.description)
+            await self._in_thread(state.apply, parts, list(sections), frozenset(leave_out))
             self._go_to(after)
 
     async def aclose(self) -> None:

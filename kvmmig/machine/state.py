@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -72,15 +72,24 @@ def section_sizes(parts: Parts) -> dict[str, int]:
     return {piece.name: piece.size for piece in _pieces(parts)}
 
 
-def apply(parts: Parts, sections: Iterable[StateSection]) -> None:
+def apply(parts: Parts, sections: Iterable[StateSection], leave_out: Collection[str] = ()) -> None:
     """Put captured state into a machine that has not run yet. The sections may come in any order.
+
+    Those named in ``leave_out`` stay as they are, and need not be among ``sections``.
 
     Raises `StateMismatch` before anything is changed when a section is missing, unknown, there twice, or of
     the wrong version or length. A `StateMismatch` or `KvmError` about a section's content, or from an ioctl,
     comes later and leaves a machine that is fit only to be closed.
     """
-    pieces = _pieces(parts)
-    given = _by_name(sections, {piece.name for piece in pieces})
+    every = _pieces(parts)
+    names = {piece.name for piece in every}
+    if unknown := sorted(set(leave_out) - names):
+        raise StateMismatch(
+            f"this machine has no state section {', '.join(unknown)} to leave out; it has "
+            + ", ".join(piece.name for piece in every)
+        )
+    given = _by_name(sections, names, names - set(leave_out))
+    pieces = [piece for piece in every if piece.name not in leave_out]
     for piece in pieces:
         section = given[piece.name]
         if section.version != piece.version:
@@ -228,13 +237,13 @@ def _set_clock(vm: Vm, clock: abi.kvm_clock_data) -> None:
     vm.set_clock(clock)
 
 
-def _by_name(sections: Iterable[StateSection], wanted: set[str]) -> dict[str, StateSection]:
+def _by_name(sections: Iterable[StateSection], known: set[str], wanted: set[str]) -> dict[str, StateSection]:
     given: dict[str, StateSection] = {}
     for section in sections:
         if section.name in given:
             raise StateMismatch(f"the state section {section.name!r} is there twice")
         given[section.name] = section
-    if unknown := sorted(given.keys() - wanted):
+    if unknown := sorted(given.keys() - known):
         raise StateMismatch(f"this machine has no place for the state sections {', '.join(unknown)}")
     if missing := sorted(wanted - given.keys()):
         raise StateMismatch(f"the state sections {', '.join(missing)} are missing")

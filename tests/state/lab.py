@@ -1,124 +1,28 @@
-"""A guest is stopped in the middle of its work and goes on in a twin that lacks one piece of its state."""
+"""What the proofs of `kvmmig.lab.missing_state` are taken apart with."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 
-import pytest
 import trio
 
-from kvmmig.guests import ToyGuest
-from kvmmig.kvm import abi
-from kvmmig.machine import Entry, Machine, MachineConfig, State, StateSection, state
+from kvmmig.lab.missing_state.proof import Proof, move
+from kvmmig.machine import Machine, StateSection, state
 from kvmmig.machine.cpu import Ending
-from tests.assembling import need_nasm
-
-from .acts import Spoil
-
-HERE = Path(__file__).parent
-CONFIG = MachineConfig(memory=4 << 20, cpus=2, name="subject")
-#: Where a guest says that it can be moved; the byte behind it tells it that it was.
-READY = {Entry.REAL16: 0x8F00, Entry.LONG64: 0x200000}
-# Where a vCPU begins that has not got its registers: there it exits with a status that no guest uses.
-_NOWHERE = 0xFFF0
-_EXIT_99 = bytes((0xB0, 99, 0xE6, 0xF4))  # mov al, 99; out 0xf4, al: the same in every mode
 
 
-def _nothing(machine: Machine, cpu: int) -> None:
-    return
+async def move_without(proof: Proof, cpu: int, section: str = "", part: str = "") -> Ending:
+    """How the guest ends in a twin that lacks a section, or that part of it."""
 
+    def change(twin: Machine, sections: Sequence[StateSection]) -> list[StateSection]:
+        spoil, default = proof.parts[part], fresh(twin, section)
+        return [replace(s, data=spoil(s.data, default)) if s.name == section else s for s in sections]
 
-async def _until_it_ends(machine: Machine, cpu: int) -> Ending:
-    return await machine.wait()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Proof:
-    """A guest that exits with 0 only if a piece of its state came with it.
-
-    ``section`` begins with ``cpu/`` where every vCPU has it; ``says`` is its row in ``docs/state.md``.
-    ``parts`` of the section are taken away one by one, too.
-
-    What the host does, each with the machine and the number of the vCPU that runs the guest: ``build`` to
-    both machines while they are new; ``prepare`` to the source before it starts; ``stopped`` to the source
-    when it is paused; ``finish`` to the twin when it was started.
-    """
-
-    section: str
-    guest: str
-    says: str
-    parts: Mapping[str, Spoil] = field(default_factory=dict)
-    build: Callable[[Machine, int], None] = _nothing
-    prepare: Callable[[Machine, int], None] = _nothing
-    stopped: Callable[[Machine, int], None] = _nothing
-    finish: Callable[[Machine, int], Awaitable[Ending]] = _until_it_ends
-    #: What in this host's KVM makes the proof impossible, or nothing.
-    why_not: Callable[[], str] = lambda: ""
-
-    def name(self, cpu: int) -> str:
-        """The section's name on this vCPU."""
-        return self.section.replace("cpu/", f"cpu{cpu}/")
-
-
-def toy(name: str) -> ToyGuest:
-    """A guest of this folder. Those in real mode begin with the lines of ``real16.inc``."""
-    need_nasm()
-    guest = ToyGuest.parse((HERE / f"{name}.asm").read_text(), f"{name}.asm")
-    if guest.entry is not Entry.REAL16:
-        return guest
-    title, entry, *lines = guest.source.splitlines()
-    return replace(guest, source="\n".join((title, entry, (HERE / "real16.inc").read_text(), *lines)))
-
-
-async def move(
-    proof: Proof, cpu: int, monkeypatch: pytest.MonkeyPatch, *, lacking: str = "", part: str = ""
-) -> Ending:
-    """Run the guest on one vCPU of two, stop it, and say how it ends in its twin.
-
-    ``lacking`` is the section that is not restored there, and ``part`` what is lost of it if not all.
-    """
-    guest = toy(proof.guest)
-    assert guest.entry is not None
-    ready = READY[guest.entry]
     with trio.fail_after(120):
-        async with Machine.open(CONFIG) as source:
-            proof.build(source, cpu)
-            await source.load(guest.program(memory=CONFIG.memory, cpus=CONFIG.cpus, settings={}))
-            source.memory.write(_NOWHERE, _EXIT_99)
-            _only_on(source, cpu)
-            proof.prepare(source, cpu)
-            await source.start()
-            while source.memory.read(ready, 1) == b"\0":
-                assert source.state is State.RUNNING, f"before it could be moved, {await source.wait()}"
-                await trio.sleep(0.001)
-            await source.pause()
-            proof.stopped(source, cpu)
-            sections = await source.capture()
-            async with Machine.open(CONFIG, description=source.description) as twin:
-                proof.build(twin, cpu)
-                copy_memory(source, twin)
-                twin.memory.write(ready + 1, b"\1")
-                source.mark_moved()
-                if part:
-                    sections = [
-                        replace(s, data=proof.parts[part](s.data, fresh(twin, lacking)))
-                        if s.name == lacking
-                        else s
-                        for s in sections
-                    ]
-                with without("" if part else lacking, monkeypatch):
-                    await twin.apply(sections)
-                await twin.start()
-                return await proof.finish(twin, cpu)
-
-
-def copy_memory(source: Machine, twin: Machine) -> None:
-    """All of it, while neither runs."""
-    for region in source.memory.regions:
-        twin.memory.view(region.gpa, region.size)[:] = source.memory.view(region.gpa, region.size)
+        if part:
+            return await move(proof, cpu, change=change)
+        return await move(proof, cpu, leave_out=section)
 
 
 def state_of(machine: Machine) -> dict[str, StateSection]:
@@ -130,29 +34,3 @@ def state_of(machine: Machine) -> dict[str, StateSection]:
 def fresh(machine: Machine, section: str) -> bytes:
     """What this section is in a machine that has not run."""
     return state_of(machine)[section].data
-
-
-@contextmanager
-def without(section: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Within this, `apply` passes over one section."""
-    pieces = state._pieces
-
-    def incomplete(parts: state.Parts) -> list[state._Piece]:
-        return [replace(p, load=lambda data: None) if p.name == section else p for p in pieces(parts)]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(state, "_pieces", incomplete)
-        yield
-
-
-def _only_on(machine: Machine, cpu: int) -> None:
-    """Let the guest run on this vCPU alone; the other one sleeps for ever."""
-    first, runs, sleeps = machine.vcpus[0], machine.vcpus[cpu], machine.vcpus[1 - cpu]
-    regs, boot, sregs = first.get_regs(), first.get_sregs(), runs.get_sregs()
-    for name in ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt", "gdt", "idt", "cr0", "cr3", "cr4", "efer"):
-        setattr(sregs, name, getattr(boot, name))
-    runs.set_sregs(sregs)
-    runs.set_regs(regs)
-    runs.set_mp_state(abi.kvm_mp_state(abi.KVM_MP_STATE_RUNNABLE))
-    sleeps.set_regs(abi.kvm_regs(rip=_NOWHERE, rflags=2))  # with interrupts off, so nothing wakes it
-    sleeps.set_mp_state(abi.kvm_mp_state(abi.KVM_MP_STATE_HALTED))

@@ -9,11 +9,12 @@ import trio
 
 from kvmmig.errors import KvmError
 from kvmmig.kvm import Vcpu
+from kvmmig.lab.missing_state.acts import TSC, msr, msr_values
+from kvmmig.lab.missing_state.proof import CONFIG
+from kvmmig.lab.missing_state.proofs import SYSTEM_TIME
 from kvmmig.machine import Machine
 
-from .acts import TSC, msr, msr_values
-from .lab import CONFIG, fresh, state_of
-from .proofs import SYSTEM_TIME
+from .lab import fresh, state_of
 
 pytestmark = pytest.mark.kvm
 
