@@ -1,0 +1,151 @@
+"""Looks at a machine by its monitor, and at its record where it writes one, and tells the page's viewers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from time import perf_counter
+
+import trio
+
+from kvmmig.cli.livepage.history import BLOCKS, History
+from kvmmig.cli.livepage.recordtail import RecordTail
+from kvmmig.cli.livepage.viewers import Viewers
+from kvmmig.cli.remote import has_ended, migration_figures
+from kvmmig.errors import ChannelBroken
+from kvmmig.migration.events import AnyEvent, Changed, Decided, Ended, PagesMapped, Stalled, SwitchedOver
+from kvmmig.migration.report import MigrationStatistics, Phase
+from kvmmig.qmp.client import QMPClient
+from kvmmig.units import format_rate
+
+_EVERY = 0.2  # seconds between two looks
+_WHILE_STOPPED = 0.02  # the same, while the guest stands still: that is soon over
+_CLOCKS_DIFFER = 0.1  # seconds, for what a migration does before it begins its record
+_RECORD_PATIENCE = 2.0  # seconds for the disk, once the machine is gone
+_PHASES_STOPPED = (Phase.STOP, Phase.FINAL, Phase.COMMIT, Phase.HANDED_OVER)
+
+
+class Looking:
+    """One monitor's connection, for all viewers."""
+
+    def __init__(self, client: QMPClient, history: History, viewers: Viewers) -> None:
+        self._client = client
+        self._history = history
+        self._viewers = viewers
+        self._record: RecordTail | None = None
+        self._ended: Ended | None = None  # as the record has it
+        self._pid = 0
+        self._wanted = trio.Event()
+
+    async def until_gone(self) -> None:
+        """Look until the machine is gone, and say so to the viewers. A cancel leaves the client usable."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._listen)
+                nursery.start_soon(self._follow_record)
+                while True:
+                    await self.look()
+                    figures = self._history.figures
+                    if figures is not None and figures.phase in _PHASES_STOPPED:
+                        await trio.sleep(_WHILE_STOPPED)
+                    else:
+                        with trio.move_on_after(_EVERY):
+                            await self._wanted.wait()
+                    self._wanted = trio.Event()
+        except* ChannelBroken:
+            pass
+        with trio.move_on_after(_RECORD_PATIENCE):
+            await self._read_record()
+        figures = self._history.figures
+        if figures is not None and self._ended is not None and not has_ended(figures):
+            self._history.see_figures(_as_recorded(figures, self._ended))
+        self._history.see_end()
+        self._viewers.publish()
+
+    async def look(self) -> None:
+        """Look once. Raises `ChannelBroken`."""
+        about = await self._client.execute("x-kvmmig-query-machine")
+        self._pid = about["pid"]
+        self._history.see_machine(about)
+        figures, _ = await migration_figures(self._client)
+        if figures is not None:
+            last = self._history.figures
+            another = self._history.is_another(figures)
+            if another:
+                await self._find_record(figures)
+            self._history.see_figures(figures)
+            if another or last is None or not has_ended(last):
+                await self._look_at_pages(figures.round)
+        self._viewers.publish()
+
+    async def _look_at_pages(self, round_number: int) -> None:
+        seen = await self._client.execute("x-kvmmig-query-page-map", {"blocks": BLOCKS})
+        self._history.see_map(round_number, seen["block-pages"], seen["pending"], seen["sent"])
+
+    async def _listen(self) -> None:
+        """Have a look at once whenever the monitor tells of something."""
+        async for _ in self._client.events():
+            self._wanted.set()
+
+    async def _find_record(self, figures: MigrationStatistics) -> None:
+        parameters = await self._client.execute("query-migrate-parameters")
+        path = parameters.get("x-kvmmig-record")
+        begun = -math.inf if has_ended(figures) else perf_counter() - figures.total_time - _CLOCKS_DIFFER
+        self._ended = None
+        self._record = RecordTail(path, self._pid, begun) if path else None
+
+    async def _follow_record(self) -> None:
+        # In a task of its own: where that disk is slow, all else goes on.
+        while True:
+            await self._read_record()
+            await trio.sleep(_EVERY)
+
+    async def _read_record(self) -> None:
+        if self._record is None:
+            return
+        record = self._record
+        events = await trio.to_thread.run_sync(record.new_events, abandon_on_cancel=True)
+        if record is self._record and events:
+            for at, event in events:
+                self._see(at, event)
+            self._viewers.publish()
+
+    def _see(self, at: float, event: AnyEvent) -> None:
+        history = self._history
+        match event:
+            case PagesMapped():
+                history.see_map(event.round, event.block_pages, event.pending, event.sent)
+            case Stalled():
+                history.see_stall(at, event.duration, event.held_by, event.words)
+            case Decided():
+                history.see_happening(at, _decision(event))
+            case Changed():
+                history.see_happening(at, f"somebody said: {event.what} {event.value}".rstrip())
+            case SwitchedOver():
+                history.see_downtime({name.replace("_", " "): each for name, each in event.parts().items()})
+            case Ended():
+                self._ended = event
+
+
+def _as_recorded(figures: MigrationStatistics, ended: Ended) -> MigrationStatistics:
+    """The last figures, where the machine was gone before its monitor could be asked for them."""
+    return replace(
+        figures,
+        phase=Phase(ended.outcome),
+        total_time=max(ended.total_time, figures.total_time),
+        downtime=ended.downtime,
+        sent_bytes=ended.bytes,
+        remaining_pages=0 if ended.outcome == Phase.DONE else figures.remaining_pages,
+        error=ended.error,
+    )
+
+
+def _decision(event: Decided) -> str:
+    words = [f"the policy says: {event.decision}"]
+    if event.bandwidth is not None:
+        words.append(f"at {format_rate(event.bandwidth)}")
+    if event.throttle is not None:
+        words.append(f"vCPUs slowed down by {event.throttle:.0%}")
+    if event.reason:
+        words.append(event.reason)
+    return ", ".join(words)
