@@ -3,9 +3,10 @@
 A message is a dictionary of JSON with ``now``, the present, and these lists, of a list for each item:
 
 =============  =======================================================================================
-``samples``    seconds from the begin, rate, dirty rate, bytes that are pending
+``samples``    seconds from the begin, rate, dirty rate (None in the first round), bytes that are pending
 ``rounds``     seconds at its begin, duration, bytes, bytes written meanwhile, whether it is the final pass
-``maps``       the round, pending pages of each block in per cent, how often the block was sent
+``maps``       the round, and as it began: each block's pending pages in per cent, how often it was sent;
+               of the last one as it is now
 ``stalls``     seconds, duration, what held it: of a migration that is recorded
 ``happenings`` seconds, a text
 =============  =======================================================================================
@@ -30,6 +31,7 @@ BLOCKS = 256
 _PAGE = 4096
 _MOST_SAMPLES = 600  # what is more is thinned out: a chart has no more columns
 _MOST_ROWS = 200  # of each other list: the newest
+_WORTH_SAYING = 0.1  # seconds of a stall: shorter ones are in the chart only
 _LISTS = ("samples", "rounds", "maps", "stalls", "happenings")
 _STANDS_STILL = (Phase.STOP, Phase.PRE_SWITCHOVER, Phase.FINAL, Phase.COMMIT, Phase.HANDED_OVER)
 
@@ -50,6 +52,7 @@ class History:
         self._new: dict[str, list[Row]] = {name: [] for name in _LISTS}
         self._said = -1.0
         self._rounds_seen = 0
+        self._began: Row | None = None  # the latest of the maps, as its round began
         self._said_now: Message = {}
         self._all_changed = True
 
@@ -72,7 +75,8 @@ class History:
         self.figures = figures
         at, pending = round(figures.total_time, 3), figures.remaining_pages * _PAGE
         if not self._known["samples"] or at > self._known["samples"][-1][0]:
-            self._add("samples", [at, round(figures.rate), round(figures.dirty_rate), pending])
+            dirty_rate = round(figures.dirty_rate) if figures.rounds else None
+            self._add("samples", [at, round(figures.rate), dirty_rate, pending])
         begin = max(figures.setup_time or 0.0, self._end_of_rounds())
         for each in figures.rounds:
             if each.round >= self._rounds_seen:
@@ -88,12 +92,9 @@ class History:
                 self.see_happening(event.at, event.what)
 
     def see_map(
-        self, round_number: int, block_pages: int, pending: Sequence[int], sent: Sequence[int]
+        self, round_number: int, block_pages: int, pending: Sequence[int], sent: Sequence[int], *, begin: bool
     ) -> None:
-        """Memory as blocks of so many pages, the last one smaller: as a record, or the monitor, has it.
-
-        It takes the place of the same round's last one.
-        """
+        """Memory as blocks of so many pages, the last one smaller; at the round's ``begin``, or now."""
         total = self.figures.total_pages if self.figures is not None else 0
         pages = [min(block_pages, total - start) for start in range(0, total, block_pages)]
         row: Row = [
@@ -102,19 +103,20 @@ class History:
             [round(each / of, 1) for each, of in zip(sent, pages, strict=False)],
         ]
         maps = self._known["maps"]
-        for index in range(len(maps) - 1, -1, -1):
-            if maps[index][0] == round_number:
-                self._all_changed |= index < len(maps) - 1
-                maps[index] = row
-                self._new["maps"] = [each for each in self._new["maps"] if each[0] != round_number] + [row]
-                return
-        self._add("maps", row)
+        if begin or not maps or round_number > maps[-1][0]:
+            if self._began is not None and self._began[0] < round_number:
+                self._put_map(self._began)
+            if not maps or round_number >= maps[-1][0]:
+                self._began = row
+        if not begin or not maps or round_number != maps[-1][0]:
+            self._put_map(row)
 
     def see_stall(self, at: float, duration: float, held_by: str, words: str) -> None:
         """Nothing was accepted for so long, as a record has it."""
         self._add("stalls", [round(at, 3), round(duration, 4), held_by])
-        held = f"{held_by}: {words}" if words else held_by
-        self.see_happening(at, f"nothing was accepted for {format_duration(duration)} ({held})")
+        if duration >= _WORTH_SAYING:
+            held = f"{held_by}: {words}" if words else held_by
+            self.see_happening(at, f"nothing was accepted for {format_duration(duration)} ({held})")
 
     def see_happening(self, at: float, words: str) -> None:
         """Something happened ``at`` that second of the migration."""
@@ -149,7 +151,8 @@ class History:
         for name in _LISTS:
             self._known[name].clear()
             self._new[name].clear()
-        self._said, self._rounds_seen, self._recorded, self._all_changed = -1.0, 0, None, True
+        self._said, self._rounds_seen, self._began, self._recorded = -1.0, 0, None, None
+        self._all_changed = True
 
     def _add(self, name: str, row: Row) -> None:
         rows = self._known[name]
@@ -161,6 +164,18 @@ class History:
         elif len(rows) > _MOST_ROWS and name != "samples":
             del rows[0]
 
+    def _put_map(self, row: Row) -> None:
+        """In the place of the same round's, or as the last one."""
+        for name, rows in (("maps", self._known["maps"]), ("new", self._new["maps"])):
+            for index, each in enumerate(rows):
+                if each[0] == row[0]:
+                    rows[index] = row
+                    break
+            else:
+                rows.append(row)
+            if name == "maps" and len(rows) > _MOST_ROWS:
+                del rows[0]
+
     def _add_round(self, begin: float, figures: RoundFigures, *, final: bool) -> None:
         self._rounds_seen = figures.round + 1
         written = figures.remaining_bytes
@@ -169,6 +184,14 @@ class History:
     def _end_of_rounds(self) -> float:
         rounds = self._known["rounds"]
         return float(rounds[-1][0] + rounds[-1][1]) if rounds else 0.0
+
+    def _going(self, figures: MigrationStatistics) -> Row | None:
+        """The round, or the final pass, that has not ended: as in ``rounds``, without what is written."""
+        if figures.setup_time is None or figures.final_pass is not None or PHASES[figures.phase].is_end:
+            return None
+        begin = max(figures.setup_time, self._end_of_rounds())
+        sent = figures.sent_bytes - sum(each[2] for each in self._known["rounds"])
+        return [begin, figures.total_time - begin, sent, 0, figures.phase in _STANDS_STILL]
 
     def _now(self) -> Message:
         about, figures = self._about, self.figures
@@ -180,7 +203,7 @@ class History:
             "migration": None,
         }
         if figures is not None:
-            now["migration"] = _migration(figures, self._recorded)
+            now["migration"] = {**_migration(figures, self._recorded), "going": self._going(figures)}
         return now
 
 

@@ -80,7 +80,7 @@ class Looking:
 
     async def _look_at_pages(self, round_number: int) -> None:
         seen = await self._client.execute("x-kvmmig-query-page-map", {"blocks": BLOCKS})
-        self._history.see_map(round_number, seen["block-pages"], seen["pending"], seen["sent"])
+        self._history.see_map(round_number, seen["block-pages"], seen["pending"], seen["sent"], begin=False)
 
     async def _listen(self) -> None:
         """Have a look at once whenever the monitor tells of something."""
@@ -114,7 +114,7 @@ class Looking:
         history = self._history
         match event:
             case PagesMapped():
-                history.see_map(event.round, event.block_pages, event.pending, event.sent)
+                history.see_map(event.round + 1, event.block_pages, event.pending, event.sent, begin=True)
             case Stalled():
                 history.see_stall(at, event.duration, event.held_by, event.words)
             case Decided():

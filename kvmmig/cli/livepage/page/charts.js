@@ -3,8 +3,9 @@ const style = getComputedStyle(document.documentElement);
 const colour = (name) => style.getPropertyValue(`--${name}`).trim();
 const LEFT = 76, BOTTOM = 24, TOP = 8, RIGHT = 8; // pixels, for the axes' words
 
-export function drawRounds(canvas, rounds, elapsed) {
+export function drawRounds(canvas, ended, going, elapsed) {
   const { pen, width, height } = begin(canvas);
+  const rounds = going ? [...ended, going] : ended;
   const end = Math.max(elapsed, ...rounds.map(([at, duration]) => at + duration), 0.001);
   const rate = ([, duration, bytes]) => bytes / Math.max(duration, 1e-6);
   const most = Math.max(...rounds.map(rate), 1);
@@ -14,9 +15,11 @@ export function drawRounds(canvas, rounds, elapsed) {
   for (const round of rounds) {
     const [at, duration, , written, final] = round;
     const left = x(at), wide = Math.max(x(at + duration) - left, 1);
+    pen.globalAlpha = round === going ? 0.5 : 1;
     pen.fillStyle = colour(final ? "dirty" : "sent");
     pen.fillRect(left, y(rate(round)), wide, y(0) - y(rate(round)));
     const top = y(Math.min(written / Math.max(duration, 1e-6), most));
+    pen.globalAlpha = 1;
     pen.fillStyle = pattern;
     pen.fillRect(left, top, wide, y(0) - top);
     pen.strokeStyle = "#fff";
@@ -36,7 +39,8 @@ export function drawRates(canvas, samples, stalls, migration) {
   }
   axes(pen, width, height, x, end, y, most, perSecond);
   line(pen, samples.map(([at, , , pending]) => [x(at), share(pending)]), "pending", 2);
-  line(pen, samples.map(([at, , dirty]) => [x(at), y(dirty)]), "dirty", 3);
+  const known = samples.filter(([, , dirty]) => dirty !== null);
+  line(pen, known.map(([at, , dirty]) => [x(at), y(dirty)]), "dirty", 3);
   line(pen, samples.map(([at, rate]) => [x(at), y(rate)]), "sent", 3);
 }
 
@@ -60,7 +64,7 @@ export function drawMaps(canvas, maps) {
       }
     });
     if (high >= 14 || index % Math.ceil(14 / high) === 0) {
-      words(pen, `round ${round + 1}`, LEFT - 6, top + Math.min(high / 2 + 5, high), "right");
+      words(pen, `round ${round}`, LEFT - 6, top + Math.min(high / 2 + 5, high), "right");
     }
   });
   words(pen, "first page", LEFT, height - 6, "left");

@@ -61,12 +61,12 @@ function draw() {
   });
   const figures = Object.fromEntries(migration.figures);
   element("downtime").textContent = migration.stopped ? "the guest stands still" : figures.downtime;
-  fill(element("happenings"), known.happenings.toReversed(), ([at, text]) => {
+  fill(element("happenings"), known.happenings.toSorted((one, other) => other[0] - one[0]), ([at, text]) => {
     const item = document.createElement("li");
     item.append(make("span", `${at.toFixed(3)} s`), text);
     return item;
   });
-  drawRounds(element("rounds"), known.rounds, migration.elapsed);
+  drawRounds(element("rounds"), known.rounds, migration.going, migration.elapsed);
   drawRates(element("rates"), known.samples, known.stalls, migration);
   drawMaps(element("maps"), known.maps);
   drawParts(element("parts"), migration.parts);
