@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from time import perf_counter
 
 import trio
@@ -11,9 +10,9 @@ import trio
 from kvmmig.cli.livepage.history import BLOCKS, History
 from kvmmig.cli.livepage.recordtail import RecordTail
 from kvmmig.cli.livepage.viewers import Viewers
-from kvmmig.cli.remote import has_ended, migration_figures
+from kvmmig.cli.remote import figures_of, has_ended, migration_figures
 from kvmmig.errors import ChannelBroken
-from kvmmig.migration.events import AnyEvent, Changed, Decided, Ended, PagesMapped, Stalled, SwitchedOver
+from kvmmig.migration.events import AnyEvent, Changed, Decided, PagesMapped, Stalled, SwitchedOver
 from kvmmig.migration.report import MigrationStatistics, Phase
 from kvmmig.qmp.client import QMPClient
 from kvmmig.units import format_rate
@@ -33,7 +32,6 @@ class Looking:
         self._history = history
         self._viewers = viewers
         self._record: RecordTail | None = None
-        self._ended: Ended | None = None  # as the record has it
         self._pid = 0
         self._wanted = trio.Event()
 
@@ -56,9 +54,6 @@ class Looking:
             pass
         with trio.move_on_after(_RECORD_PATIENCE):
             await self._read_record()
-        figures = self._history.figures
-        if figures is not None and self._ended is not None and not has_ended(figures):
-            self._history.see_figures(_as_recorded(figures, self._ended))
         self._history.see_end()
         self._viewers.publish()
 
@@ -83,15 +78,17 @@ class Looking:
         self._history.see_map(round_number, seen["block-pages"], seen["pending"], seen["sent"], begin=False)
 
     async def _listen(self) -> None:
-        """Have a look at once whenever the monitor tells of something."""
-        async for _ in self._client.events():
+        """Have a look at once whenever the monitor tells of something, and take the last figures from it."""
+        async for event in self._client.events():
             self._wanted.set()
+            if event.name == "X_KVMMIG_MIGRATION_ENDED":
+                self._history.see_figures(figures_of(event.data["figures"]))
+                self._viewers.publish()
 
     async def _find_record(self, figures: MigrationStatistics) -> None:
         parameters = await self._client.execute("query-migrate-parameters")
         path = parameters.get("x-kvmmig-record")
         begun = -math.inf if has_ended(figures) else perf_counter() - figures.total_time - _CLOCKS_DIFFER
-        self._ended = None
         self._record = RecordTail(path, self._pid, begun) if path else None
 
     async def _follow_record(self) -> None:
@@ -123,21 +120,6 @@ class Looking:
                 history.see_happening(at, f"somebody said: {event.what} {event.value}".rstrip())
             case SwitchedOver():
                 history.see_downtime({name.replace("_", " "): each for name, each in event.parts().items()})
-            case Ended():
-                self._ended = event
-
-
-def _as_recorded(figures: MigrationStatistics, ended: Ended) -> MigrationStatistics:
-    """The last figures, where the machine was gone before its monitor could be asked for them."""
-    return replace(
-        figures,
-        phase=Phase(ended.outcome),
-        total_time=max(ended.total_time, figures.total_time),
-        downtime=ended.downtime,
-        sent_bytes=ended.bytes,
-        remaining_pages=0 if ended.outcome == Phase.DONE else figures.remaining_pages,
-        error=ended.error,
-    )
 
 
 def _decision(event: Decided) -> str:

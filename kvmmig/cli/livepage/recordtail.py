@@ -12,7 +12,6 @@ from kvmmig.migration.events import (
     Begun,
     Changed,
     Decided,
-    Ended,
     PagesMapped,
     Stalled,
     SwitchedOver,
@@ -20,7 +19,7 @@ from kvmmig.migration.events import (
     sender_of,
 )
 
-_KINDS = (Begun, Changed, Decided, Ended, PagesMapped, Stalled, SwitchedOver)
+_KINDS = (Begun, Changed, Decided, PagesMapped, Stalled, SwitchedOver)
 # Sends and steps are most of a record, so they are passed over before they are decoded.
 _TAGS = "|".join(str(kind.__struct_config__.tag) for kind in _KINDS)
 _WANTED = re.compile(rb'\{"by":"[^"]*","event":"(?:%s)"' % _TAGS.encode())
