@@ -106,8 +106,9 @@ class Application:
             nursery.start_soon(until_gone)
             with self._viewers.present() as viewer:
                 await send(_start(200, b"text/event-stream"))
-                async for message in viewer.messages():
-                    await send({"type": "http.response.body", "body": message, "more_body": True})
+                while True:
+                    body = await viewer.next_message()
+                    await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
 async def _start_and_end(receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import msgspec
@@ -72,22 +72,17 @@ class Viewer:
         self._waiting = None if self._needs_whole else message
         self._changed.set()
 
-    async def messages(self) -> AsyncIterator[bytes]:
-        """Server-sent events, first all that is known, without end. A cancel loses nothing."""
-        while True:
-            with trio.move_on_after(_SILENCE):
-                await self._changed.wait()
-            if not self._changed.is_set():
-                yield b": nothing new\n\n"
-                continue
-            self._changed = trio.Event()
-            if self._needs_whole:
-                self._needs_whole, message = False, self._viewers.whole()
-            else:
-                assert self._waiting is not None
-                message = self._waiting
-            self._waiting = None
-            yield message
+    async def next_message(self) -> bytes:
+        """A server-sent event: first all that is known. Waits for 10 s at most. A cancel loses nothing."""
+        with trio.move_on_after(_SILENCE):
+            await self._changed.wait()
+        if not self._changed.is_set():
+            return b": nothing new\n\n"
+        self._changed = trio.Event()
+        message = self._viewers.whole() if self._needs_whole else self._waiting
+        self._needs_whole, self._waiting = False, None
+        assert message is not None
+        return message
 
 
 def _encoded(message: Message) -> bytes:
