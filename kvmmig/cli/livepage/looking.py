@@ -69,7 +69,7 @@ class Looking:
             if another:
                 await self._find_record(figures)
             self._history.see_figures(figures)
-            begun = figures.sent_pages or figures.zero_pages  # until then there is no page map worth a picture
+            begun = figures.sent_pages or figures.zero_pages  # until then nothing is pending, or sent
             if begun and (another or last is None or not has_ended(last)):
                 await self._look_at_pages(figures.round)
         self._viewers.publish()
