@@ -281,3 +281,16 @@ def test_a_record_is_read_as_it_is_written_and_only_what_this_machine_wrote(tmp_
         assert tail.new_events() == []
         file.write(line[20:])
     assert tail.new_events() == [(2.0, decided[2])]
+
+
+def test_what_is_about_the_page_needs_the_page(command: Callable[..., tuple[int, str, str]]) -> None:
+    for option in (("--port", "8000"), ("--insecure",)):
+        status, _, said = command("watch", "a", *option)
+        assert status == 2
+        assert "so add --web" in said
+    status, _, said = command("watch", "a", "--web", "--port", "65536")
+    assert status == 2
+    assert "0 to 65535" in said
+    status, _, said = command("watch", "a", "--web")
+    assert status == 1
+    assert "there is no machine 'a'" in said
