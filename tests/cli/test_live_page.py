@@ -245,6 +245,9 @@ async def test_another_migration_takes_the_place_of_the_one_before() -> None:
     assert len(history.whole()["samples"]) == 1
     history.see_figures(dataclasses.replace(first, setup_time=0.25, total_time=3.0))
     assert len(history.whole()["samples"]) == 2
+    history.see_figures(dataclasses.replace(first, setup_time=0.25, total_time=2.5))
+    assert history.figures is not None
+    assert history.figures.total_time == 3.0, "that reply was late"
     history.see_figures(dataclasses.replace(first, setup_time=0.5, total_time=4.0))
     assert len(history.whole()["samples"]) == 1
     assert history.whole()["happenings"] == []

@@ -59,19 +59,26 @@ class History:
     def is_another(self, figures: MigrationStatistics) -> bool:
         """Whether these are of a later migration than those seen last."""
         last = self.figures
-        if last is None or figures.total_time < last.total_time:
+        if last is None:
             return True
+        if last.setup_time is None:
+            return figures.total_time < last.total_time
         # No two migrations take equally long to set up, to the last digit.
-        return last.setup_time is not None and figures.setup_time != last.setup_time
+        return figures.setup_time != last.setup_time
 
     def see_machine(self, about: Mapping[str, Any]) -> None:
         """What ``x-kvmmig-query-machine`` says."""
         self._about = about
 
     def see_figures(self, figures: MigrationStatistics) -> None:
-        """What the monitor says of its migration. Another one takes the old one's place."""
+        """What the monitor says of its migration. Another one takes the old one's place.
+
+        A reply that an event has overtaken is passed over.
+        """
         if self.is_another(figures):
             self._begin_anew()
+        elif self.figures is not None and figures.total_time < self.figures.total_time:
+            return
         self.figures = figures
         at, pending = round(figures.total_time, 3), figures.remaining_pages * _PAGE
         if not self._known["samples"] or at > self._known["samples"][-1][0]:
@@ -86,6 +93,10 @@ class History:
         if final is not None and final.round >= self._rounds_seen:
             begun = [event.at for event in figures.events if event.what == Phase.FINAL]
             self._add_round(begun[-1] if begun else begin, final, final=True)
+        if figures.phase is Phase.DONE and self._known["maps"]:
+            last, pending, sent = self._known["maps"][-1]
+            if any(pending):
+                self._put_map([last, [0] * len(pending), sent])
         for event in figures.events:
             if event.at > self._said:
                 self._said = event.at

@@ -33,6 +33,7 @@ class Looking:
         self._viewers = viewers
         self._record: RecordTail | None = None
         self._pid = 0
+        self._pages_seen = -1.0  # what the migration's total time was then
         self._wanted = trio.Event()
 
     async def until_gone(self) -> None:
@@ -64,13 +65,12 @@ class Looking:
         self._history.see_machine(about)
         figures, _ = await migration_figures(self._client)
         if figures is not None:
-            last = self._history.figures
-            another = self._history.is_another(figures)
-            if another:
+            if self._history.is_another(figures):
                 await self._find_record(figures)
             self._history.see_figures(figures)
             begun = figures.sent_pages or figures.zero_pages  # until then nothing is pending, or sent
-            if begun and (another or last is None or not has_ended(last)):
+            if begun and figures.total_time != self._pages_seen:  # after its end that stays as it is
+                self._pages_seen = figures.total_time
                 await self._look_at_pages(figures.round)
         self._viewers.publish()
 
