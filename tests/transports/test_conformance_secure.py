@@ -13,11 +13,14 @@ from tests.transports import certificates
 
 URIS = (
     "tls+tcp:127.0.0.1:0?tls.dir={tmp}",
-    "tls+unix:{tmp}/a.sock?tls.dir={tmp}&tls.host=kvmmig.example",
-    "secret+tcp:127.0.0.1:0?secret.key.file={tmp}/secret",
+    pytest.param("tls+unix:{tmp}/a.sock?tls.dir={tmp}&tls.host=kvmmig.example", marks=pytest.mark.slow),
+    pytest.param("secret+tcp:127.0.0.1:0?secret.key.file={tmp}/secret", marks=pytest.mark.slow),
     "secret+tls+tcp:127.0.0.1:0?secret.key.file={tmp}/secret&tls.dir={tmp}",
-    "throttle+tls+tcp:127.0.0.1:0?throttle.rate=300MB/s&tls.dir={tmp}",
-    "tls+fault+tcp:127.0.0.1:0?tls.dir={tmp}&fault.what=short&fault.at=5MiB&fault.for=20ms",
+    pytest.param("throttle+tls+tcp:127.0.0.1:0?throttle.rate=300MB/s&tls.dir={tmp}", marks=pytest.mark.slow),
+    pytest.param(
+        "tls+fault+tcp:127.0.0.1:0?tls.dir={tmp}&fault.what=short&fault.at=5MiB&fault.for=20ms",
+        marks=pytest.mark.slow,
+    ),
 )
 
 
