@@ -102,6 +102,12 @@ class Monitor:
         self._socket.close()
 
 
+def listens(path: Path) -> bool:
+    """Whether somebody does: a socket has its name a moment before that."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        return sock.connect_ex(str(path)) == 0
+
+
 @contextmanager
 def machine(directory: Path, name: str, *arguments: str) -> Iterator[str]:
     """A machine in a process of its own; yields its monitor's socket."""
@@ -118,7 +124,7 @@ def machine(directory: Path, name: str, *arguments: str) -> Iterator[str]:
             env={**os.environ, "XDG_RUNTIME_DIR": str(directory)},
         )
     try:
-        while not path.exists():
+        while not listens(path):
             if process.poll() is not None:
                 raise RuntimeError((directory / f"{name}.log").read_text())
             time.sleep(0.01)

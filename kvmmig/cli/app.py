@@ -26,6 +26,7 @@ from kvmmig.cli.commands_control import (
     resume,
     set_settings,
     status,
+    watch,
 )
 from kvmmig.cli.commands_experiment import experiment
 from kvmmig.cli.commands_guest import new_guest
@@ -93,7 +94,7 @@ def cli() -> None:
 
 for _command in (
     *(run, restore),
-    *(ls, status, console, logs, pause, resume, reset, quit_machine),
+    *(ls, status, watch, console, logs, pause, resume, reset, quit_machine),
     *(migrate, save, cancel, set_settings),
     *(image, record, plot, trace, experiment, stream, lab),
     *(guests, new_guest, transports, doctor, demo, version, completion),

@@ -11,10 +11,10 @@ from click.shell_completion import CompletionItem
 
 from kvmmig.cli.completion import matching
 from kvmmig.units import (
-    CPUS,
     DURATION,
     MEMORY,
     MEMORY_UNIT,
+    Range,
     parse_count,
     parse_duration,
     parse_size,
@@ -47,14 +47,17 @@ def _memory(text: str) -> int:
     return size
 
 
-class Cpus(click.ParamType[int]):
-    """How many vCPUs."""
+class Count(click.ParamType[int]):
+    """A whole number, such as how many vCPUs."""
 
     name = "number"
 
+    def __init__(self, within: Range) -> None:
+        self._within = within
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         try:
-            return value if isinstance(value, int) else parse_count(value, CPUS)
+            return value if isinstance(value, int) else parse_count(value, self._within)
         except ValueError as error:
             self.fail(str(error), param, ctx)
 

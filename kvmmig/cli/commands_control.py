@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
-from kvmmig.cli.arguments import examples, json_option, machine_argument, machines_argument
+from kvmmig.cli.arguments import Count, examples, json_option, machine_argument, machines_argument
 from kvmmig.cli.completion import SettingOrValue
+from kvmmig.units import PORT
 
 
 @click.command(short_help="List the machines that run.", epilog=examples("kvmmig ls", "kvmmig ls --json"))
@@ -40,6 +41,34 @@ def status(names: tuple[str, ...], watch: bool, as_json: bool) -> int:
     from kvmmig.cli.remote import for_each
 
     return for_each(names, lambda name: show_status(name, watch=watch, as_json=as_json))
+
+
+@click.command(
+    short_help="Watch a machine and its migration.",
+    epilog=examples("kvmmig watch a", "kvmmig watch a --web", "kvmmig watch a --web --port 8000 --insecure"),
+)
+@machine_argument
+@click.option("--web", is_flag=True, help="Serve a page on this host's loopback, for any number of browsers.")
+@click.option(
+    "--port", type=Count(PORT), metavar="N", help="Where the page is; a free port where this is left out."
+)
+@click.option("--insecure", is_flag=True, help="Let every user of this host see the page.")
+def watch(name: str, web: bool, port: int | None, insecure: bool) -> int:
+    """Show the machine NAME and its migration as it happens, here or with --web in browsers.
+
+    The page has the rounds, the pages, the rates, what was stalled, and the downtime. It can only be read, by
+    the processes of this user and of root. It needs the extra "web": pip install 'kvmmig[web]'. Without --web
+    this is "kvmmig status NAME --watch".
+    """
+    if web:
+        from kvmmig.cli.livepage.watching import serve_page
+
+        return serve_page(name, port=port or 0, insecure=insecure)
+    if port is not None or insecure:
+        raise click.UsageError("--port and --insecure are about the page, so add --web")
+    from kvmmig.cli.listing import show_status
+
+    return show_status(name, watch=True, as_json=False)
 
 
 @click.command(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from kvmmig.cli.arguments import (
-    Cpus,
+    Count,
     GuestOrFile,
     Memory,
     Seconds,
@@ -34,6 +34,7 @@ from kvmmig.cli.process_options import (
     welcome_of,
 )
 from kvmmig.cli.secretfile import with_secret
+from kvmmig.units import CPUS
 
 if TYPE_CHECKING:
     pass
@@ -69,7 +70,7 @@ if TYPE_CHECKING:
     "off: it ends, or it stays and can be looked at.  [default: end]",
 )
 @click.option("-m", "--memory", type=Memory(), metavar="SIZE", help="Guest memory.  [default: 256MiB]")
-@click.option("--cpus", type=Cpus(), metavar="N", help="Number of vCPUs.  [default: 1]")
+@click.option("--cpus", type=Count(CPUS), metavar="N", help="Number of vCPUs.  [default: 1]")
 @click.option(
     "--set",
     "settings",

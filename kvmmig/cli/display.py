@@ -130,10 +130,9 @@ class LiveBlock(Display):
 
 def figures_block(figures: MigrationStatistics, uri: str, *, width: int) -> Constrain:
     """The figures of a migration that runs, ``width`` columns wide."""
-    total = figures.total_pages or 1
-    done = total - figures.remaining_pages if figures.phase is not Phase.SETUP else 0
+    done = share_done(figures)
     bar = Table.grid(padding=(0, 1), expand=False)
-    bar.add_row(ProgressBar(total=total, completed=done, width=width - 8), f"{100 * done // total:3} %")
+    bar.add_row(ProgressBar(total=100, completed=done, width=width - 8), f"{done:3} %")
     block = Group(
         _shortened(f"to {uri}", width),
         _shortened(phase_words(figures), width),
@@ -161,34 +160,40 @@ def time_left(figures: MigrationStatistics) -> str:
     return f"about {format_duration(round(seconds, 1))}" if seconds < 60 else f"about {seconds / 60:.0f} min"
 
 
-def _pairs(figures: MigrationStatistics, width: int) -> Table:
+def figure_pairs(figures: MigrationStatistics) -> list[tuple[str, str]]:
+    """The figures that a person watches, each with its name, in the order of reading."""
     if figures.downtime is not None:
         downtime = format_duration(figures.downtime)
     elif figures.expected_downtime is not None:
         downtime = f"{format_duration(figures.expected_downtime)} expected"
     else:
         downtime = "-"
-    rows = [
-        ("sent", format_size(figures.sent_bytes), "remaining", format_size(figures.remaining_pages * _PAGE)),
-        (
-            "rate",
-            format_rate(figures.rate),
-            "dirty rate",
-            format_rate(figures.dirty_rate) if figures.rounds else "-",
-        ),
-        (
-            "downtime",
-            downtime,
-            "worst stall",
-            format_duration(figures.worst_stall),
-        ),
-        ("elapsed", format_duration(figures.total_time), "time left", time_left(figures)),
+    return [
+        ("sent", format_size(figures.sent_bytes)),
+        ("remaining", format_size(figures.remaining_pages * _PAGE)),
+        ("rate", format_rate(figures.rate)),
+        ("dirty rate", format_rate(figures.dirty_rate) if figures.rounds else "-"),
+        ("downtime", downtime),
+        ("worst stall", format_duration(figures.worst_stall)),
+        ("elapsed", format_duration(figures.total_time)),
+        ("time left", time_left(figures)),
     ]
+
+
+def share_done(figures: MigrationStatistics) -> int:
+    """Per cent of the guest's pages that are not pending."""
+    total = figures.total_pages or 1
+    done = total - figures.remaining_pages if figures.phase is not Phase.SETUP else 0
+    return 100 * done // total
+
+
+def _pairs(figures: MigrationStatistics, width: int) -> Table:
+    pairs = figure_pairs(figures)
     table = Table.grid(padding=(0, 2, 0, 0))
     narrow = width < 50
     for _ in range(2 if narrow else 4):
         table.add_column(no_wrap=True, overflow="ellipsis")
-    for name, value, other, another in rows:
+    for (name, value), (other, another) in zip(pairs[::2], pairs[1::2], strict=True):
         if narrow:
             table.add_row(name, value)
             table.add_row(other, another)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kvmmig.cli.arguments import Cpus, Memory
+from kvmmig.cli.arguments import Count, Memory
+from kvmmig.units import CPUS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,7 +78,7 @@ max_memory_option = click.option(
     "--max-memory", type=Memory(), metavar="SIZE", help="Take in no guest that has more memory."
 )
 max_cpus_option = click.option(
-    "--max-cpus", type=Cpus(), metavar="N", help="Take in no guest that has more vCPUs."
+    "--max-cpus", type=Count(CPUS), metavar="N", help="Take in no guest that has more vCPUs."
 )
 
 

@@ -188,12 +188,15 @@ async def _gone(name: str, time: float) -> bool:
 async def migration_figures(client: QMPClient) -> tuple[MigrationStatistics | None, dict[str, Any]]:
     """A machine's present or last migration, None before the first one; and the JSON that says so."""
     reply: dict[str, Any] = await client.execute("x-kvmmig-query-migration")
-    if not reply:
-        return None, reply
+    return (figures_of(reply) if reply else None), reply
+
+
+def figures_of(reply: Mapping[str, Any]) -> MigrationStatistics:
+    """The figures of a migration, as a monitor's reply or event has them."""
     fields = {name: value for name, value in reply.items() if name != "counters"}
     figures = msgspec.convert(_snake_case(fields), MigrationStatistics)
     # A counter's name is the channel's own.
-    return dataclasses.replace(figures, counters=reply.get("counters", {})), reply
+    return dataclasses.replace(figures, counters=reply.get("counters", {}))
 
 
 def has_ended(figures: MigrationStatistics) -> bool:

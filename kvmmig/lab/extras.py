@@ -13,11 +13,11 @@ class ExtraMissing(KvmmigError):
 
 
 @contextmanager
-def needed_for(what: str) -> Iterator[None]:
-    """Imports of extras stand in this block. Raises `ExtraMissing`, which says how to get them."""
+def needed_for(what: str, extra: str = "lab") -> Iterator[None]:
+    """Imports of extras stand in this block. Raises `ExtraMissing`, which says how to get that ``extra``."""
     try:
         yield
     except ModuleNotFoundError as error:
         raise ExtraMissing(
-            f"{what} needs {error.name}, which is not installed: pip install 'kvmmig[lab]'"
+            f"{what} needs {error.name}, which is not installed: pip install 'kvmmig[{extra}]'"
         ) from error

@@ -1,4 +1,4 @@
-"""What a machine's clients are told of, under QEMU's names."""
+"""What a machine's clients are told of, under QEMU's names where it has one."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ EVENTS: Mapping[str, Mapping[str, type]] = {
     "RESUME": {},
     "SHUTDOWN": {"guest": bool, "reason": str},
     "STOP": {},
+    "X_KVMMIG_MIGRATION_ENDED": {"figures": dict},
 }
 Listener = Callable[[str, Mapping[str, object]], None]
 

@@ -16,6 +16,7 @@ from kvmmig.migration.policy import Limits, Policy, RoundFigures
 from kvmmig.migration.report import MigrationStatistics
 from kvmmig.monitor.dirty_rate import DirtyRate
 from kvmmig.monitor.events import Events
+from kvmmig.monitor.figures import figures_reply
 from kvmmig.monitor.life import Life
 from kvmmig.monitor.parameters import MigrationSettings
 from kvmmig.monitor.states import SWITCHING_OVER, MigrationStatus, status_of
@@ -176,6 +177,9 @@ class Outgoing:
             assert self.phase is not None
             self._events.note_running()
             self._tell(status_of(self.phase))
+            # Its machine may be gone before anybody can ask how it ended.
+            figures = figures_reply(attempt.migration.statistics(), self.status)
+            self._events.emit("X_KVMMIG_MIGRATION_ENDED", {"figures": figures})
 
     def _note_phase(self, phase: Phase) -> None:
         """From the migration. Its end is told when all of it has come to an end, by `_run`."""

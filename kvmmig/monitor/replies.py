@@ -1,24 +1,19 @@
-"""The figures of a migration, spelled as QEMU spells them, and as kvmmig does."""
+"""The figures of a migration, spelled as QEMU spells them; and those that only kvmmig has."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
 from kvmmig.machine import PAGE_SIZE
 from kvmmig.migration.phases import Phase
 from kvmmig.migration.report import MigrationStatistics
 from kvmmig.monitor.control import MachineControl
+from kvmmig.monitor.figures import figures_reply, kebab
 from kvmmig.monitor.incoming import Incoming
 from kvmmig.monitor.states import SWITCHING_OVER, MigrationStatus
 from kvmmig.monitor.targets import socket_address
 from kvmmig.transport import TransportURI
-
-#: Rounds, and events, that one reply has at most: making it holds the loop.
-_MOST = 200
 
 
 def migration_info(control: MachineControl) -> dict[str, Any]:
@@ -96,36 +91,11 @@ def _incoming(incoming: Incoming, uri: TransportURI) -> dict[str, Any]:
 
 
 def migration_figures(control: MachineControl) -> dict[str, Any]:
-    """All of `MigrationStatistics`, in seconds and bytes; the newest rounds and events where there are many.
-
-    Empty before there was any migration.
-    """
+    """`figures_reply` of the present or last migration; empty before there was any."""
     migration = control.outgoing.migration
     if migration is None:
         return {}
-    figures = migration.statistics()
-    newest = dataclasses.replace(figures, rounds=figures.rounds[-_MOST:], events=figures.events[-_MOST:])
-    reply: dict[str, Any] = _kebab(newest)
-    return {"status": control.outgoing.status, **reply, "worst-stall": figures.worst_stall}
-
-
-@cache
-def _names(kind: type) -> tuple[tuple[str, str], ...]:
-    names = [field.name for field in dataclasses.fields(kind)]
-    return tuple((name, name.replace("_", "-")) for name in names)
-
-
-def _kebab(value: Any) -> Any:
-    """A frozen figure as JSON has it, its names with hyphens, as all of QMP's; infinity is null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, tuple | list):
-        return [_kebab(item) for item in value]
-    if isinstance(value, Mapping):
-        return {name: _kebab(item) for name, item in value.items()}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {name: _kebab(getattr(value, attribute)) for attribute, name in _names(type(value))}
-    return value
+    return figures_reply(migration.statistics(), control.outgoing.status)
 
 
 def page_map(control: MachineControl, blocks: int) -> dict[str, Any] | None:
@@ -133,7 +103,7 @@ def page_map(control: MachineControl, blocks: int) -> dict[str, Any] | None:
     migration = control.outgoing.migration
     if migration is None:
         return None
-    reply: dict[str, Any] = _kebab(migration.page_map(blocks))
+    reply: dict[str, Any] = kebab(migration.page_map(blocks))
     return reply
 
 

@@ -89,10 +89,15 @@ def peer_of(sock: Socket) -> Peer:
             sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         )
         return Peer(user, process=process)
-    name = sock.getpeername()
+    return peer_between(sock.getpeername(), sock.getsockname())
+
+
+def peer_between(name: tuple[Any, ...], own_name: tuple[Any, ...]) -> Peer:
+    """The same of a TCP connection, by the names of its ends. Never waits, nor raises."""
     host, port = name[:2]
     local = is_loopback(host)
-    user = _user_of(sock.family, name, sock.getsockname()) if local else None
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    user = _user_of(family, name, own_name) if local else None
     return Peer(user, host=host, port=port, local=local)
 
 

@@ -139,8 +139,9 @@ async def test_a_guest_moves_and_both_sides_say_so() -> None:
             assert here.control.run_state() == "postmigrate"
             assert there.control.run_state() == "running"
             assert [name for name in here.named if name != "MIGRATION_PASS"] == [
-                *("RESUME", "setup", "active", "STOP", "device", "completed")
+                *("RESUME", "setup", "active", "STOP", "device", "completed", "X_KVMMIG_MIGRATION_ENDED")
             ]
+            assert here.events[-1][1]["figures"]["downtime"] == figures.downtime
             passes = [data["pass"] for name, data in here.events if name == "MIGRATION_PASS"]
             assert passes == list(range(1, len(figures.rounds) + 3))
             assert there.named == ["setup", "active", "RESUME", "completed"]
@@ -209,7 +210,8 @@ async def test_a_cancelled_migration_leaves_the_guest_running_and_tells_so() -> 
                 await there.until(lambda: there.control.incoming.error)
                 assert there.control.incoming.status == "setup", "another guest may come"
             assert [name for name in lab.named if name != "MIGRATION_PASS"] == [
-                *("RESUME", "setup", "active", "STOP", "pre-switchover", "cancelling", "RESUME", "cancelled")
+                *("RESUME", "setup", "active", "STOP", "pre-switchover", "cancelling", "RESUME", "cancelled"),
+                "X_KVMMIG_MIGRATION_ENDED",
             ]
             control.outgoing.cancel()  # none is running
             await check(control)
