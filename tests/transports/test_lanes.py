@@ -137,3 +137,20 @@ async def test_an_abort_wakes_whoever_waits() -> None:
     with pytest.raises(ChannelClosed, match="there was closed by this side"):
         await sending.send_some([memoryview(b"x")])
     assert woken == ["receive"]
+
+
+async def test_an_end_wakes_whoever_waits_even_for_a_thread_that_has_not_begun() -> None:
+    for _ in range(30):
+        near, far = pair()
+        lane = ReceiveLane(far, "here")
+
+        async def receive(lane: ReceiveLane = lane) -> None:
+            with pytest.raises(ChannelClosed):
+                await lane.receive_some(memoryview(bytearray(1 << 20)))
+
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(receive)
+                await trio.lowlevel.checkpoint()
+                await lane.end()
+        os.close(near)

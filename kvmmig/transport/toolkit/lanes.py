@@ -262,8 +262,8 @@ class ReceiveLane:
         return fill.count
 
     async def end(self) -> None:
-        """Returns when the descriptor is closed."""
-        self._lane.stop()
+        """As `abort`; returns when the descriptor is closed."""
+        self.abort()  # a call that the thread has not begun is forgotten: whoever waits for it must be told
         await self._lane.closed.wait()
 
     def abort(self) -> None:
