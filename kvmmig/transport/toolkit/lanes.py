@@ -240,6 +240,8 @@ class ReceiveLane:
         A cancel stops the thread after the call that it is in. Where that has taken anything, this returns
         it, and the next checkpoint is cancelled.
         """
+        if self._aborted:  # the thread takes no more calls
+            raise ChannelClosed(f"{self._peer} was closed by this side")
         if self._error is not None:
             raise self._error
         self._fill = fill = _Fill(buffer)
