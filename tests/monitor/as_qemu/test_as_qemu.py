@@ -77,6 +77,7 @@ def test_each_reason_is_in_the_docs_and_each_one_there_is_of_a_row() -> None:
     assert f"has {len(rows)} inputs and what QEMU {version} answers to each. To {alike} " in section[1]
 
 
+@pytest.mark.slow  # it waits for another program, on a host that may be busy
 @pytest.mark.skipif(_BINARY is None, reason="there is no qemu-system-x86_64 here; QEMU=PATH names one")
 def test_qemu_answers_as_it_was_recorded() -> None:
     assert _BINARY is not None
