@@ -9,8 +9,6 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import pytest
 import trio
 
@@ -25,7 +23,6 @@ from kvmmig.errors import (
     StreamTruncated,
     WrongState,
 )
-from kvmmig.image import Builder, Piece
 from kvmmig.machine import Machine, MachineConfig, State
 from kvmmig.machine.cpu import Cpu
 from kvmmig.machine.pageset import Batch, PageSet
@@ -215,6 +212,8 @@ async def test_memory_beyond_the_hole_moves_too() -> None:
 # -- the proof is a proof ---------------------------------------------------------------------------------
 
 
+# An image is written from live memory, perhaps later than it was asked for: the demo's test breaks that one.
+@pytest.mark.parametrize("where", ["tcp", "pipe"], indirect=True)
 async def test_a_page_that_is_never_sent_again_is_found(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     batches = PageSet.batches
     rounds = itertools.count()
@@ -230,22 +229,7 @@ async def test_a_page_that_is_never_sent_again_is_found(monkeypatch: pytest.Monk
             else:
                 yield batch
 
-    write = Builder.write
-    seen: set[int] = set()
-
-    def write_without_one(
-        self: Builder, first: int, wanted: npt.NDArray[np.bool_], zero: npt.NDArray[np.bool_]
-    ) -> list[Piece]:
-        if first in seen and not dropped and wanted.sum() > 20:
-            dropped.append(first + int(np.flatnonzero(wanted)[10]))
-        seen.add(first)
-        if dropped and first <= dropped[0] < first + len(wanted):
-            wanted[dropped[0] - first] = False
-        return write(self, first, wanted, zero)
-
     monkeypatch.setattr(PageSet, "batches", without_one)
-    monkeypatch.setattr(Builder, "write", write_without_one)
-    monkeypatch.setattr("kvmmig.image.builder._BRIDGED", 0)  # else it is written with those beside it
     async with running("dirtier", hot="1MiB") as (source, _):
         async with moved(source, where) as (machine, _, _):
             result = await check(machine)
