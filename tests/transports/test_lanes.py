@@ -58,15 +58,10 @@ async def test_a_lane_that_nobody_empties_takes_only_so_much() -> None:
     near, far = pair()
     lane, accepted = SendLane(near, "there"), 0
     view = memoryview(_DATA)
-    with trio.move_on_after(0.2) as scope:
-        while True:
+    with trio.move_on_after(0.2):  # a slow host only takes less
+        while accepted < 64 << 20:
             accepted += await lane.send_some([view])
-    assert scope.cancelled_caught
-    taken = 0
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            taken += len(os.read(far, 1 << 20))
-    assert taken < accepted <= taken + (2 << 20), "what waits for the thread is bounded"
+    assert 0 < accepted <= 4 << 20, "what waits for the thread, and in the kernel, is bounded"
     lane.abort()
     os.close(far)
 
