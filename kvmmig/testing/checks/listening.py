@@ -102,10 +102,11 @@ async def check_cancelled_connect_leaves_nothing(maker: Maker) -> None:
         before = leftovers()
         for turns in _MOMENTS:
             await _connect_cancelled(source, turns)
-        with trio.move_on_after(_GONE):
-            while leftovers() - before:  # noqa: ASYNC110 - nothing tells when the last of them has gone
-                await trio.sleep(0.01)
         left = leftovers() - before
+        with trio.move_on_after(_GONE):
+            while left:  # nothing tells when the last of them has gone
+                await trio.sleep(0.01)
+                left = leftovers() - before
         require(not left, f"cancelled connects have left behind: {', '.join(sorted(left))}")
         await _connects_in_spite_of(len(_MOMENTS), hosts, source, listener)
 
