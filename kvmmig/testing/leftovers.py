@@ -6,6 +6,8 @@ import contextlib
 import os
 from pathlib import Path
 
+import trio
+
 
 def leftovers() -> set[str]:
     """The descriptors that this process has open, and its children, each as a line for people."""
@@ -28,3 +30,16 @@ def _children() -> set[str]:
             if int(fields.split()[1]) == os.getpid():
                 found.add(f"process {name})")
     return found
+
+
+async def left_after(before: set[str], seconds: float) -> set[str]:
+    """What is there beyond ``before`` and has not gone within that time; nothing tells when it has.
+
+    It was seen in one look: a thread that a cancel has left may open a file between two.
+    """
+    left = leftovers() - before
+    with trio.move_on_after(seconds):
+        while left:
+            await trio.sleep(0.01)
+            left = leftovers() - before
+    return left

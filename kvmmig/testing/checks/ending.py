@@ -18,7 +18,7 @@ from kvmmig.testing._transfer import (
     send_all,
     transfer,
 )
-from kvmmig.testing.leftovers import leftovers
+from kvmmig.testing.leftovers import left_after, leftovers
 from kvmmig.transport import ReceiveChannel, SendChannel
 
 _GONE = 10.0  # seconds for the last of what an abort has ended
@@ -34,10 +34,7 @@ async def check_abort_leaves_nothing(maker: Maker) -> None:
     async with opened(maker) as ends:
         with trio.move_on_after(_A_WHILE):
             await send_all(ends.sender, incompressible())
-    with trio.move_on_after(_GONE):
-        while leftovers() - before:  # noqa: ASYNC110 - nothing tells when the last of them has gone
-            await trio.sleep(0.01)
-    left = leftovers() - before
+    left = await left_after(before, _GONE)
     require(not left, f"abort has left behind: {', '.join(sorted(left))}")
 
 

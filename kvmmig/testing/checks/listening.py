@@ -22,7 +22,7 @@ from kvmmig.testing._ends import (
     transports,
 )
 from kvmmig.testing._transfer import raises, receive_some_of, require, send_all
-from kvmmig.testing.leftovers import leftovers
+from kvmmig.testing.leftovers import left_after, leftovers
 from kvmmig.transport import Listener, ReceiveChannel, SendChannel, Transport
 
 _MOMENTS = (0, 1, 2, 3, 5, 8)  # turns of the loop after which a connect is cancelled
@@ -102,11 +102,7 @@ async def check_cancelled_connect_leaves_nothing(maker: Maker) -> None:
         before = leftovers()
         for turns in _MOMENTS:
             await _connect_cancelled(source, turns)
-        left = leftovers() - before
-        with trio.move_on_after(_GONE):
-            while left:  # nothing tells when the last of them has gone
-                await trio.sleep(0.01)
-                left = leftovers() - before
+        left = await left_after(before, _GONE)
         require(not left, f"cancelled connects have left behind: {', '.join(sorted(left))}")
         await _connects_in_spite_of(len(_MOMENTS), hosts, source, listener)
 
