@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 import trio
 
@@ -72,6 +73,7 @@ async def _show_written(name: str, messages: _Messages, *, follow: bool) -> bool
     try:
         stream = trio.SocketStream(await connected(rundir.connect_console, name))
     except OSError:
+        await _show_last(name, messages, follow=follow)
         return False
     kept = b""
     async with stream, trio.open_nursery() as nursery:
@@ -79,14 +81,21 @@ async def _show_written(name: str, messages: _Messages, *, follow: bool) -> bool
             nursery.start_soon(messages.go_on)
         else:
             await stream.send_eof()  # what is there is sent, and no more
-        while data := bytes(await stream.receive_some(_CHUNK)):
-            kept = (kept + data)[-BACKLOG:]
-            await trio.to_thread.run_sync(_write, data, abandon_on_cancel=True)
+        with suppress(trio.BrokenResourceError):  # it ended with this still in its queue
+            while data := bytes(await stream.receive_some(_CHUNK)):
+                kept = (kept + data)[-BACKLOG:]
+                await trio.to_thread.run_sync(_write, data, abandon_on_cancel=True)
         nursery.cancel_scope.cancel()
+    if follow or not kept:
+        await _show_last(name, messages, follow=follow, but=kept)
+    return True
+
+
+async def _show_last(name: str, messages: _Messages, *, follow: bool, but: bytes = b"") -> None:
+    """A machine that ends closes its console, and then writes to its log what its guest has written last."""
     if follow:
         await trio.to_thread.run_sync(rundir.wait_for_end, name, abandon_on_cancel=True)
-        messages.show(but=kept)  # a log ends with what the guest has written last
-    return True
+    messages.show(but=but)
 
 
 def _write(data: bytes) -> None:
