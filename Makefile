@@ -35,6 +35,7 @@ $(STAMP): pyproject.toml requirements/constraints.txt kvmmig/__init__.py
 	@$(PYTHON) -c 'import sys; sys.exit("kvmmig needs Python 3.11 or newer; say make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements/constraints.txt --editable '.[test]'
+	@$(BIN)/python -m compileall -q kvmmig transports # a package that is installed comes with its bytecode
 	@touch $@
 
 demo: setup

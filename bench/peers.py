@@ -159,7 +159,9 @@ class Vmm:
         self._log = here / "log"
         command = self.command(bench, here, "defer" if defer else incoming)
         self.started = time.perf_counter()
-        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        # A package that is installed comes with its bytecode; a clone writes it at its first run.
+        env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)
         log.close()
         self.qmp, self.asked = (Qmp(self._socket(here / name)) for name in ("a", "b"))
         self.qmp("migrate-set-capabilities", capabilities=[{"capability": "events", "state": True}])
@@ -182,6 +184,15 @@ class Vmm:
             self.qmp("migrate-set-capabilities", capabilities=on)
         if way.parameters:
             self.qmp("migrate-set-parameters", **way.parameters)
+
+    def wait_memory(self, size: int) -> None:
+        """Until a destination has its memory: an operator who has it ready before is what is compared."""
+        end = time.monotonic() + PATIENCE
+        status = Path(f"/proc/{self.process.pid}/status")
+        while int(status.read_text().partition("VmRSS:")[2].split()[0]) << 10 < size:
+            if self.process.poll() is not None or time.monotonic() > end:
+                raise PeerError(f"{self.name} has not got its memory: {self._log.read_text().strip()}")
+            time.sleep(0.01)
 
     def letters(self) -> int:
         return self._serial.stat().st_size
@@ -240,7 +251,12 @@ class Kvmmig(Vmm):
     }
 
     def command(self, bench: Bench, here: Path, incoming: str) -> list[str]:
-        what = ["--incoming", incoming] if incoming else [str(bench.sector), "--memory", str(bench.memory)]
+        if incoming == "defer":
+            what = ["--incoming", incoming, "--reserve", str(bench.memory)]
+        elif incoming:
+            what = ["--incoming", incoming]
+        else:
+            what = [str(bench.sector), "--memory", str(bench.memory)]
         monitors = [f"--qmp=unix:{here / name}" for name in ("a", "b")]
         return [sys.executable, "-m", "kvmmig", "run", *what, *monitors, "--serial", str(self._serial)]
 
@@ -328,6 +344,7 @@ class Bench:
             if row not in STORED:
                 there = stack.enter_context(peer(self, defer=True))
                 there.prepare(way)
+                there.wait_memory(self.memory)
                 there.qmp("migrate-incoming", uri=uri)
                 both.append(there)
             source.prepare(way)

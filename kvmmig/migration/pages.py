@@ -27,8 +27,10 @@ from kvmmig.stream import Cursor
 
 #: Runs shorter than this on average are gathered into one copy: a memcpy costs less than so many buffers.
 _GATHER_BELOW = 16
-#: The most pages that are copied in one go: 4 MiB.
-_COPIED_PAGES = 1024
+#: The most pages that are copied in one go: 8 MiB.
+_COPIED_PAGES = 2048
+#: The most pages of one frame that do not lie side by side, and of one batch of them.
+_SCATTERED_PAGES = stream.MAX_RUNS
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +75,10 @@ class PendingPages:
 
     def begin(self) -> None:
         """Start over from the first pending page. Nothing may be put into ``pending`` before all are sent."""
-        # Pages that are copied first come in batches of 4 MiB: a copy takes time. Others come in large
+        # Pages that are copied first come in smaller batches: a copy takes time. Others come in large
         # frames, which cost both sides less.
         limit = _COPIED_PAGES if self.stable else stream.MAX_FRAME_PAGES
-        self._batches = self._pending.batches(limit, _COPIED_PAGES)
+        self._batches = self._pending.batches(limit, _SCATTERED_PAGES)
         self._ahead = None
 
     async def more(self) -> bool:
@@ -171,5 +173,5 @@ def _frames(pages: PageNumbers) -> Iterator[PageNumbers]:
     if len(pages) and pages[-1] - pages[0] + 1 == len(pages):
         yield pages
     else:
-        for first in range(0, len(pages), _COPIED_PAGES):
-            yield pages[first : first + _COPIED_PAGES]
+        for first in range(0, len(pages), _SCATTERED_PAGES):
+            yield pages[first : first + _SCATTERED_PAGES]

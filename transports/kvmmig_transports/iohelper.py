@@ -16,16 +16,12 @@ import fcntl
 import mmap
 import os
 import queue
-import stat
 import sys
 import threading
 from collections.abc import Callable
 
 _BLOCK = 4 << 20
 _BLOCKS = 3
-# One read of a pipe holds its lock, and a VMM that wants to write stands still for as long. A reader that
-# loses its CPU in the middle of a large copy would stop the VMM's event loop for a whole time slice.
-_READ = 1 << 16
 _ALIGNMENT = 4096
 
 _Filled = tuple[memoryview, int] | OSError
@@ -68,11 +64,10 @@ def fill_from(fd: int) -> Callable[[memoryview], int]:
     """Read whole blocks from ``fd``, a pipe or a file; only the last may be short."""
 
     direct = _is_direct(fd)
-    most = _READ if stat.S_ISFIFO(os.fstat(fd).st_mode) else _BLOCK
 
     def fill(block: memoryview) -> int:
         size = 0
-        while size < _BLOCK and (count := os.readv(fd, [block[size : size + most]])):
+        while size < _BLOCK and (count := os.readv(fd, [block[size:]])):
             size += count
             if direct and size % _ALIGNMENT:
                 break  # the end: O_DIRECT refuses to look behind it from here

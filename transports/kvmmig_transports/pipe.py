@@ -116,8 +116,6 @@ class _HelpedSave(SendChannel):
     appears, whole.
     """
 
-    call_size = ProcessSender.call_size
-
     def __init__(self, save: SaveFile, helper: Process) -> None:
         self.peer = save.path
         self.notices = save.notices

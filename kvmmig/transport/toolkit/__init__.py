@@ -8,7 +8,7 @@ Listeners: `SocketListener`, `AtOnceListener`.
 
 Parts of channels: `OneAtATime`, `prefix`, `Interrupts`, `own_tasks`, `TokenBucket`; `SendLane` and
 `ReceiveLane`, threads that copy what goes through a descriptor; `Workers`, `open_in_thread` and `attempt` for
-calls that may hang; `PipeWriter` and `PipeReader`, `Process` and `ProcessWatch`; `SaveFile`, `SavedFile`,
+calls that may hang; `PipeWriter`, `Process` and `ProcessWatch`; `SaveFile`, `SavedFile`,
 `Replace` and `REPLACE_OPTION`; `FarEnd`, the option ``user``; `why` and `kind` for sentences.
 
 Each is imported when it is first used: a command that needs a socket does not wait for numpy.
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from kvmmig.transport.toolkit.lanes import SendLane as SendLane
     from kvmmig.transport.toolkit.listeners import AtOnceListener as AtOnceListener
     from kvmmig.transport.toolkit.one_at_a_time import OneAtATime as OneAtATime
-    from kvmmig.transport.toolkit.pipes import PipeReader as PipeReader
     from kvmmig.transport.toolkit.pipes import PipeReceiver as PipeReceiver
     from kvmmig.transport.toolkit.pipes import PipeSender as PipeSender
     from kvmmig.transport.toolkit.pipes import PipeWriter as PipeWriter
@@ -73,7 +72,7 @@ _NAMES = {
     "lanes": "ReceiveLane SendLane",
     "listeners": "AtOnceListener",
     "one_at_a_time": "OneAtATime",
-    "pipes": "PipeReader PipeReceiver PipeSender PipeWriter",
+    "pipes": "PipeReceiver PipeSender PipeWriter",
     "buffers": "prefix",
     "process": "Process ProcessReceiver ProcessSender ProcessWatch",
     "pumped": "pumped_channel pumped_receiver pumped_sender",

@@ -33,8 +33,13 @@ _TELLING = 8
 _FADE = 0.9
 #: Bytes of one call of the system: a copy of a millisecond or two, which a cancel waits for.
 _CALL = 4 << 20
-#: Milliseconds for which a `ReceiveLane` that has something waits for more of it.
-_LINGER = 1
+#: Bytes that a `SendLane` takes at a time: each is a turn of the event loop.
+_PIECE = 16 << 20
+#: Milliseconds for which a `ReceiveLane` that has something waits for more of it: what comes in bulk is worth
+#: more of them than a short message.
+_LINGER, _LINGER_IN_BULK = 1, 10
+#: As much is bulk.
+_BULK = 1 << 18
 
 
 class Lane:
@@ -125,15 +130,16 @@ class SendLane:
         """All that was accepted is with the kernel."""
         return not self._queued
 
-    async def send_some(self, buffers: Sequence[memoryview], call_size: int = 4 << 20) -> int:
-        """As `SendChannel.send_some`; at most ``call_size`` bytes at a time."""
+    async def send_some(self, buffers: Sequence[memoryview], piece: int = _PIECE) -> int:
+        """As `SendChannel.send_some`; at most ``piece`` bytes at a time."""
         await trio.lowlevel.checkpoint()
         self.check()
-        while self._queued >= self._most:
+        while self._queued > self._most - min(self._most // 2, sum(len(buffer) for buffer in buffers)):
+            # Half of the queue goes before more is taken: a few large pieces cost less than many small ones.
             await self._progress.park()
             self.check()
         # Nothing from here on waits, so a cancel can only come while nothing has been accepted.
-        part = prefix(buffers, min(call_size, self._most - self._queued))
+        part = prefix(buffers, min(piece, self._most - self._queued))
         size = sum(len(buffer) for buffer in part)
         self._queued += size
         self.lane.submit(partial(self._write, part, size), partial(self._written, size))
@@ -189,9 +195,9 @@ class SendLane:
     def _write(self, buffers: list[memoryview], size: int) -> None:
         """Runs in the thread."""
         begin = perf_counter()
-        while buffers and not self._error:
+        while buffers and not self._error and not self.lane.stopping:
             try:
-                count = os.writev(self.lane.fd, buffers)
+                count = os.writev(self.lane.fd, prefix(buffers, _CALL))
             except BlockingIOError:
                 # A full pipe is not enough to wait for: a dead process's child may hold its other end open.
                 if not self.lane.ready(select.POLLOUT, self._reader):
@@ -282,10 +288,8 @@ class ReceiveLane:
             try:
                 count = os.readv(self._lane.fd, [fill.buffer[fill.count : fill.count + _CALL]])
             except BlockingIOError:
-                if (
-                    not self._lane.ready(select.POLLIN, timeout=_LINGER if fill.count else None)
-                    and fill.count
-                ):
+                linger = _LINGER_IN_BULK if fill.count >= _BULK else _LINGER if fill.count else None
+                if not self._lane.ready(select.POLLIN, timeout=linger) and fill.count:
                     return
                 continue
             if not count:

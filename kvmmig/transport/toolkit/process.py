@@ -14,9 +14,10 @@ import trio
 
 from kvmmig.errors import ChannelBroken, ChannelClosed
 from kvmmig.transport.contract import ReceiveChannel, SendChannel
+from kvmmig.transport.toolkit.lanes import ReceiveLane
 from kvmmig.transport.toolkit.one_at_a_time import OneAtATime
 from kvmmig.transport.toolkit.pipeholder import PipeHolder
-from kvmmig.transport.toolkit.pipes import PIPE_CALL, PipeReader, PipeWriter
+from kvmmig.transport.toolkit.pipes import PipeWriter
 from kvmmig.transport.toolkit.words import why
 from kvmmig.transport.toolkit.workers import Workers
 
@@ -202,8 +203,6 @@ class ProcessSender(SendChannel):
     `flush` returns when it has taken everything out of the pipe; it counts as sending.
     """
 
-    call_size = PIPE_CALL
-
     def __init__(
         self, process: Process, peer: str, *, spared: bool = False, waits: bool = True, hint: str = ""
     ) -> None:
@@ -304,14 +303,14 @@ class ProcessReceiver(ReceiveChannel):
     def __init__(self, process: Process, peer: str, notices: tuple[str, ...] = ()) -> None:
         self.peer = peer
         self.notices = notices
-        self._pipe = PipeReader(process.pipe, peer)
+        self._pipe = ReceiveLane(process.pipe, peer)
         self._watch = ProcessWatch(process)
         self._receiving = OneAtATime("receiving")
 
     async def receive_some(self, buffer: memoryview) -> int:
         with self._receiving:
             try:
-                count = await self._pipe.read_some(buffer)
+                count = await self._pipe.receive_some(buffer)
             except OSError as error:
                 raise ChannelBroken(f"{self.peer} is broken: {why(error)}") from error
             if count == 0:

@@ -42,6 +42,8 @@ class SocketChannel(Channel):
     Here the other side's kernel is this one, as for a Unix socket: what the kernel has is there.
     """
 
+    call_size = 16 << 20
+
     def __init__(
         self, sock: trio.socket.SocketType, peer: str, words: Mapping[int, str] = SOCKET_WORDS
     ) -> None:
