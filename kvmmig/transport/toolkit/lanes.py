@@ -192,18 +192,21 @@ class SendLane:
         self._error = self._error or error
         self._progress.unpark_all()
 
+    def _goes_on(self) -> bool:
+        return not self._error and not self.lane.stopping
+
     def _write(self, buffers: list[memoryview], size: int) -> None:
         """Runs in the thread."""
         begin = perf_counter()
-        while buffers and not self._error and not self.lane.stopping:
+        while buffers and self._goes_on():
             try:
                 count = os.writev(self.lane.fd, prefix(buffers, _CALL))
             except BlockingIOError:
                 # A full pipe is not enough to wait for: a dead process's child may hold its other end open.
                 if not self.lane.ready(select.POLLOUT, self._reader):
-                    if self.lane.stopping:
-                        return
-                    raise BrokenPipeError from None
+                    if self._goes_on():
+                        raise BrokenPipeError from None
+                    return
                 continue
             while count:
                 if count < len(buffers[0]):
