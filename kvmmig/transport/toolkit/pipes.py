@@ -1,8 +1,9 @@
 """The two ends of a pipe.
 
-A lane, which is a thread of its own, writes or reads each pipe. Non-blocking calls on the event loop are not good enough: the
-kernel has one lock for both ends of a pipe, and whoever copies holds it. A reader that asks for a megabyte at
-a time and then loses its CPU, or waits for a page of its own, holds up a "non-blocking" writer for as long.
+A lane, which is a thread of its own, writes or reads each pipe. Non-blocking calls on the event loop are not
+good enough: the kernel has one lock for both ends of a pipe, and whoever copies holds it. A reader that asks
+for a megabyte at a time and then loses its CPU, or waits for a page of its own, holds up a "non-blocking"
+writer for as long.
 
 `PipeWriter` and `ReceiveLane` are the mechanism: they raise `OSError` and `ChannelClosed`. What an error
 means depends on who is at the other end, so the channels over them say it: `PipeSender` and `PipeReceiver`
