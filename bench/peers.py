@@ -245,7 +245,7 @@ _LIMITS = {"downtime-limit": 300, "max-bandwidth": 1 << 40}
 class Kvmmig(Vmm):
     name = "kvmmig"
     ways = {  # noqa: RUF012
-        "tcp": Way("tcp:127.0.0.1:{port}", parameters=_LIMITS),
+        "tcp": Way("tcp:127.0.0.1:{port}?lanes=4", parameters=_LIMITS),
         "file": Way("file:{path}", parameters=_LIMITS),
         "pipe": Way("pipe:{path}", parameters=_LIMITS),
     }

@@ -169,6 +169,10 @@ async def test_throttled_tcp() -> None:
     await move("throttle+{uri}?" + options, "tcp:127.0.0.1:0")
 
 
+async def test_several_connections() -> None:
+    await move("{uri}", "tcp:127.0.0.1:0?lanes=2")
+
+
 @pytest.mark.parametrize("what", ["short", "stall"])
 async def test_a_fault_that_ends_by_itself_loses_nothing(what: str) -> None:
     await move("fault+{uri}?fault.for=100ms&fault.at=1MiB&fault.what=" + what, "tcp:127.0.0.1:0")

@@ -14,6 +14,7 @@ NAMES = (
     "memory:a",
     pytest.param("greeting+memory:a", marks=pytest.mark.slow),
     "tcp:127.0.0.1:0",
+    "tcp:127.0.0.1:0?lanes=3",
     "unix:{tmp}/a.sock",
     "fd of a socket",
     "fd of a pipe",

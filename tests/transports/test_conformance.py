@@ -16,12 +16,14 @@ STREAMS = (
     "memory:a",
     "greeting+memory:a",
     "tcp:127.0.0.1:0",
+    "tcp:127.0.0.1:0?lanes=3",
     "unix:{tmp}/a.sock",
     "throttle+unix:{tmp}/a.sock?throttle.rate=300MB/s&throttle.latency=2ms&throttle.jitter=2ms",
 )
 # Only one part of each channel differs from those above, or from a channel in a wrapper.
 IN_PARTS = (
     "tcp:[::1]:0",
+    "unix:{tmp}/a.sock?lanes=2",
     "throttle+tcp:127.0.0.1:0?throttle.rate=300MB/s",
     "fault+tcp:127.0.0.1:0",
     "fault+tcp:127.0.0.1:0?fault.what=short&fault.at=5MiB&fault.for=20ms",

@@ -11,6 +11,7 @@ from kvmmig.transport import Channel, Listener, Transport, TransportURI
 from kvmmig.transport.toolkit import (
     TCP_WORDS,
     FarEnd,
+    Lanes,
     SocketListener,
     TcpChannel,
     address,
@@ -27,8 +28,8 @@ class TcpTransport(Transport):
     """Connects to, or listens on, one TCP address."""
 
     summary = "a TCP connection to a kvmmig that waits there"
-    syntax = "tcp:HOST:PORT[?user=USER]"
-    options = (FarEnd.option,)
+    syntax = "tcp:HOST:PORT[?lanes=N&user=USER]"
+    options = (Lanes.option, FarEnd.option)
 
     def __init__(self, uri: TransportURI) -> None:
         super().__init__(uri)
@@ -45,6 +46,7 @@ class TcpTransport(Transport):
         self._host: str = match["v6"] or match["host"]
         self._port = int(match["port"])
         self._far_end = FarEnd(uri, self.option("user"))
+        self._lanes = Lanes(uri, self.option("lanes"))
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Channel]:
@@ -52,17 +54,7 @@ class TcpTransport(Transport):
         if self._port == 0:
             raise ConnectFailed(f"can't connect to {self.uri}: port 0 is only for listening on any free port")
         addresses = await self._resolve()
-        try:
-            sock = await tcpsockets.connect(addresses)
-            try:
-                connection = TcpChannel(sock)
-            except OSError:
-                sock.close()
-                raise
-        except OSError as error:
-            raise ConnectFailed(f"can't connect to {self.uri}: {why(error, TCP_WORDS)}") from error
-        async with connection as channel:
-            self._far_end.check(channel)
+        async with self._lanes.connect(lambda: self._connected(addresses)) as channel:
             yield channel
 
     @asynccontextmanager
@@ -75,8 +67,23 @@ class TcpTransport(Transport):
         except OSError as error:
             raise ConnectFailed(f"can't listen on {self.uri}: {why(error, TCP_WORDS)}") from error
         uri = TransportURI("tcp", address(sock.getsockname()))
-        with closing(SocketListener(sock, uri, TcpChannel, TCP_WORDS)) as listener:
+        with closing(self._lanes.listener(SocketListener(sock, uri, TcpChannel, TCP_WORDS))) as listener:
             yield listener
+
+    @asynccontextmanager
+    async def _connected(self, addresses: list[tcpsockets.SocketAddress]) -> AsyncIterator[TcpChannel]:
+        try:
+            sock = await tcpsockets.connect(addresses)
+            try:
+                connection = TcpChannel(sock)
+            except OSError:
+                sock.close()
+                raise
+        except OSError as error:
+            raise ConnectFailed(f"can't connect to {self.uri}: {why(error, TCP_WORDS)}") from error
+        async with connection as channel:
+            self._far_end.check(channel)
+            yield channel
 
     async def _resolve(self) -> list[tcpsockets.SocketAddress]:
         try:

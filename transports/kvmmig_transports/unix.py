@@ -19,6 +19,7 @@ from kvmmig.transport import Channel, Listener, Transport, TransportURI
 from kvmmig.transport.toolkit import (
     SOCKET_WORDS,
     FarEnd,
+    Lanes,
     SocketChannel,
     SocketListener,
     attempt,
@@ -47,8 +48,8 @@ class UnixTransport(Transport):
     """Connects to, or listens on, one socket file."""
 
     summary = "a Unix socket, to a kvmmig on this host"
-    syntax = "unix:PATH[?user=USER]"
-    options = (FarEnd.option,)
+    syntax = "unix:PATH[?lanes=N&user=USER]"
+    options = (Lanes.option, FarEnd.option)
 
     def __init__(self, uri: TransportURI) -> None:
         super().__init__(uri)
@@ -62,17 +63,12 @@ class UnixTransport(Transport):
                 "shorter one"
             )
         self._far_end = FarEnd(uri, self.option("user"))
+        self._lanes = Lanes(uri, self.option("lanes"))
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Channel]:
         """Waits where the listener's queue is full, until it has room for one more."""
-        while True:
-            sock = await open_in_thread(self._connected, _close)
-            if sock is not None:
-                break
-            await trio.sleep(_AGAIN)
-        async with self._channel(trio.socket.from_stdlib_socket(sock)) as channel:
-            self._far_end.check(channel)
+        async with self._lanes.connect(self._connection) as channel:
             yield channel
 
     @asynccontextmanager
@@ -86,13 +82,27 @@ class UnixTransport(Transport):
 
         sock, file = await open_in_thread(self._bound, drop)
         listening = trio.socket.from_stdlib_socket(sock)
-        with closing(SocketListener(listening, self.uri, self._channel, _WORDS)) as listener:
+        where = TransportURI("unix", self._path)
+        with closing(
+            self._lanes.listener(SocketListener(listening, where, self._channel, _WORDS))
+        ) as listener:
             try:
                 yield listener
             finally:
                 attempt(file.remove, f"unlink {self.uri}")
 
-    def _channel(self, sock: trio.socket.SocketType) -> Channel:
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[SocketChannel]:
+        while True:
+            sock = await open_in_thread(self._connected, _close)
+            if sock is not None:
+                break
+            await trio.sleep(_AGAIN)
+        async with self._channel(trio.socket.from_stdlib_socket(sock)) as channel:
+            self._far_end.check(channel)
+            yield channel
+
+    def _channel(self, sock: trio.socket.SocketType) -> SocketChannel:
         # as much of it as net.core.wmem_max allows
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
         return SocketChannel(sock, self._path, _WORDS)  # who connects has no name of its own

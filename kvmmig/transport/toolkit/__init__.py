@@ -4,12 +4,13 @@ Channels that are ready: `SocketChannel`, `TcpChannel`, `PipeSender` and `PipeRe
 `ProcessReceiver`, `BlockFileSender` and `BlockFileReceiver`, `RandomAccessFile`; `pumped_channel` for
 libraries that only have a ``send_all``, `stored_sender` and `stored_receiver` for stores, `reframed` for
 wrappers that re-frame.
-Listeners: `SocketListener`, `AtOnceListener`.
+Listeners: `SocketListener`, `AtOnceListener`, `BundleListener`.
 
 Parts of channels: `OneAtATime`, `prefix`, `Interrupts`, `own_tasks`, `TokenBucket`; `SendLane` and
 `ReceiveLane`, threads that copy what goes through a descriptor; `Workers`, `open_in_thread` and `attempt` for
-calls that may hang; `PipeWriter`, `Process` and `ProcessWatch`; `SaveFile`, `SavedFile`,
-`Replace` and `REPLACE_OPTION`; `FarEnd`, the option ``user``; `why` and `kind` for sentences.
+calls that may hang; `PipeWriter`, `Process` and `ProcessWatch`; `SaveFile`, `SavedFile`, `Replace` and
+`REPLACE_OPTION`; `FarEnd`, the option ``user``, and `Lanes`, the option ``lanes``; `why` and `kind` for
+sentences.
 
 Each is imported when it is first used: a command that needs a socket does not wait for numpy.
 """
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from kvmmig.transport.toolkit.blockfile import BlockFileReceiver as BlockFileReceiver
     from kvmmig.transport.toolkit.blockfile import BlockFileSender as BlockFileSender
     from kvmmig.transport.toolkit.buffers import prefix as prefix
+    from kvmmig.transport.toolkit.bundle import BundleListener as BundleListener
+    from kvmmig.transport.toolkit.bundle import Lanes as Lanes
     from kvmmig.transport.toolkit.farend import FarEnd as FarEnd
     from kvmmig.transport.toolkit.interrupts import Interrupts as Interrupts
     from kvmmig.transport.toolkit.lanes import ReceiveLane as ReceiveLane
@@ -67,6 +70,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "accessfile": "RandomAccessFile",
     "blockfile": "BlockFileReceiver BlockFileSender",
+    "bundle": "BundleListener Lanes",
     "farend": "FarEnd",
     "interrupts": "Interrupts",
     "lanes": "ReceiveLane SendLane",

@@ -1,4 +1,4 @@
-"""What one non-blocking call may take of a long list of buffers."""
+"""What one call takes of a long list of buffers, and what it leaves."""
 
 from __future__ import annotations
 
@@ -17,3 +17,13 @@ def prefix(buffers: Sequence[memoryview], most: int) -> list[memoryview]:
         taken.append(buffer)
         most -= len(buffer)
     return taken
+
+
+def behind(buffers: Sequence[memoryview], count: int) -> list[memoryview]:
+    """What is left of ``buffers`` behind their first ``count`` bytes."""
+    left = list(buffers)
+    while count:
+        taken = min(count, len(left[0]))
+        count -= taken
+        left[:1] = [left[0][taken:]] if taken < len(left[0]) else []
+    return left

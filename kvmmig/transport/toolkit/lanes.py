@@ -16,6 +16,7 @@ import select
 from collections.abc import Callable, Sequence
 from functools import partial
 from time import perf_counter
+from typing import TypeAlias
 
 import trio
 
@@ -40,6 +41,9 @@ _PIECE = 16 << 20
 _LINGER, _LINGER_IN_BULK = 1, 10
 #: As much is bulk.
 _BULK = 1 << 18
+
+#: Makes of a piece's length what goes before the piece.
+Head: TypeAlias = Callable[[int], bytes]
 
 
 class Lane:
@@ -130,18 +134,27 @@ class SendLane:
         """All that was accepted is with the kernel."""
         return not self._queued
 
-    async def send_some(self, buffers: Sequence[memoryview], piece: int = _PIECE) -> int:
-        """As `SendChannel.send_some`; at most ``piece`` bytes at a time."""
+    async def send_some(
+        self, buffers: Sequence[memoryview], piece: int = _PIECE, head: Head | None = None
+    ) -> int:
+        """As `SendChannel.send_some`; at most ``piece`` bytes at a time, behind what ``head`` says of it."""
         await trio.lowlevel.checkpoint()
-        self.check()
-        while self._queued > self._most - min(self._most // 2, sum(len(buffer) for buffer in buffers)):
-            # Half of the queue goes before more is taken: a few large pieces cost less than many small ones.
+        while not (size := self.send_at_once(buffers, piece, head)):
             await self._progress.park()
-            self.check()
-        # Nothing from here on waits, so a cancel can only come while nothing has been accepted.
+        return size
+
+    def send_at_once(
+        self, buffers: Sequence[memoryview], piece: int = _PIECE, head: Head | None = None
+    ) -> int:
+        """As `send_some`, but 0 where there is no room; it does not wait."""
+        self.check()
+        if self._queued > self._most - min(self._most // 2, sum(len(buffer) for buffer in buffers)):
+            return 0  # half of the queue goes before more is taken: many small pieces cost more than a few
         part = prefix(buffers, min(piece, self._most - self._queued))
         size = sum(len(buffer) for buffer in part)
         self._queued += size
+        if head is not None:
+            part.insert(0, memoryview(head(size)))
         self.lane.submit(partial(self._write, part, size), partial(self._written, size))
         return size
 

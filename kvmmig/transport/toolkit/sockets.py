@@ -17,7 +17,7 @@ import trio
 from kvmmig.errors import ChannelBroken, ChannelClosed, ConnectFailed
 from kvmmig.transport.contract import Channel, Listener
 from kvmmig.transport.peers import peer_of
-from kvmmig.transport.toolkit.lanes import ReceiveLane, SendLane
+from kvmmig.transport.toolkit.lanes import Head, ReceiveLane, SendLane
 from kvmmig.transport.toolkit.one_at_a_time import OneAtATime
 from kvmmig.transport.toolkit.words import why
 from kvmmig.transport.uri import TransportURI
@@ -67,11 +67,21 @@ class SocketChannel(Channel):
             if (lane is None or lane.idle) and sum(len(buffer) for buffer in buffers[:_MOST_BUFFERS]) < _BULK:
                 sent = await self._socket.sendmsg(buffers[:_MOST_BUFFERS])
             else:
-                if lane is None:
-                    lane = self._send_lane = SendLane(self._another_descriptor(), self.peer, first=_FIRST)
-                sent = await lane.send_some(buffers)
+                sent = await self._lane().send_some(buffers)
             self._unflushed = True
             return sent
+
+    async def send_chunk(self, buffers: Sequence[memoryview], most: int, head: Head) -> int:
+        """As `send_some`: at most ``most`` bytes, behind what ``head`` makes of their number."""
+        with self._sending, self._translated():
+            self._unflushed = True
+            return await self._lane().send_some(buffers, most, head)
+
+    def send_chunk_at_once(self, buffers: Sequence[memoryview], most: int, head: Head) -> int:
+        """As `send_chunk`, but 0 where there is no room; it does not wait."""
+        with self._sending, self._translated():
+            self._unflushed = True
+            return self._lane().send_at_once(buffers, most, head)
 
     async def receive_some(self, buffer: memoryview) -> int:
         with self._receiving, self._translated():
@@ -114,6 +124,11 @@ class SocketChannel(Channel):
             if lane is not None:
                 await lane.end()
 
+    def _lane(self) -> SendLane:
+        if self._send_lane is None:
+            self._send_lane = SendLane(self._another_descriptor(), self.peer, first=_FIRST)
+        return self._send_lane
+
     def _another_descriptor(self) -> int:
         return fcntl.fcntl(self._socket.fileno(), fcntl.F_DUPFD_CLOEXEC, 0)
 
@@ -146,7 +161,7 @@ class SocketListener(Listener):
         self,
         sock: trio.socket.SocketType,
         uri: TransportURI,
-        channel: Callable[[trio.socket.SocketType], Channel],
+        channel: Callable[[trio.socket.SocketType], SocketChannel],
         words: Mapping[int, str] = SOCKET_WORDS,
     ) -> None:
         """Takes over ``sock``. ``channel`` makes a channel of a connection; it may raise `OSError`."""
@@ -159,7 +174,7 @@ class SocketListener(Listener):
     @asynccontextmanager
     async def accept(self) -> AsyncIterator[Channel]:
         """Skips a source that has gone away again while it waited: the next one may be well."""
-        async with await self._next() as channel:
+        async with await self.accept_one() as channel:
             yield channel
 
     def close(self) -> None:
@@ -167,7 +182,8 @@ class SocketListener(Listener):
         self._closed = True
         self._socket.close()
 
-    async def _next(self) -> Channel:
+    async def accept_one(self) -> SocketChannel:
+        """As `accept`; the caller ends the channel."""
         while True:
             try:
                 sock, _ = await self._socket.accept()
