@@ -72,6 +72,8 @@ class AnyChannel(ABC):
     #: What both ends know of this one connection, and whoever stands between them does not: a proof that is
     #: made over this channel is bound to it. Empty where there is no such thing.
     binding: bytes = b""
+    #: The channel that this one wraps, where it does; set by its `Wrapper`.
+    wraps: AnyChannel | None = None
     #: What can be turned while it is in use: names as in the URI, ``throttle.rate``.
     knobs: Mapping[str, Knob] = {}
 

@@ -113,6 +113,7 @@ class GuardedChannel(Channel):
             self.binding = bytes(channel.binding)
             self.identity = channel.identity if isinstance(channel.identity, Peer) else None
             self.proved = channel.proved is True
+            self._inner = channel.wraps if isinstance(channel.wraps, GuardedChannel) else None
             self._two_way = bool(channel.two_way)
             if isinstance(channel, ReceiveChannel) and channel.file is not None:
                 self.file = int(channel.file)
@@ -132,6 +133,7 @@ class GuardedChannel(Channel):
         #: Set when the context that it lives in has been left.
         self.context_left: trio.Event | None = None
         self._sending_since = math.inf
+        self._send_call = "send_some" if self._access is None else "write_some"
         self._due: dict[str, float] = {}  # other calls that are under way, and when they will be cancelled
         self._failure = ""
         self._closed = self._aborted = False
@@ -255,11 +257,23 @@ class GuardedChannel(Channel):
         find_knob(self.knobs, knob).turn(value)
 
     def stuck(self) -> str:
-        """A sentence about a call that was cancelled `GRACE` ago and has not ended; else empty."""
-        late = [name for name, due in self._due.items() if due + GRACE < trio.current_time()]
-        if self._sending_since + self.send_bound + GRACE < trio.current_time():
-            late.append("send_some" if self._access is None else "write_some")
-        return f"{self._who} did not return from {late[0]} {GRACE:g} s after it was cancelled" if late else ""
+        """A sentence about a call that was cancelled `GRACE` ago and has not ended; else empty.
+
+        It names the innermost channel that is inside a call: a wrapper only waits for what it wraps.
+        """
+        late = any(due + GRACE < trio.current_time() for due in self._due.values())
+        if not late and self._sending_since + self.send_bound + GRACE >= trio.current_time():
+            return ""
+        inside: GuardedChannel = self
+        while inside._inner is not None and inside._inner._calls:
+            inside = inside._inner
+        return f"{inside._who} did not return from {inside._calls[0]} {GRACE:g} s after it was cancelled"
+
+    @property
+    def _calls(self) -> list[str]:
+        """Calls that are under way, those of a receiver not counted."""
+        sending = [] if self._sending_since == math.inf else [self._send_call]
+        return [*sorted(self._due, key=lambda name: self._due[name]), *sending]
 
     @property
     def is_broken_contract(self) -> bool:

@@ -94,6 +94,7 @@ class Wrapper(Transport):
                     raise ConnectFailed(
                         f"{culprit(self)} gave a {type(wrapped).__name__} from wrap where a channel is due"
                     )
+                wrapped.wraps = below
                 wrapped.identity = wrapped.identity or below.identity
                 wrapped.proved = wrapped.proved or below.proved
                 scope.deadline = math.inf

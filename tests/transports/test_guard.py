@@ -12,8 +12,10 @@ import trio
 import trio.testing
 
 from kvmmig.errors import ChannelBroken, KnobError, TransportError
-from kvmmig.transport import AnyChannel, Knob, PassingChannel, guard
+from kvmmig.transport import AnyChannel, Knob, PassingChannel, Transport, TransportURI, guard
 from kvmmig.transport.guard import GuardedChannel
+from kvmmig_transports.fault import FaultWrapper
+from kvmmig_transports.throttle import ThrottleWrapper
 from tests.transports.odd import CALLS, HELLO, WHO, Odd, connect, require_broken, use
 
 
@@ -234,6 +236,37 @@ async def test_a_second_call_does_not_hide_one_that_is_stuck(autojump_clock: obj
         stuck = channel.stuck()
         release.set()
         assert "did not return from send_some" in stuck
+
+
+@pytest.mark.parametrize("call", ["send_some", "flush", "aclose"])
+@pytest.mark.parametrize("wrappers", ["throttle", "fault", "throttle+fault"])
+async def test_a_stuck_channel_is_named_and_not_the_wrappers_around_it(
+    wrappers: str, call: str, autojump_clock: object
+) -> None:
+    release = trio.Event()
+
+    async def ignores(channel: PassingChannel, *offered: object) -> int:
+        with trio.CancelScope(shield=True):
+            await release.wait()
+        return 1
+
+    async def call_it() -> None:
+        with trio.move_on_after(1):
+            await CALLS[call](channel)
+
+    transport: Transport = Odd(type("Ignoring", (PassingChannel,), {call: ignores}))
+    for name in reversed(wrappers.split("+")):
+        wrapper = {"throttle": ThrottleWrapper, "fault": FaultWrapper}[name]
+        transport = wrapper(TransportURI("odd", "a", {}, (name,)), transport)
+    async with use(transport) as channel:
+        channel.send_bound = 1
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call_it)
+            await trio.sleep(4)
+            late = channel.stuck()
+            release.set()
+        assert "odd-things" in late
+        assert f"did not return from {call}" in late
 
 
 @pytest.mark.parametrize("problem", [ValueError("odd"), SystemExit(1), ChannelBroken("it never raises")])

@@ -12,6 +12,7 @@ import os
 import struct
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import cast
 
 import trio
 
@@ -77,7 +78,7 @@ class Lanes:
 
 
 class BundleListener(Listener):
-    """Puts together what ``inner`` accepts, ``lanes`` connections a channel. Strays are passed over.
+    """Puts together the `SocketChannel` that ``inner`` accepts, ``lanes`` a channel. Strays are passed over.
 
     Those of an incomplete bundle are ended when they are too old, or too many, or at `close`.
     """
@@ -109,7 +110,7 @@ class BundleListener(Listener):
     async def _members(self) -> list[SocketChannel]:
         while True:
             async with self._turn:
-                member = await self._inner.accept_one()
+                member = cast(SocketChannel, await self._inner.accept_one())
             try:
                 whole = self._join(*await self._hello(member), member)
                 if whole is not None:

@@ -161,7 +161,7 @@ class SocketListener(Listener):
         self,
         sock: trio.socket.SocketType,
         uri: TransportURI,
-        channel: Callable[[trio.socket.SocketType], SocketChannel],
+        channel: Callable[[trio.socket.SocketType], Channel],
         words: Mapping[int, str] = SOCKET_WORDS,
     ) -> None:
         """Takes over ``sock``. ``channel`` makes a channel of a connection; it may raise `OSError`."""
@@ -182,7 +182,7 @@ class SocketListener(Listener):
         self._closed = True
         self._socket.close()
 
-    async def accept_one(self) -> SocketChannel:
+    async def accept_one(self) -> Channel:
         """As `accept`; the caller ends the channel."""
         while True:
             try:
