@@ -33,6 +33,8 @@ def main(arguments: list[str]) -> None:
         command += ["--cpus", options.get("-smp", ["1"])[-1].partition(",")[0]]
         memory = options.get("-m", ["128"])[-1].removeprefix("size=").partition(",")[0]
         command += ["--memory", f"{memory}M" if memory.isdecimal() else memory]
+    if "-S" in options:
+        command.append("--paused")
     for monitor in _MONITORS:
         for address in options.get(monitor, []):
             # QEMU connects where kvmmig, without a word of it, listens.

@@ -75,7 +75,16 @@ def _one_of(choices: tuple[str, ...]) -> Callable[[str], str]:
     return parse
 
 
+def _on_or_off(text: str) -> bool:
+    return _one_of(_ON_OR_OFF)(text) == "on"
+
+
+def _write_on_or_off(value: bool) -> str:
+    return "on" if value else "off"
+
+
 _AT_TIMEOUT = ("cancel", "force")
+_ON_OR_OFF = ("on", "off")
 _ALL = (
     Setting("downtime-limit", "downtime-limit", "50ms", _milliseconds(DOWNTIME_LIMIT), _write_milliseconds),
     Setting(
@@ -112,10 +121,11 @@ _ALL = (
         lambda value: value or NONE,
         (NONE,),
     ),
+    Setting("page-digests", "x-kvmmig-page-digests", "on, or off", _on_or_off, _write_on_or_off, _ON_OR_OFF),
 )
 SETTINGS: Mapping[str, Setting] = {setting.name: setting for setting in _ALL}
 #: The same, found by QEMU's names too.
 BY_ANY_NAME = {name: setting for setting in _ALL for name in (setting.name, setting.parameter)}
 #: Settings that are on or off, and their capabilities.
-SWITCHES: Mapping[str, str] = {"auto-converge": "auto-converge", "page-digests": "x-kvmmig-page-digests"}
+SWITCHES: Mapping[str, str] = {"auto-converge": "auto-converge"}
 ON_OR_OFF: Mapping[str, bool] = {"on": True, "off": False}

@@ -43,6 +43,8 @@ class MigrationParameters(msgspec.Struct, frozen=True, kw_only=True, rename="keb
     x_kvmmig_setup_timeout: int = 60_000
     #: The file that migrations, to here too, are recorded to (docs/record.md); empty is none.
     x_kvmmig_record: str = ""
+    #: Pages have digests on links too.
+    x_kvmmig_page_digests: bool = False
 
 
 _THROTTLE = "Parameter 'max_cpu_throttle' expects an integer in the range of cpu_throttle_initial to 99"
@@ -84,15 +86,16 @@ class ParameterChanges(QemuParameters, frozen=True):
     x_kvmmig_stall_timeout: int | UnsetType = UNSET
     x_kvmmig_setup_timeout: int | UnsetType = UNSET
     x_kvmmig_record: str | UnsetType = UNSET
+    x_kvmmig_page_digests: bool | UnsetType = UNSET
 
 
-#: The capabilities, and whether they are on when nobody has set them.
+#: The capabilities, and whether they are on when nobody has set them. QEMU has all of them: some clients know
+#: no others, and fail at one.
 CAPABILITIES = {
     "events": False,
     "return-path": True,
     "pause-before-switchover": False,
     "auto-converge": False,
-    "x-kvmmig-page-digests": False,
 }
 
 
@@ -195,7 +198,7 @@ class MigrationSettings:
             on_timeout=parameters.x_kvmmig_on_timeout,
             stall_timeout=parameters.x_kvmmig_stall_timeout / 1000,
             setup_timeout=parameters.x_kvmmig_setup_timeout / 1000,
-            page_digests=self.capabilities["x-kvmmig-page-digests"],
+            page_digests=parameters.x_kvmmig_page_digests,
         )
 
     def _tune(self, policy: Policy) -> None:

@@ -37,7 +37,7 @@ def launched(directory: Path, *arguments: str, fd: int) -> Iterator[subprocess.P
 
 
 @pytest.mark.kvm
-def test_a_tool_hands_a_connected_socket_over_and_finds_its_guest_running(tmp_path: Path) -> None:
+def test_a_tool_hands_a_connected_socket_over_and_finds_its_guest_paused_as_it_asked(tmp_path: Path) -> None:
     """As `QEMUMachine` does: the same command line, the same client."""
     ours, theirs = socket.socketpair()
     monitor = ["-chardev", f"socket,id=mon,fd={theirs.fileno()}", "-mon", "chardev=mon,mode=control"]
@@ -46,6 +46,8 @@ def test_a_tool_hands_a_connected_socket_over_and_finds_its_guest_running(tmp_pa
         qmp = QEMUMonitorProtocol(ours)
         greeting: Any = qmp.connect()
         assert greeting["QMP"]["version"]["package"].startswith("kvmmig")
+        assert qmp.cmd("query-status")["running"] is False, "-S"
+        qmp.cmd("cont")
         assert qmp.cmd("query-status") == {"status": "running", "running": True}, "at once"
         cpus: Any = qmp.cmd("query-cpus-fast")
         assert len(cpus) == 2
