@@ -114,6 +114,7 @@ def _rows(side: Side, begin: float) -> Iterator[tuple[str, TraceEvent]]:
                         bandwidth=event.bandwidth,
                         throttle=event.throttle,
                         spent=dict(event.spent),
+                        exits=dict(event.exits),
                     ),
                 )
                 yield (

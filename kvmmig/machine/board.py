@@ -7,6 +7,7 @@ It knows nothing of trio and nothing of a machine's states. Its calls block, if 
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -155,6 +156,11 @@ class Board:
     def thread_ids(self) -> Sequence[int]:
         """The kernel's ids of the vCPUs' threads, in the order of the vCPUs; empty once they have ended."""
         return tuple(cpu.thread_id for cpu in self._cpus if cpu.thread_id is not None)
+
+    @property
+    def exits(self) -> Counter[str]:
+        """How often the vCPUs, all of them together, left the guest."""
+        return sum((Counter(cpu.exits) for cpu in self._cpus), Counter())
 
     def run(self) -> None:
         """Let all vCPUs run. No effect on a guest that has ended, even if nobody knows it yet."""

@@ -91,6 +91,8 @@ class Cpu:
     ) -> None:
         self.index = index
         self.vcpu = vcpu
+        #: How often it left the guest, by the names of `kvmmig.kvm.exits`; written by its thread alone.
+        self.exits: dict[str, int] = {}
         self._bus = bus
         self._on_end = on_end
         self._on_look = on_look
@@ -219,10 +221,12 @@ class Cpu:
         return answer is not None
 
     def _run(self) -> None:
-        vcpu, bus = self.vcpu, self._bus
+        vcpu, bus, exits = self.vcpu, self._bus, self.exits
         vcpu.kvmclock_ctrl()
         while True:
             exit_ = vcpu.run()
+            name = type(exit_).__name__
+            exits[name] = exits.get(name, 0) + 1
             if self._on_exit is not None and self._is_served(self._on_exit, exit_):
                 continue
             match exit_:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -144,6 +145,11 @@ class Machine:
     def thread_ids(self) -> Sequence[int]:
         """The kernel's ids of the vCPUs' threads, as in proc(5); empty once they have ended."""
         return self._board.thread_ids
+
+    @property
+    def exits(self) -> Counter[str]:
+        """How often its vCPUs, all of them together, left the guest, by the names of `kvmmig.kvm.exits`."""
+        return self._board.exits
 
     # Commands
 

@@ -92,6 +92,8 @@ class RoundSent(RecordedEvent, tag="round", frozen=True, kw_only=True):
     throttle: float = 0.0
     #: Seconds of ``duration`` by what they were spent on.
     spent: Mapping[HeldBy, float] = {}
+    #: How often vCPUs left the guest meanwhile, by the names of `kvmmig.kvm.exits`.
+    exits: Mapping[str, int] = {}
 
 
 class StepTaken(RecordedEvent, tag="step", frozen=True, kw_only=True):

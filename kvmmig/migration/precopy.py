@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from time import perf_counter
@@ -57,6 +57,8 @@ class MigratableMachine(Protocol):
     def state(self) -> State: ...
     @property
     def thread_ids(self) -> Sequence[int]: ...
+    @property
+    def exits(self) -> Mapping[str, int]: ...
     @property
     def description(self) -> Described: ...
     def dirty_tracker(self) -> DirtyTracker: ...
@@ -127,6 +129,7 @@ class PreCopy:
         """Have it recorded that it begins."""
         machine, policy = self._machine.description.encode(), type(self.policy).__name__
         self._recorder.begun(uri, self._form.identity, machine, policy, self.limits)
+        self._recorder.watch_exits(lambda: self._machine.exits)
 
     def set_bandwidth(self, bytes_per_second: float | None) -> None:
         """Change the limit; None is no limit. `ValueError` unless it is positive."""

@@ -100,6 +100,8 @@ class Recorder:
         self._marks: dict[str, float] = {}
         self._mark = 0.0
         self._stopped_at: float | None = None
+        self._count_exits: Callable[[], Mapping[str, int]] = dict
+        self._exits_before: Mapping[str, int] = {}
 
     @asynccontextmanager
     async def recording(
@@ -180,6 +182,7 @@ class Recorder:
                     bandwidth=bandwidth,
                     throttle=throttle,
                     spent=self._spent(),
+                    exits=self._exits(),
                 )
             )
 
@@ -262,6 +265,7 @@ class Recorder:
                     zero_pages=figures.zero_pages,
                     sent_bytes=figures.sent_bytes,
                     spent=self._spent(),
+                    exits=self._exits(),
                 )
             )
 
@@ -271,12 +275,25 @@ class Recorder:
             self._watch = SendWatch(self.tell, "disk" if stores else "link", waits_for)
         return self._watch
 
+    def watch_exits(self, count: Callable[[], Mapping[str, int]]) -> None:
+        """``count`` says how often the vCPUs have left the guest so far."""
+        self._count_exits = count
+
     def begin_round(self) -> None:
-        """What time is spent on counts from here."""
+        """What time is spent on, and exits, count from here."""
         self._spent()
+        self._exits()
 
     def _spent(self) -> Mapping[HeldBy, float]:
         return self._watch.take_spent() if self._watch is not None else {}
+
+    def _exits(self) -> Mapping[str, int]:
+        """Since the last call of this."""
+        if self.tell is None:
+            return {}
+        before, self._exits_before = self._exits_before, dict(self._count_exits())
+        now = self._exits_before
+        return {name: now[name] - before.get(name, 0) for name in now if now[name] > before.get(name, 0)}
 
     def turn(self, began: float, ended: float, task: str) -> None:
         """For `StallMeter`: a turn of the event loop."""

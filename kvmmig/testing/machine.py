@@ -5,7 +5,7 @@ It is what `kvmmig.migration` asks of a machine, and no more. Its guest is whoev
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import trio
 
@@ -62,6 +62,7 @@ class FakeMachine:
         self.tracker = FakeTracker(self.memory.n_pages)
         #: It has no vCPUs, so no threads.
         self.thread_ids: Sequence[int] = ()
+        self.exits: Mapping[str, int] = {}
         #: Every share that `throttle` was told.
         self.throttled: list[float] = []
         self._ending = trio.Event()

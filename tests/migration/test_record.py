@@ -113,12 +113,20 @@ async def test_a_round_says_what_its_time_was_spent_on(tmp_path: Path) -> None:
     for page in range(60):
         machine.write(page, 5)
     path = tmp_path / "a.jsonl"
+    machine.exits = {"IoOut": 5}
+
+    def on_send(room: int) -> int:
+        machine.exits = {"IoOut": machine.exits["IoOut"] + 1}
+        return room
+
+    way = Given(Sink(on_send))
     await OutgoingMigration(
-        machine, Given(Sink()), policy=MaxRounds(1), limits=Limits(bandwidth=1e6), record=path
+        machine, way, policy=MaxRounds(1), limits=Limits(bandwidth=1e6), record=path
     ).run()
     first = of_kind(RoundSent, events_of(path))[0]
     assert first.bandwidth == 1e6
     assert first.spent["limit"] > 0.5 * first.duration
+    assert 0 < first.exits["IoOut"] <= machine.exits["IoOut"] - 5
     assert sum(first.spent.values()) <= first.duration
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -63,6 +63,10 @@ class Watched:
     @property
     def thread_ids(self) -> Sequence[int]:
         return self._machine.thread_ids
+
+    @property
+    def exits(self) -> Mapping[str, int]:
+        return self._machine.exits
 
     def dirty_tracker(self) -> DirtyTracker:
         return WatchedTracker(self._machine.dirty_tracker(), self.happens)
