@@ -221,6 +221,8 @@ async def move(plan: Plan, around: str = "") -> Outcome:
     # What never returns is waited for; whatever else happens, happens soon, but on a busy host not very soon.
     waits = plan.slip in (never, not_even_when_cancelled, no_checkpoint)
     limits = QUICK if waits else Limits()
+    # A source that is stuck is found out by itself, and its destination is to hear of that before it gives up.
+    patient = plan.side is Side.SOURCE and plan.slip is not_even_when_cancelled
     name = next(NAMES)
     register("bad", BadTransport)
     options = "?throttle.latency=1ms" if around else ""
@@ -234,7 +236,7 @@ async def move(plan: Plan, around: str = "") -> Outcome:
             try:
                 incoming = IncomingMigration(
                     transport_for(uri if plan.side is Side.DESTINATION else TransportURI("bad", name)),
-                    limits=limits,
+                    limits=Limits() if patient else limits,
                     keep_listening=False,
                     strays=strays,
                     on_listening=lambda uri: task_status.started(),
