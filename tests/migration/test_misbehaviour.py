@@ -221,7 +221,7 @@ async def move(plan: Plan, around: str = "") -> Outcome:
     # What never returns is waited for; whatever else happens, happens soon, but on a busy host not very soon.
     waits = plan.slip in (never, not_even_when_cancelled, no_checkpoint)
     limits = QUICK if waits else Limits()
-    # A source that is stuck is found out by itself, and its destination is to hear of that before it gives up.
+    # A source that is stuck is found out, and its destination is to hear of that before it gives up.
     patient = plan.side is Side.SOURCE and plan.slip is not_even_when_cancelled
     name = next(NAMES)
     register("bad", BadTransport)
