@@ -46,7 +46,8 @@ def test_a_tool_hands_a_connected_socket_over_and_finds_its_guest_paused_as_it_a
         qmp = QEMUMonitorProtocol(ours)
         greeting: Any = qmp.connect()
         assert greeting["QMP"]["version"]["package"].startswith("kvmmig")
-        assert qmp.cmd("query-status")["running"] is False, "-S"
+        paused: Any = qmp.cmd("query-status")
+        assert paused["running"] is False, "-S"
         qmp.cmd("cont")
         assert qmp.cmd("query-status") == {"status": "running", "running": True}, "at once"
         cpus: Any = qmp.cmd("query-cpus-fast")
