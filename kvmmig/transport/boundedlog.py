@@ -11,7 +11,10 @@ _PERIOD = 60.0  # seconds
 
 
 class BoundedLog:
-    """So many warnings a minute: whoever connects again and again must not fill a disk."""
+    """So many warnings a minute: whoever connects again and again must not fill a disk.
+
+    One belongs to one listener: another's strangers are not to silence it, and its clock is its event loop's.
+    """
 
     def __init__(self, log: logging.Logger) -> None:
         self._log = log

@@ -25,7 +25,7 @@ from kvmmig.transport.contract import (
 from kvmmig.transport.guard import GuardedChannel, blaming, culprit
 from kvmmig.transport.uri import TransportURI
 
-_log = BoundedLog(logging.getLogger("kvmmig.transport"))
+_log = logging.getLogger("kvmmig.transport")
 #: Handshakes of clients that go on at the same time.
 _MOST_HANDSHAKES = 16
 
@@ -133,6 +133,7 @@ class _WrappedListener(Listener):
         self.uri = inner.uri
         self._inner = inner
         self._wrapper = wrapper
+        self._warnings = BoundedLog(_log)
         # One client's handshake must not hold up another's, and the inner listener may take one task only.
         self._turn = nullcontext() if inner.several else trio.Lock()
 
@@ -153,7 +154,7 @@ class _WrappedListener(Listener):
             except TransportError as error:
                 if not accepted or shaken or self._wrapper.arrives_at_once:
                     raise
-                _log.warn(f"a client was passed over: {error}")
+                self._warnings.warn(f"a client was passed over: {error}")
 
 
 class PassingChannel(Channel):

@@ -383,3 +383,14 @@ async def test_a_source_must_know_whom_it_goes_to(pki: Make, tmp_path: Path) -> 
     with pytest.raises(ConnectFailed, match="nothing says whose certificate it must be; add "):
         async with transport_for(uri).connect():
             pass
+
+
+async def test_strangers_at_one_listener_silence_no_other(
+    pki: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    where = pki()
+    for _ in range(15):
+        _, heard = await meet(
+            tls("127.0.0.1:0", where), tls("127.0.0.1:0", where, fingerprint="0" * 64), caplog
+        )
+        assert "the certificate is not the one with the fingerprint" in heard

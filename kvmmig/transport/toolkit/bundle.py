@@ -26,7 +26,7 @@ from kvmmig.transport.toolkit.tasks import own_tasks
 from kvmmig.transport.uri import TransportURI
 from kvmmig.units import Range, parse_count
 
-_log = BoundedLog(logging.getLogger("kvmmig.transport"))
+_log = logging.getLogger("kvmmig.transport")
 
 _MOST_LANES = Range(1, 16)
 _HELLO = struct.Struct("<8s16sHH4x")  # what it is, the bundle's identity, which connection, of how many
@@ -94,6 +94,7 @@ class BundleListener(Listener):
         self._inner = inner
         self._lanes = lanes
         self._turn = trio.Lock()
+        self._warnings = BoundedLog(_log)
         self._incomplete: dict[bytes, _Incomplete] = {}
 
     @asynccontextmanager
@@ -117,7 +118,7 @@ class BundleListener(Listener):
                     return whole
             except TransportError as error:
                 member.abort()
-                _log.warn(f"a client was passed over: {error}")
+                self._warnings.warn(f"a client was passed over: {error}")
             except BaseException:
                 member.abort()
                 raise
