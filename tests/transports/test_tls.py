@@ -390,6 +390,7 @@ async def test_strangers_at_one_listener_silence_no_other(
 ) -> None:
     where = pki()
     for _ in range(15):
+        caplog.clear()
         _, heard = await meet(
             tls("127.0.0.1:0", where), tls("127.0.0.1:0", where, fingerprint="0" * 64), caplog
         )
